@@ -1,0 +1,5 @@
+import sys
+
+from nslib.cli import main
+
+sys.exit(main())

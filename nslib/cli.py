@@ -1,0 +1,189 @@
+"""The command line: `nslib COMMAND --help`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from nslib.config import DataConfig, NoiseConfig, resolve
+
+Setting = Annotated[list[str], tyro.conf.arg(name="set", metavar="NAME=VALUE")]
+
+
+def _overrides(settings: list[str], **options: str) -> dict:
+    """`synthesis.noise.steps=100` -> {"synthesis.noise.steps": 100}; values are JSON where they can be read as such."""
+    chosen = {name.replace("__", "."): value for name, value in options.items() if value}
+    for item in settings:
+        name, equals, text = item.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes NAME=VALUE such as images=500, got {item!r}")
+        try:
+            chosen[name] = json.loads(text)
+        except json.JSONDecodeError:
+            chosen[name] = text
+    return chosen
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().resolve()) if path and Path(path).expanduser().exists() else path
+
+
+def reproduce(
+    notebooks: Annotated[list[str], tyro.conf.Positional] = [],  # noqa: B006 tyro reads the default
+    profile: str = "laptop",
+    run_name: str = "",
+    imagenet: str = "",
+    weights: str = "",
+    device: str = "auto",
+    set: Setting = [],  # noqa: B006 the name is the option's
+    force: bool = False,
+) -> int:
+    """Run the notebooks of the paper headless.
+
+    Args:
+        notebooks: names or numbers, such as 02; default: all.
+        profile: smoke (4 min on 2 cores), laptop, full, gpu or imagenet.
+        run_name: folder under runs/ and figures/; default: the profile.
+        imagenet: ImageNet-style folder with train/ and val/ (profile imagenet); default: $NSLIB_IMAGENET.
+        weights: pretrained, random, a safetensors file, or a folder of <model>.safetensors; default: $NSLIB_WEIGHTS.
+        device: auto, cpu, cuda or mps.
+        set: override a setting of the profile, such as --set images=500 synthesis.noise.steps=100.
+        force: run also what is done and unchanged.
+    """
+    from nslib.reproduce import FAILED
+    from nslib.reproduce import reproduce as run
+
+    device_option = "" if device == "auto" else device
+    options = {"data__root": _absolute(imagenet), "weights": _absolute(weights), "device": device_option}
+    if imagenet and profile != "imagenet":
+        raise ValueError(f"--imagenet goes with --profile imagenet, got profile {profile!r}")
+    outcomes = run(notebooks, profile, run_name=run_name, overrides=_overrides(set, **options), force=force)
+    return int(any(o.status == FAILED for o in outcomes))
+
+
+def pretrain(
+    profile: str = "laptop", model: str = "", target: str = "", device: str = "auto", set: Setting = None
+) -> int:
+    """Train a model on the embedded data from scratch; a second call goes on where a killed one was.
+
+    Args:
+        profile: whose training settings to take.
+        model: shapes_vit or a timm tag; default: the profile's first.
+        target: the safetensors file to write; default: runs/pretrain/<profile>/<model>.safetensors.
+        device: auto, cpu, cuda or mps.
+        set: override a setting of the training, such as --set steps=500 lr=0.001.
+    """
+    from nslib.pretrain import pretrain as train
+    from nslib.runtime import pick_device, runs_path
+
+    if set is None:
+        set = []
+    settings = resolve(profile, overrides={f"pretrain.{k}": v for k, v in _overrides(set).items()})
+    cfg = replace(settings.pretrain, model=model or settings.models[0])
+    path = Path(target) if target else runs_path("pretrain") / profile / f"{cfg.model}.safetensors"
+    record = train(cfg, path, device=pick_device(device))
+    print(f"{path}: {record['minutes']} minutes; top-1 of {record['n']} images a split:")
+    for split, top1 in record["top1"].items():
+        print(f"  {split:10} {100 * top1:5.1f} %")
+    return 0
+
+
+def nulldim(model: str = "shapes_vit", weights: str = "", tol: float | None = None) -> int:
+    """Print the dimension of the nullspace of a model's patch embedding.
+
+    Args:
+        model: shapes_vit or a timm tag.
+        weights: shipped, pretrained, random, a safetensors file, or a folder of <model>.safetensors.
+        tol: singular values up to this count as zero; default: by the precision of the weights.
+    """
+    from nslib.models import load_model
+    from nslib.nullspace.patch import PatchNullspace
+
+    null = PatchNullspace(load_model(model, weights or None), tol=tol)
+    width, pixels = null.matrix.shape
+    print(f"{model}: patch {null.patch_shape} = {pixels} -> width {width}")
+    print(f"rank {null.rank} + null dimension {null.dim} = {pixels}")
+    values = null.singular_values
+    print(f"singular values {values[0]:.4g} ... {values[-1]:.4g}, counted as zero up to {null.tol:.3g}")
+    return 0
+
+
+def noise(
+    model: str = "shapes_vit",
+    weights: str = "",
+    imagenet: str = "",
+    pool: int = 1024,
+    heldout: int = 256,
+    seed: int = 0,
+    device: str = "auto",
+    out: str = "noise.safetensors",
+    noise: NoiseConfig = NoiseConfig(),  # noqa: B008 frozen
+) -> int:
+    """Learn a noise that a model does not notice, and save it with its record.
+
+    Args:
+        model: shapes_vit or a timm tag.
+        weights: shipped, pretrained, random, a safetensors file, or a folder of <model>.safetensors.
+        imagenet: ImageNet-style folder whose train/ is read; default: the embedded data, for models that fit it.
+        pool: images to learn from.
+        heldout: further images, for the stopping test.
+        seed: of start, batches and data.
+        device: auto, cpu, cuda or mps.
+        out: the safetensors file to write; its record goes beside it as .json.
+        noise: how it is learned.
+    """
+    from safetensors.torch import save_file
+
+    from nslib.data.source import open_source
+    from nslib.models import load_model
+    from nslib.nullspace.encoder import learn_noise
+    from nslib.nullspace.membership import make_pool
+    from nslib.progress import noise_bar
+    from nslib.runtime import atomic_path, generator, pick_device, run_record, to_json, write_text
+
+    vit = load_model(model, weights or None, device=pick_device(device))
+    data = DataConfig(kind="folder" if imagenet else "shapes", root=imagenet, seed=seed)
+    images, _ = open_source(data, vit).take("train", pool + heldout)
+    with noise_bar(noise) as on_step:
+        learned = learn_noise(
+            vit, make_pool(vit, images, heldout=heldout), noise, generator=generator(seed), on_step=on_step
+        )
+    facts = {k: v for k, v in asdict(learned).items() if k not in ("noise", "trace")}
+    with atomic_path(Path(out)) as partial:
+        save_file({"noise": learned.noise.cpu().contiguous()}, partial)
+    record = run_record(noise, model=model, data=data, pool=pool, heldout=heldout, seed=seed, result=facts)
+    write_text(Path(out).with_suffix(".json"), to_json(record) + "\n")
+    print(f"{out}: " + ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items()))
+    return 0
+
+
+def notebooks() -> int:
+    """For maintainers: execute the sources in paper_nb/*.py at the smoke profile and write the .ipynb beside them."""
+    from nslib.reproduce import execute_sources
+
+    with tempfile.TemporaryDirectory() as empty:
+        os.environ |= {"NSLIB_STORE": f"{empty}/store", "NSLIB_FIGURES": f"{empty}/figures"}
+        execute_sources()
+    return 0
+
+
+COMMANDS = {f.__name__: f for f in (reproduce, pretrain, nulldim, noise, notebooks)}
+
+
+def main() -> int:
+    """Run a command; mistakes of the user are one line, not a traceback."""
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # else every kernel prints the debugger's warning
+    try:
+        return tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="nslib", description=__doc__)
+    except (ValueError, TypeError, KeyError, OSError, FloatingPointError) as error:
+        if os.environ.get("NSLIB_TRACEBACK"):
+            raise
+        print(f"nslib: {error}", file=sys.stderr)
+        return 2

@@ -1,0 +1,66 @@
+"""Means and shares with their 95 % intervals; differences are paired, image by image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95 % interval [low, high], from n images (or other units) and so many seeds."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    seeds: int = 1
+
+    @classmethod
+    def exact(cls, value: float, n: int = 1) -> Estimate:
+        """A number without sampling error, such as a dimension."""
+        return cls(value, value, value, n)
+
+
+def mean_estimate(values: ArrayLike, *, seeds: int = 1) -> Estimate:
+    """Mean of values (n,), one an image, with a bootstrap percentile interval (2,000 resamples, fixed draws).
+
+    For a difference of two methods pass the differences on the same images: that is the paired interval.
+
+    Raises:
+        ValueError: no values, or some are not finite.
+    """
+    values = _finite(values)
+    if values.std() == 0:  # nothing to resample
+        return Estimate(float(values[0]), float(values[0]), float(values[0]), len(values), seeds)
+    interval = stats.bootstrap(
+        (values,), np.mean, confidence_level=LEVEL, n_resamples=2000, method="percentile", batch=200, rng=0
+    ).confidence_interval
+    return Estimate(float(values.mean()), float(interval.low), float(interval.high), len(values), seeds)
+
+
+def share_estimate(hits: ArrayLike, *, seeds: int = 1) -> Estimate:
+    """Share of true values among hits (n,), with Wilson's interval.
+
+    Raises:
+        ValueError: no values.
+    """
+    hits = _finite(hits).astype(bool)
+    interval = stats.binomtest(int(hits.sum()), len(hits)).proportion_ci(LEVEL, method="wilson")
+    return Estimate(float(hits.mean()), float(interval.low), float(interval.high), len(hits), seeds)
+
+
+def _finite(values: ArrayLike) -> np.ndarray:
+    values = np.asarray(values, dtype=float).ravel()
+    if not len(values):
+        raise ValueError("no values to average: at least one image is needed")
+    if not np.isfinite(values).all():
+        raise ValueError(
+            f"{np.count_nonzero(~np.isfinite(values))} of {len(values)} values are not finite: look at the model"
+        )
+    return values

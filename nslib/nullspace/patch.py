@@ -1,0 +1,119 @@
+"""The exact nullspace of the patch embedding: what can be added to an image without changing one token."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from nslib.models import StagedViT
+
+
+class PatchNullspace:
+    """Nullspace of the linear map from one patch in pixel units, (C P P), to its token, (D).
+
+    The model divides each channel by its std before the convolution, so that the map is W diag(1/std). Its singular
+    vectors with singular value <= tol span the nullspace; they are orthonormal in pixels, also when the stds differ.
+
+    Args:
+        model: its weights are read once, in float64.
+        tol: singular values up to this count as zero. Default: the largest one times max(D, C P P) times the machine
+            epsilon of the type in which the weights are stored, as in numpy.linalg.matrix_rank.
+    Raises:
+        ValueError: negative tol.
+    Source: arXiv:2403.10476, Section 3.1, Eq. (2).
+    """
+
+    def __init__(self, model: StagedViT, *, tol: float | None = None):
+        if tol is not None and tol < 0:
+            raise ValueError(f"tol must be >= 0, got {tol}")
+        weight = model.vit.patch_embed.proj.weight.detach()
+        self.patch_shape = tuple(weight.shape[1:])  # (C, P, P)
+        self.image_shape = model.image_shape
+        self.matrix = (weight.double() / model.std.double().reshape(1, -1, 1, 1)).flatten(1).cpu()  # (D, C P P)
+        self._epsilon = torch.finfo(weight.dtype).eps
+        self._tol = tol
+
+    @cached_property
+    def singular_values(self) -> Tensor:
+        """(min(D, C P P),) in falling order, float64."""
+        return torch.linalg.svdvals(self.matrix)
+
+    @property
+    def tol(self) -> float:
+        """The singular value up to which a direction counts as null."""
+        if self._tol is not None:
+            return self._tol
+        return float(self.singular_values[0]) * max(self.matrix.shape) * self._epsilon
+
+    @property
+    def rank(self) -> int:
+        return int((self.singular_values > self.tol).sum())
+
+    @property
+    def dim(self) -> int:
+        """C P P - rank, by the rank-nullity theorem."""
+        return self.matrix.shape[1] - self.rank
+
+    @cached_property
+    def basis(self) -> Tensor:
+        """(C P P, R) float64 with orthonormal columns, R = dim."""
+        vh = torch.linalg.svd(self.matrix, full_matrices=True).Vh
+        return vh[self.rank :].T.contiguous()
+
+    def sample(
+        self,
+        n: int,
+        *,
+        norm: float | None = None,
+        peak: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Random image-sized nullspace noise, (n, C, H, W) float32 in pixel units.
+
+        Each patch is a combination of the basis vectors with N(0, 1) coefficients; the whole image is then scaled.
+
+        Args:
+            norm: l2 norm of each image's noise. Exactly one of norm and peak.
+            peak: largest absolute pixel of each image's noise.
+        Raises:
+            ValueError: the nullspace is trivial, or not exactly one of norm and peak is given.
+        """
+        if self.dim == 0:
+            raise ValueError(
+                f"this patch embedding, {self.matrix.shape[1]} -> {self.matrix.shape[0]}, has the trivial nullspace only: "
+                "take a model with C*P*P larger than its width, such as vit_tiny_patch16_224 or vit_base_patch32_224"
+            )
+        if (norm is None) == (peak is None):
+            raise ValueError(f"give exactly one of norm and peak, got norm={norm}, peak={peak}")
+        patches = self.image_shape[1] // self.patch_shape[1] * (self.image_shape[2] // self.patch_shape[2])
+        coefficients = torch.randn(n, patches, self.dim, generator=generator, dtype=torch.float64)
+        noise = self._fold(coefficients @ self.basis.T)
+        size = noise.flatten(1).norm(dim=1) if peak is None else noise.flatten(1).abs().amax(1)
+        return (noise * ((norm or peak) / size).reshape(-1, 1, 1, 1)).float()
+
+    def project(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Split images (B, C, H, W) into their parts in the nullspace and in its orthogonal complement, same type.
+
+        The two add up to the images; the second alone gives the model's tokens. Pixels beyond the last whole patch,
+        which no token sees, belong to the first.
+        """
+        patches = self._unfold(images.double().cpu())
+        null = self._fold(patches @ self.basis @ self.basis.T, images.double().cpu()).to(images)
+        return null, images - null
+
+    def _unfold(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, N, C P P), each patch in the order of the convolution's weight."""
+        side = self.patch_shape[1:]
+        return torch.nn.functional.unfold(images, side, stride=side).transpose(1, 2)
+
+    def _fold(self, patches: Tensor, canvas: Tensor | None = None) -> Tensor:
+        """(B, N, C P P) -> (B, C, H, W), over a canvas where no patch reaches."""
+        side, (height, width) = self.patch_shape[1:], self.image_shape[1:]
+        image = torch.nn.functional.fold(patches.transpose(1, 2), (height, width), side, stride=side)
+        if canvas is not None:
+            rows, columns = height // side[0] * side[0], width // side[1] * side[1]
+            image[..., rows:, :] = canvas[..., rows:, :]
+            image[..., :, columns:] = canvas[..., :, columns:]
+        return image

@@ -1,0 +1,87 @@
+"""Figures: functions that take a table or images and an axis and give the axis back. One colour a method."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from torch import Tensor
+
+# Okabe and Ito's palette, told apart with every common form of colour blindness.
+COLOURS = {
+    "learned": "#0072B2",
+    "permuted": "#D55E00",
+    "random": "#E69F00",
+    "nullspace": "#009E73",
+    "complement": "#CC79A7",
+    "paper": "#7F7F7F",
+}
+DASHES = {"learned": "-", "permuted": "--", "random": ":", "nullspace": "-", "complement": "--", "paper": "-."}
+MARKERS = {"learned": "o", "permuted": "s", "random": "^", "nullspace": "o", "complement": "s", "paper": "x"}
+
+
+def use_style() -> None:
+    """Make matplotlib draw like every figure of this package, on figures made from now on."""
+    plt.style.use(Path(__file__).with_name("paper.mplstyle"))
+
+
+def curves(table: pd.DataFrame, ax: Axes, *, x: str, y: str = "value", by: str = "noise") -> Axes:
+    """One line for each value of column `by`, with a band from columns `low` to `high` where the table has them."""
+    for name, rows in table.groupby(by, sort=False):
+        rows = rows.sort_values(x)
+        colour = COLOURS.get(name)
+        (line,) = ax.plot(
+            rows[x], rows[y], DASHES.get(name, "-"), marker=MARKERS.get(name, "o"), color=colour, label=name
+        )
+        if {"low", "high"} <= set(rows):
+            ax.fill_between(rows[x], rows["low"], rows["high"], color=line.get_color(), alpha=0.15, linewidth=0)
+    return ax
+
+
+def bars(table: pd.DataFrame, ax: Axes, *, x: str, y: str = "value", by: str = "noise") -> Axes:
+    """Grouped bars with their intervals (columns `low`, `high`), a group for each value of x."""
+    groups, methods = list(dict.fromkeys(table[x])), list(dict.fromkeys(table[by]))
+    width = 0.8 / len(methods)
+    for i, name in enumerate(methods):
+        rows = table[table[by] == name].set_index(x).reindex(groups)
+        place = np.arange(len(groups)) + (i - (len(methods) - 1) / 2) * width
+        ax.bar(place, rows[y], width * 0.9, color=COLOURS.get(name), label=name)
+        if {"low", "high"} <= set(rows):
+            reach = [(rows[y] - rows["low"]).clip(lower=0), (rows["high"] - rows[y]).clip(lower=0)]
+            ax.errorbar(place, rows[y], reach, fmt="none", ecolor="0.2", elinewidth=0.8, capsize=1.5)
+    ax.set_xticks(range(len(groups)), [f"{g:g}" if isinstance(g, float) else str(g) for g in groups])
+    ax.grid(axis="x", visible=False)
+    return ax
+
+
+def picture(image: Tensor | np.ndarray, ax: Axes, title: str = "") -> Axes:
+    """Show one image, (3, H, W) in [0, 1]; values outside are clipped."""
+    ax.imshow(np.clip(np.asarray(image), 0, 1).transpose(1, 2, 0))
+    ax.set_axis_off()
+    ax.set_title(title)
+    return ax
+
+
+def contact_sheet(rows: dict[str, Tensor], *, columns: int = 10, cell: float = 0.55) -> plt.Figure:
+    """A row of images, (B, 3, H, W) in [0, 1], for each name."""
+    figure, axes = plt.subplots(len(rows), columns, figsize=(columns * cell, len(rows) * cell), squeeze=False)
+    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
+    for line, (name, images) in zip(axes, rows.items(), strict=True):
+        for ax, image in zip(line, images, strict=False):
+            picture(image, ax)
+        line[0].text(-0.15, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=7)
+    return figure
+
+
+def symmetric(noise: Tensor, peak: float | None = None) -> Tensor:
+    """Noise as an image: zero is grey, +-peak (default: its largest pixel) is white and black."""
+    return noise / (2 * (peak or noise.abs().max())) + 0.5
+
+
+def legend_below(figure: plt.Figure, ax: Axes) -> None:
+    """One legend for all panels, under them."""
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))

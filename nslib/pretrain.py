@@ -1,0 +1,112 @@
+"""Train a ViT on `shapes` from scratch. Resumable: killed at any step, it ends with the weights of an unbroken run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from nslib.config import PretrainConfig
+from nslib.data.shapes import CLASSES, SPLITS, VERSION, render
+from nslib.models import StagedViT, build_model
+from nslib.runtime import atomic_path, run_record, to_json, write_text
+
+
+def pretrain(cfg: PretrainConfig, target: Path, *, device: str | torch.device = "cpu", progress: bool = True) -> dict:
+    """Train and save `target` (safetensors) with its record `target.with_suffix(".json")` beside it.
+
+    The state is saved every `cfg.checkpoint_every` steps beside the target and removed at the end. Step s sees the
+    images s * batch ... of split train, flipped never: rotation is already part of the data.
+
+    Returns:
+        the record: configuration, steps, minutes, accuracy on every split with its n, versions.
+    Raises:
+        ValueError: a saved state was made with other settings.
+        FloatingPointError: the loss is not finite; names the step.
+    """
+    target = Path(target)
+    state_file = target.with_suffix(".training.pt")
+    torch.manual_seed(cfg.seed)
+    model = build_model(cfg.model, num_classes=len(CLASSES), img_size=cfg.size).to(device).train()
+    optimizer = torch.optim.AdamW(_decay_groups(model, cfg.weight_decay), lr=cfg.lr)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, cfg.lr, total_steps=cfg.steps, pct_start=0.2)
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+    first, seconds = _restore(state_file, cfg, parts, device)
+
+    started = time.monotonic() - seconds
+    for step in tqdm(
+        range(first, cfg.steps), initial=first, total=cfg.steps, desc=f"pretrain {cfg.model}", disable=not progress
+    ):
+        indices = torch.arange(step * cfg.batch, (step + 1) * cfg.batch)
+        images, labels = render("train", indices, seed=cfg.seed, size=cfg.size, device=device)
+        loss = F.cross_entropy(model(images), labels)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(
+                f"loss is {loss.item()} at step {step} of {cfg}: lower lr; the last good state is {state_file}"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
+        optimizer.step()
+        schedule.step()
+        if (step + 1) % cfg.checkpoint_every == 0 and step + 1 < cfg.steps:
+            _save(state_file, cfg, parts, step + 1, time.monotonic() - started)
+
+    minutes = (time.monotonic() - started) / 60
+    model.eval()
+    splits = [s for s in SPLITS if s != "train"]
+    top1 = {s: accuracy(model, *render(s, range(cfg.report_images), size=cfg.size, device=device)) for s in splits}
+    record = run_record(
+        cfg, steps=cfg.steps, minutes=round(minutes, 1), top1=top1, n=cfg.report_images, shapes_version=VERSION
+    )
+    with atomic_path(target) as partial:
+        save_file({k: v.cpu().contiguous() for k, v in model.vit.state_dict().items()}, partial)
+    write_text(target.with_suffix(".json"), to_json(record) + "\n")
+    state_file.unlink(missing_ok=True)
+    return record
+
+
+@torch.inference_mode()
+def accuracy(model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, *, batch: int = 256) -> float:
+    """Share of images (B, C, H, W) whose largest logit is the label's."""
+    hits = [
+        (model(x).argmax(1) == y).sum().item() for x, y in zip(images.split(batch), labels.split(batch), strict=True)
+    ]
+    return sum(hits) / len(labels)
+
+
+def _decay_groups(model: StagedViT, weight_decay: float) -> list[dict]:
+    """Matrices decay; biases, norms, class token and position embedding do not."""
+    skip = model.vit.no_weight_decay()
+    named = list(model.vit.named_parameters())
+    flat = {n for n, p in named if p.ndim <= 1 or n in skip}
+    return [
+        {"params": [p for n, p in named if n not in flat], "weight_decay": weight_decay},
+        {"params": [p for n, p in named if n in flat], "weight_decay": 0.0},
+    ]
+
+
+def _save(path: Path, cfg: PretrainConfig, parts: dict, step: int, seconds: float) -> None:
+    state = {name: part.state_dict() for name, part in parts.items()}
+    with atomic_path(path) as partial:
+        torch.save({**state, "config": to_json(cfg), "step": step, "seconds": seconds}, partial)
+
+
+def _restore(path: Path, cfg: PretrainConfig, parts: dict, device) -> tuple[int, float]:
+    """Load a saved state into the parts; returns (next step, seconds spent)."""
+    if not path.is_file():
+        return 0, 0.0
+    saved = torch.load(path, map_location=device, weights_only=True)
+    if saved["config"] != to_json(cfg):
+        raise ValueError(
+            f"{path} was made with other settings:\n{saved['config']}\nnot\n{to_json(cfg)}\nremove it to start anew"
+        )
+    for name, part in parts.items():
+        part.load_state_dict(saved[name])
+    return saved["step"], saved["seconds"]

@@ -1,0 +1,74 @@
+"""Verdicts by rules that were written down in data/reference/claims.csv before the first experiment."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from nslib.evaluate.metrics import Estimate
+from nslib.runtime import data_path
+
+HOLDS, FAILS, UNTESTABLE = "holds", "does not hold", "not testable"
+_OPERATORS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le, "==": operator.eq}
+_BOUNDS = {"value", "low", "high"}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one part of a claim. The estimate is the one that decided: the worst of those judged."""
+
+    claim: str
+    part: str
+    verdict: str
+    statistic: str
+    rule: str
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    seeds: int = 0
+
+
+def read_claims() -> pd.DataFrame:
+    """The 19 claims of the paper, a row for each part, with the rule by which each is judged."""
+    return pd.read_csv(data_path("reference", "claims.csv"), dtype={"part": str}, keep_default_na=False)
+
+
+def judge(claim: str, part: str, estimates: Estimate | Sequence[Estimate], *, profile: str) -> Verdict:
+    """Apply a claim's written rule to estimates; with several of them it must hold for every one.
+
+    Args:
+        claim: such as `C5`; part: of the claim, as in claims.csv.
+        estimates: none at all means not testable with this model or data.
+        profile: where the numbers were made; a claim that cannot be tested there is `not testable`.
+    Raises:
+        KeyError: no such claim or part.
+        ValueError: the rule in claims.csv cannot be read.
+    """
+    claims = read_claims()
+    rows = claims[(claims.claim == claim) & (claims.part == part)]
+    if len(rows) != 1:
+        known = ", ".join(f"{c}.{p}" for c, p in zip(claims.claim, claims.part, strict=True))
+        raise KeyError(f"no claim {claim}.{part} in claims.csv, which holds {known}")
+    row = rows.iloc[0]
+    if row.bound not in _BOUNDS or row.operator not in _OPERATORS:
+        raise ValueError(f"claims.csv, {claim}.{part}: bound must be one of {sorted(_BOUNDS)} and operator one of "
+                         f"{sorted(_OPERATORS)}, got {row.bound!r} and {row.operator!r}")  # fmt: skip
+    rule = f"{row.bound} {row.operator} {row.threshold:g}"
+    estimates = [estimates] if isinstance(estimates, Estimate) else list(estimates)
+    if not estimates or profile not in row.profiles.split():
+        return Verdict(claim, part, UNTESTABLE, row.statistic, rule)
+    worst = max(estimates, key=lambda e: _excess(row.operator, getattr(e, row.bound), row.threshold))
+    holds = _OPERATORS[row.operator](getattr(worst, row.bound), row.threshold)
+    return Verdict(claim, part, HOLDS if holds else FAILS, row.statistic, rule, worst.value, worst.low, worst.high,
+                   worst.n, worst.seeds)  # fmt: skip
+
+
+def _excess(op: str, value: float, threshold: float) -> float:
+    """How far a value lies on the wrong side: the largest decides."""
+    if op == "==":
+        return abs(value - threshold)
+    return threshold - value if op.startswith(">") else value - threshold

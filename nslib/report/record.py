@@ -1,0 +1,69 @@
+"""What a notebook leaves behind: figures with their data, tables, verdicts, and how all of it was made."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from nslib.config import Settings
+from nslib.evaluate.metrics import Estimate
+from nslib.report.claims import Verdict, judge
+from nslib.runtime import atomic_path, figures_path, run_record, to_json, write_text
+
+
+class Record:
+    """Collects the results of one notebook under `figures/<run name>/`.
+
+    `<notebook>_<name>.png`, `.pdf` and `.csv` for figures, `.csv` for tables, `records/<notebook>.json` for the rest.
+    """
+
+    def __init__(self, notebook: str, settings: Settings):
+        self.notebook, self.settings = notebook, settings
+        self.folder = figures_path(settings.run_name)
+        self.verdicts: list[Verdict] = []
+        self._files: list[str] = []
+        self._started = time.monotonic()
+
+    def table(self, name: str, table: pd.DataFrame) -> None:
+        """Save a table as CSV, six significant digits."""
+        file = f"{self.notebook}_{name}.csv"
+        write_text(self.folder / file, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+        self._files.append(file)
+
+    def figure(self, name: str, figure: plt.Figure, table: pd.DataFrame | None) -> None:
+        """Save a figure as PNG and PDF, byte-stable, with the table that was drawn beside it; None for pictures."""
+        for suffix, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None, "Producer": None})):
+            file = f"{self.notebook}_{name}{suffix}"
+            with atomic_path(self.folder / file) as partial:
+                figure.savefig(partial, metadata=metadata)
+            self._files.append(file)
+        if table is not None:
+            self.table(name, table)
+
+    def judge(self, claim: str, part: str, estimates: Estimate | Sequence[Estimate]) -> Verdict:
+        """Apply the claim's written rule and keep the verdict."""
+        verdict = judge(claim, part, estimates, profile=self.settings.profile)
+        self.verdicts.append(verdict)
+        return verdict
+
+    def summary(self) -> pd.DataFrame:
+        """The verdicts so far, rounded for reading."""
+        columns = ["claim", "part", "verdict", "rule", "value", "low", "high", "n", "seeds"]
+        return pd.DataFrame([asdict(v) for v in self.verdicts], columns=columns).round(4)
+
+    def save(self, **facts) -> dict:
+        """Write the record; facts are further plain values worth keeping."""
+        record = run_record(
+            self.settings,
+            notebook=self.notebook,
+            minutes=round((time.monotonic() - self._started) / 60, 2),
+            verdicts=[asdict(v) for v in self.verdicts],
+            files=sorted(self._files),
+            facts=facts,
+        )
+        write_text(self.folder / "records" / f"{self.notebook}.json", to_json(record) + "\n")
+        return record

@@ -1,0 +1,192 @@
+"""Run the notebooks headless: each once unless something it depends on has changed, and whatever happens to others."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jupytext
+import nbformat
+import papermill
+from nbclient import NotebookClient
+from papermill.exceptions import PapermillExecutionError
+
+from nslib.config import Settings, resolve
+from nslib.runtime import atomic_path, checkout, data_path, figures_path, runs_path, to_json, versions, write_text
+
+DONE, SKIPPED, FAILED = "done", "unchanged", "FAILED"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one notebook."""
+
+    notebook: str
+    status: str
+    seconds: float
+    held: int = 0
+    tested: int = 0
+    error: str = ""
+
+
+def notebook_folder() -> Path:
+    """Where the notebooks lie.
+
+    Raises:
+        FileNotFoundError: this is an installed wheel, which carries none.
+    """
+    repository = checkout()
+    if repository is None:
+        raise FileNotFoundError(
+            "the notebooks are in the repository, not in the wheel: run this in a clone, as `make reproduce`"
+        )
+    return repository / "paper_nb"
+
+
+def find_notebooks(names: list[str]) -> list[Path]:
+    """Notebooks by name (`02_noise_synthesis`) or number (`02`), all numbered ones without names.
+
+    Raises:
+        ValueError: no such notebook.
+    """
+    known = {p.stem: p for p in sorted(notebook_folder().glob("[0-9]*.ipynb")) if ".partial" not in p.name}
+    chosen = []
+    for name in names:
+        stem = name.removesuffix(".ipynb")
+        matches = [p for n, p in known.items() if stem in (n, n.split("_")[0])]
+        if not matches:
+            raise ValueError(f"no notebook {name!r}: there are {', '.join(known)}")
+        chosen += matches
+    return chosen or list(known.values())
+
+
+def reproduce(
+    names: list[str], profile: str, *, run_name: str = "", overrides: dict[str, Any] | None = None, force: bool = False
+) -> list[Outcome]:
+    """Run notebooks through papermill and print a line for each and a table at the end.
+
+    Executed copies go to `runs/<run name>/`, figures and records to `figures/<run name>/`. A notebook is skipped if its
+    success marker matches its source, its parameters, the library, the inputs and the versions. One that fails leaves
+    `<name>.partial.ipynb` to look at and does not stop the others.
+
+    Raises:
+        ValueError: unknown profile, setting or notebook, or a notebook whose parameters cell lacks one of ours.
+    """
+    settings = resolve(profile, run_name, overrides)
+    parameters = {"profile": profile, "run_name": settings.run_name, "overrides": overrides or {}}
+    notebooks = find_notebooks(names)
+    for notebook in notebooks:
+        _check_parameters(notebook, parameters)
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    inputs = _inputs_digest(settings)
+    outcomes = []
+    for i, notebook in enumerate(notebooks, 1):
+        print(f"[{i}/{len(notebooks)}] {notebook.stem} ", end="", flush=True)
+        outcome = _run(notebook, parameters, settings.run_name, inputs, force)
+        print(f"{outcome.status}, {outcome.seconds:.0f} s {outcome.error}", flush=True)
+        outcomes.append(outcome)
+    print(_closing_table(outcomes))
+    return outcomes
+
+
+def _check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
+    """papermill only logs a parameter that a notebook does not know; here it is an error."""
+    known = papermill.inspect_notebook(str(notebook))
+    missing = parameters.keys() - known.keys()
+    if missing:
+        raise ValueError(
+            f"{notebook.name}: its cell tagged `parameters` lacks {', '.join(sorted(missing))}: add them there"
+        )
+
+
+def _run(notebook: Path, parameters: dict[str, Any], run_name: str, inputs: str, force: bool) -> Outcome:
+    final = runs_path(run_name) / notebook.name
+    marker = final.with_suffix(".done.json")
+    partial = final.with_suffix(".partial.ipynb")
+    record = figures_path(run_name) / "records" / f"{notebook.stem}.json"
+    key = _key(notebook, parameters, inputs)
+    if not force and final.is_file() and record.is_file() and _marked(marker) == key:
+        return Outcome(notebook.stem, SKIPPED, 0.0, *_claims(record))
+    marker.unlink(missing_ok=True)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    try:
+        papermill.execute_notebook(
+            str(notebook), str(partial), parameters=parameters, cwd=str(notebook.parent), kernel_name="python3",
+            progress_bar=False,
+        )  # fmt: skip
+    except PapermillExecutionError as error:
+        told = f"{error.ename}: {error.evalue}".splitlines()[0][:160]
+        return Outcome(notebook.stem, FAILED, time.monotonic() - started, error=f"{told} (see {partial})")
+    except Exception as error:  # a kernel that died, a full disk: the other notebooks still run
+        return Outcome(
+            notebook.stem, FAILED, time.monotonic() - started, error=f"{type(error).__name__}: {error}"[:160]
+        )
+    partial.replace(final)
+    seconds = time.monotonic() - started
+    write_text(marker, to_json({"key": key, "seconds": round(seconds, 1)}))
+    return Outcome(notebook.stem, DONE, seconds, *_claims(record))
+
+
+def _marked(marker: Path) -> str | None:
+    try:
+        return json.loads(marker.read_text(encoding="utf-8"))["key"]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _claims(record: Path) -> tuple[int, int]:
+    """(held, tested) parts of claims in a notebook's record."""
+    if not record.is_file():
+        return 0, 0
+    verdicts = [v["verdict"] for v in json.loads(record.read_text(encoding="utf-8"))["verdicts"]]
+    return verdicts.count("holds"), len(verdicts) - verdicts.count("not testable")
+
+
+def _closing_table(outcomes: list[Outcome]) -> str:
+    width = max(len(o.notebook) for o in outcomes)
+    lines = [f"{'notebook':{width}}  {'status':9}  seconds  claims held / tested"]
+    for o in outcomes:
+        lines.append(f"{o.notebook:{width}}  {o.status:9}  {o.seconds:7.0f}  {o.held} / {o.tested}  {o.error}".rstrip())
+    return "\n" + "\n".join(lines)
+
+
+def _key(notebook: Path, parameters: dict[str, Any], inputs: str) -> str:
+    """Hash of everything on which a notebook's result depends. Outputs in the source do not count."""
+    cells = [(c.cell_type, c.source) for c in nbformat.read(notebook, as_version=4).cells]
+    library = sorted(Path(__file__).parent.rglob("*.py")) + sorted(data_path("reference").glob("*"))
+    sources = [hashlib.sha256(p.read_bytes()).hexdigest() for p in library]
+    return hashlib.sha256(to_json([cells, parameters, sources, inputs, versions()]).encode()).hexdigest()
+
+
+def _inputs_digest(settings: Settings) -> str:
+    """Contents of the weights, names and sizes of the images."""
+    h = hashlib.sha256()
+    weights = Path(settings.weights)
+    files = [weights] if weights.is_file() else sorted(weights.glob("*.safetensors")) if weights.is_dir() else []
+    for path in files or sorted(data_path("checkpoints").glob("*.safetensors")):
+        h.update(hashlib.sha256(path.read_bytes()).digest())
+    if settings.data.root:
+        for folder, _, names in sorted(os.walk(settings.data.root)):
+            h.update(str([(folder, n, os.path.getsize(os.path.join(folder, n))) for n in sorted(names)]).encode())
+    return h.hexdigest()
+
+
+def execute_sources() -> None:
+    """Write each `paper_nb/*.ipynb` anew from its paired .py, executed at its own defaults, the smoke profile."""
+    for source in sorted(notebook_folder().glob("*.py")):
+        notebook = jupytext.read(source)
+        NotebookClient(
+            notebook, kernel_name="python3", resources={"metadata": {"path": str(source.parent)}}, record_timing=False
+        ).execute()
+        for number, cell in enumerate(notebook.cells):
+            cell["id"] = f"{source.stem}-{number:02}"  # stable: a diff shows what changed
+        with atomic_path(source.with_suffix(".ipynb")) as partial:
+            nbformat.write(notebook, partial)
+        print(source.with_suffix(".ipynb").name, flush=True)

@@ -1,0 +1,159 @@
+"""What every part needs from the machine: folders, devices, seeds, atomic writes, and the record of a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from nslib import __version__
+
+_PACKAGE = Path(__file__).resolve().parent
+_RECORDED = ("torch", "torchvision", "timm", "numpy", "scipy")
+
+
+def checkout() -> Path | None:
+    """The repository that this package runs from, None when it was installed as a wheel."""
+    parent = _PACKAGE.parent
+    return parent if (parent / "pyproject.toml").is_file() and (parent / "paper_nb").is_dir() else None
+
+
+def data_path(*parts: str) -> Path:
+    """A file that ships with the package: `data/` of a checkout, `nslib/_data/` of a wheel."""
+    repository = checkout()
+    return (repository / "data" if repository else _PACKAGE / "_data").joinpath(*parts)
+
+
+def _work_root() -> Path:
+    return checkout() or Path.cwd()
+
+
+def runs_path(run_name: str) -> Path:
+    """Executed notebooks of a run: `runs/<run_name>`."""
+    return _work_root() / "runs" / run_name
+
+
+def store_path() -> Path:
+    """Cached results: `$NSLIB_STORE`, else `runs/store`."""
+    return Path(os.environ.get("NSLIB_STORE") or _work_root() / "runs" / "store")
+
+
+def figures_path(run_name: str) -> Path:
+    """Figures, tables and records of a run: `$NSLIB_FIGURES/<run_name>`, else `figures/<run_name>`."""
+    return Path(os.environ.get("NSLIB_FIGURES") or _work_root() / "figures") / run_name
+
+
+def pick_device(name: str = "auto"):
+    """The torch device of this name; `auto` takes CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        ValueError: the device is not there.
+    """
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} cannot be used here ({error}): pass auto, cpu, cuda or mps") from error
+    return torch.device(name)
+
+
+def generator(seed: int):
+    """A CPU generator: draws on the CPU are the same whatever the device that computes."""
+    import torch
+
+    return torch.Generator().manual_seed(seed)
+
+
+@contextmanager
+def atomic_path(final: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `final` that takes its name only when the block ends without an error.
+
+    A kill or a full disk leaves the old file, or none, under the final name; never half of one.
+    """
+    final = Path(final)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=final.parent, prefix=f".{final.stem}.", suffix=f".partial{final.suffix}")
+    os.close(handle)
+    partial = Path(name)
+    try:
+        yield partial
+        with open(partial, "rb") as written:
+            os.fsync(written.fileno())
+        partial.chmod(0o644)
+        partial.replace(final)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a text file atomically and return its path."""
+    with atomic_path(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def _plain(value):
+    if is_dataclass(value):
+        return asdict(value)
+    if isinstance(value, Path):
+        return value.name  # a record tells which folder by its name; where it lay is the reader's own affair
+    if hasattr(value, "item") and getattr(value, "size", 1) == 1:
+        return value.item()
+    raise TypeError(f"cannot record a {type(value).__name__}: convert it to numbers, strings, lists or dicts")
+
+
+def to_json(value, *, indent: int | None = 1) -> str:
+    """JSON of plain values, dataclasses, paths and numpy scalars, with sorted keys."""
+    return json.dumps(value, default=_plain, indent=indent, sort_keys=True)
+
+
+def commit() -> str:
+    """The commit checked out, with `+` when tracked files differ from it; `unknown` outside a repository."""
+    repository = checkout()
+    if repository is None:
+        return "unknown"
+
+    def git(*args: str) -> str:
+        return subprocess.run(["git", "-C", str(repository), *args], capture_output=True, text=True, check=True).stdout
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short=12", "HEAD").strip() + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def versions() -> dict[str, str]:
+    """Python's version and those of the packages on which numbers depend."""
+    return {"nslib": __version__, "python": platform.python_version(), **{name: version(name) for name in _RECORDED}}
+
+
+def run_record(config, **facts) -> dict:
+    """What a reader needs to know how a result was made: configuration, versions, commit, hardware, time."""
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "config": json.loads(to_json(config)),
+        "versions": versions(),
+        "commit": commit(),
+        "hardware": {
+            "machine": platform.machine(),
+            "cpus": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "gpu": gpu,
+        },
+        "made": datetime.now(UTC).strftime("%Y-%m-%d"),
+        **facts,
+    }

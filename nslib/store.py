@@ -1,0 +1,88 @@
+"""Results on disk, computed once: keyed by settings, digests of the inputs, and a version of the code that made them.
+
+An entry is a folder `<store>/<kind>/<key>/` with `entry.json` (its key in clear, and the plain values) and
+`tensors.safetensors`. It is filled under a temporary name and renamed, so that a kill leaves all of it or nothing, and
+made under a lock, so that two processes that want the same result compute it once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from nslib.runtime import store_path, to_json
+
+_ENTRY, _TENSORS = "entry.json", "tensors.safetensors"
+
+
+def digest(value: Any) -> str:
+    """Sixteen hex digits of SHA-256 over plain values or dataclasses, whatever the order of their keys."""
+    return hashlib.sha256(to_json(value, indent=None).encode()).hexdigest()[:16]
+
+
+def tensor_digest(*tensors: Tensor) -> str:
+    """Sixteen hex digits over shape, type and bytes of tensors."""
+    h = hashlib.sha256()
+    for t in tensors:
+        t = t.detach().cpu().contiguous()
+        h.update(f"{t.dtype}{tuple(t.shape)}".encode())
+        h.update(t.view(-1).view(torch.uint8).numpy())
+    return h.hexdigest()[:16]
+
+
+def model_digest(model: nn.Module) -> str:
+    """Digest of all parameters and buffers, names included."""
+    state = model.state_dict()
+    return digest([sorted(state), tensor_digest(*(state[k] for k in sorted(state)))])
+
+
+def cached(kind: str, key: dict[str, Any], compute: Callable[[], dict[str, Any]], *, version: int) -> dict[str, Any]:
+    """The stored result of `compute` for this key, computed now if it is not there.
+
+    Args:
+        kind: what it is, a folder name such as `noise`.
+        key: everything the result depends on: settings, `tensor_digest`s of inputs.
+        compute: returns tensors and plain (JSON) values by name.
+        version: of the code behind `compute`; raise it when its results change.
+    Raises:
+        OSError: an entry cannot be read or written; names the folder.
+    """
+    full_key = {"kind": kind, "version": version, **key}
+    folder = store_path() / kind / digest(full_key)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if not folder.is_dir():
+            _write(folder, full_key, compute())
+        return _read(folder)
+
+
+def _write(folder: Path, key: dict[str, Any], values: dict[str, Any]) -> None:
+    tensors = {k: v.detach().cpu().contiguous() for k, v in values.items() if isinstance(v, Tensor)}
+    plain = {k: v for k, v in values.items() if k not in tensors}
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".partial"))
+    try:
+        (partial / _ENTRY).write_text(to_json({"key": key, "values": plain}), encoding="utf-8")
+        save_file(tensors, partial / _TENSORS)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    try:
+        plain = json.loads((folder / _ENTRY).read_text(encoding="utf-8"))["values"]
+        return plain | load_file(folder / _TENSORS)
+    except Exception as error:
+        raise OSError(
+            f"stored result {folder} cannot be read ({error}): remove that folder to compute it again"
+        ) from error
