@@ -14,10 +14,10 @@ import tyro
 
 from nslib.config import DataConfig, NoiseConfig, resolve
 
-Setting = Annotated[list[str], tyro.conf.arg(name="set", metavar="NAME=VALUE")]
+Setting = Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="NAME=VALUE")]
 
 
-def _overrides(settings: list[str], **options: str) -> dict:
+def _overrides(settings: tuple[str, ...], **options: str) -> dict:
     """`synthesis.noise.steps=100` -> {"synthesis.noise.steps": 100}; values are JSON where they can be read as such."""
     chosen = {name.replace("__", "."): value for name, value in options.items() if value}
     for item in settings:
@@ -36,13 +36,13 @@ def _absolute(path: str) -> str:
 
 
 def reproduce(
-    notebooks: Annotated[list[str], tyro.conf.Positional] = [],  # noqa: B006 tyro reads the default
+    notebooks: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
     profile: str = "laptop",
     run_name: str = "",
     imagenet: str = "",
     weights: str = "",
     device: str = "auto",
-    set: Setting = [],  # noqa: B006 the name is the option's
+    set: Setting = (),
     force: bool = False,
 ) -> int:
     """Run the notebooks of the paper headless.
@@ -69,7 +69,7 @@ def reproduce(
 
 
 def pretrain(
-    profile: str = "laptop", model: str = "", target: str = "", device: str = "auto", set: Setting = None
+    profile: str = "laptop", model: str = "", target: str = "", device: str = "auto", set: Setting = ()
 ) -> int:
     """Train a model on the embedded data from scratch; a second call goes on where a killed one was.
 
@@ -83,8 +83,6 @@ def pretrain(
     from nslib.pretrain import pretrain as train
     from nslib.runtime import pick_device, runs_path
 
-    if set is None:
-        set = []
     settings = resolve(profile, overrides={f"pretrain.{k}": v for k, v in _overrides(set).items()})
     cfg = replace(settings.pretrain, model=model or settings.models[0])
     path = Path(target) if target else runs_path("pretrain") / profile / f"{cfg.model}.safetensors"

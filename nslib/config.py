@@ -28,7 +28,7 @@ class PretrainConfig:
 
     model: str = "shapes_vit"
     size: int = 48  # image side, pixels
-    steps: int = 7000
+    steps: int = 10000
     batch: int = 128
     lr: float = 1.5e-3  # peak
     weight_decay: float = 0.05
@@ -91,6 +91,7 @@ class ApproximateStudy:
     eps: tuple[float, ...] = (0.01, 0.03, 0.1)
     starts: int = 3
     noise: NoiseConfig = NoiseConfig()
+    reach_images: int = 512  # of the reported ones, for the way to the boundary
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "approximate.eps": (0.03, 0.1),
         "approximate.starts": 2,
         "approximate.noise.steps": 60,
+        "approximate.reach_images": 128,
     },
     "laptop": {},
     "full": {"images": 4000, "synthesis.starts": 3, "approximate.starts": 10},
@@ -141,9 +143,21 @@ PROFILES: dict[str, dict[str, Any]] = {
         "data.kind": "folder",
         "models": ("vit_small_patch32_224.augreg_in21k_ft_in1k", "vit_base_patch32_224.augreg_in21k_ft_in1k"),
         "weights": "pretrained",
+        # Sized for two cores without a GPU; the README has the paper's own sizes for a GPU.
         "pool": 768,
         "heldout": 192,
         "images": 400,
+        "synthesis.lambdas": (0.01, 0.1, 0.3, 0.6, 1.0, 1.5, 2.0),
+        "synthesis.noise.limit": 0.1,
+        "synthesis.noise.steps": 60,
+        "synthesis.noise.batch": 16,
+        "approximate.eps": (0.03, 0.1),
+        "approximate.starts": 1,
+        "approximate.noise.limit": 0.5,
+        "approximate.noise.lr": 0.02,
+        "approximate.noise.steps": 120,
+        "approximate.noise.batch": 16,
+        "approximate.reach_images": 128,
     },
 }
 

@@ -196,6 +196,7 @@ def load_model(
     img_size: int | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
+    **architecture,
 ) -> StagedViT:
     """A model ready for use, in evaluation mode.
 
@@ -204,13 +205,14 @@ def load_model(
         weights: `shipped` (default for `shapes_vit`), `pretrained` (timm's hub, default for tags), `random`, a
             safetensors file, or a folder that holds `<name>.safetensors`.
         seed: of the random initialisation.
+        architecture: further arguments of timm's model, such as depth.
     Raises:
         FileNotFoundError: the weights file is missing, or nothing ships for this name.
         ValueError: the file is no safetensors file, is truncated, or belongs to another architecture.
         ConnectionError: the hub cannot be reached.
     """
     weights = weights or ("shipped" if name == SHAPES_VIT else "pretrained")
-    kwargs = dict(num_classes=num_classes, img_size=img_size)
+    kwargs = dict(num_classes=num_classes, img_size=img_size, **architecture)
     if str(weights) == "pretrained":
         model = _from_hub(name, kwargs)
     else:

@@ -15,12 +15,15 @@ COLOURS = {
     "learned": "#0072B2",
     "permuted": "#D55E00",
     "random": "#E69F00",
+    "pool": "#56B4E9",
     "nullspace": "#009E73",
     "complement": "#CC79A7",
+    "heldout": "#0072B2",
+    "batch": "#D55E00",
     "paper": "#7F7F7F",
 }
-DASHES = {"learned": "-", "permuted": "--", "random": ":", "nullspace": "-", "complement": "--", "paper": "-."}
-MARKERS = {"learned": "o", "permuted": "s", "random": "^", "nullspace": "o", "complement": "s", "paper": "x"}
+DASHES = {"permuted": "--", "random": ":", "pool": "-.", "complement": "--", "paper": "-."}
+MARKERS = {"permuted": "s", "random": "^", "pool": "d", "complement": "s", "paper": "x"}
 
 
 def use_style() -> None:
@@ -81,7 +84,32 @@ def symmetric(noise: Tensor, peak: float | None = None) -> Tensor:
     return noise / (2 * (peak or noise.abs().max())) + 0.5
 
 
+def caption(figure: plt.Figure, text: str) -> None:
+    """A line under the figure: n, seeds, and what the bands mean."""
+    figure.supxlabel(text, fontsize=6, color="0.35")
+
+
 def legend_below(figure: plt.Figure, ax: Axes) -> None:
     """One legend for all panels, under them."""
     handles, labels = ax.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+
+
+def grouped(table: pd.DataFrame, ax: Axes) -> Axes:
+    """One bar for each column of a table, a group for each row."""
+    table.plot.bar(
+        ax=ax, legend=False, rot=0, width=0.8, color=[COLOURS[c] for c in ("paper", "nullspace", "complement")]
+    )
+    ax.grid(axis="x", visible=False)
+    return ax
+
+
+def shadow(ax: Axes) -> Axes:
+    """A projection onto the horizontal axis: all points of a vertical line fall on one shadow."""
+    for x, heights in ((0.25, (0.3, 0.6, 0.9)), (0.7, (0.45, 0.8))):
+        ax.plot([x] * 2, [0, 1], ":", color=COLOURS["nullspace"])
+        ax.plot([x] * len(heights), heights, "o", color=COLOURS["learned"])
+        ax.plot(x, 0, "s", color="0.2", clip_on=False)
+    ax.annotate("nullspace", (0.25, 0.95), xytext=(0.32, 0.97), color=COLOURS["nullspace"], va="center")
+    ax.set(xlim=(0, 1), ylim=(0, 1.05), xticks=[], yticks=[], xlabel="shadows")
+    return ax

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from tqdm.auto import tqdm
 
 from nslib.config import PretrainConfig
 from nslib.data.shapes import CLASSES, SPLITS, VERSION, render
-from nslib.models import StagedViT, build_model
+from nslib.models import StagedViT, build_model, load_model
 from nslib.runtime import atomic_path, run_record, to_json, write_text
 
 
@@ -22,7 +23,8 @@ def pretrain(cfg: PretrainConfig, target: Path, *, device: str | torch.device = 
     """Train and save `target` (safetensors) with its record `target.with_suffix(".json")` beside it.
 
     The state is saved every `cfg.checkpoint_every` steps beside the target and removed at the end. Step s sees the
-    images s * batch ... of split train, flipped never: rotation is already part of the data.
+    images s * batch ... of split train, flipped never: rotation is already part of the data. Where the target was
+    trained with the same settings already it is only measured again.
 
     Returns:
         the record: configuration, steps, minutes, accuracy on every split with its n, versions.
@@ -31,7 +33,36 @@ def pretrain(cfg: PretrainConfig, target: Path, *, device: str | torch.device = 
         FloatingPointError: the loss is not finite; names the step.
     """
     target = Path(target)
-    state_file = target.with_suffix(".training.pt")
+    minutes = _minutes_of_finished(cfg, target)
+    if minutes is None:
+        minutes = _train(cfg, target, device, progress)
+    model = load_model(cfg.model, target, num_classes=len(CLASSES), img_size=cfg.size, device=device)
+    splits = [s for s in SPLITS if s != "train"]
+    top1 = {s: accuracy(model, *render(s, range(cfg.report_images), size=cfg.size, device=device)) for s in splits}
+    record = run_record(
+        cfg, steps=cfg.steps, minutes=round(minutes, 1), top1=top1, n=cfg.report_images, shapes_version=VERSION
+    )
+    write_text(target.with_suffix(".json"), to_json(record) + "\n")
+    _state_file(target).unlink(missing_ok=True)
+    return record
+
+
+def _state_file(target: Path) -> Path:
+    return target.with_suffix(".training.pt")
+
+
+def _minutes_of_finished(cfg: PretrainConfig, target: Path) -> float | None:
+    """Minutes of a training that is done, None of one that is not, or was made with other settings."""
+    record = target.with_suffix(".json")
+    if not (target.is_file() and record.is_file()):
+        return None
+    found = json.loads(record.read_text(encoding="utf-8"))
+    return found["minutes"] if found["config"] == json.loads(to_json(cfg)) else None
+
+
+def _train(cfg: PretrainConfig, target: Path, device: str | torch.device, progress: bool) -> float:
+    """Train from scratch, or on from a saved state, and save the weights; returns minutes."""
+    state_file = _state_file(target)
     torch.manual_seed(cfg.seed)
     model = build_model(cfg.model, num_classes=len(CLASSES), img_size=cfg.size).to(device).train()
     optimizer = torch.optim.AdamW(_decay_groups(model, cfg.weight_decay), lr=cfg.lr)
@@ -58,18 +89,9 @@ def pretrain(cfg: PretrainConfig, target: Path, *, device: str | torch.device = 
         if (step + 1) % cfg.checkpoint_every == 0 and step + 1 < cfg.steps:
             _save(state_file, cfg, parts, step + 1, time.monotonic() - started)
 
-    minutes = (time.monotonic() - started) / 60
-    model.eval()
-    splits = [s for s in SPLITS if s != "train"]
-    top1 = {s: accuracy(model, *render(s, range(cfg.report_images), size=cfg.size, device=device)) for s in splits}
-    record = run_record(
-        cfg, steps=cfg.steps, minutes=round(minutes, 1), top1=top1, n=cfg.report_images, shapes_version=VERSION
-    )
     with atomic_path(target) as partial:
         save_file({k: v.cpu().contiguous() for k, v in model.vit.state_dict().items()}, partial)
-    write_text(target.with_suffix(".json"), to_json(record) + "\n")
-    state_file.unlink(missing_ok=True)
-    return record
+    return (time.monotonic() - started) / 60
 
 
 @torch.inference_mode()

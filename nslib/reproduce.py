@@ -16,10 +16,13 @@ import nbformat
 import papermill
 from nbclient import NotebookClient
 from papermill.exceptions import PapermillExecutionError
+from traitlets.config import Config
 
 from nslib.config import Settings, resolve
 from nslib.runtime import atomic_path, checkout, data_path, figures_path, runs_path, to_json, versions, write_text
 
+# Messages to and from kernels are encrypted where the kernel can: without, each warns that its port is open.
+_KERNELS = Config({"KernelManager": {"transport_encryption": "auto"}})
 DONE, SKIPPED, FAILED = "done", "unchanged", "FAILED"
 
 
@@ -56,6 +59,8 @@ def find_notebooks(names: list[str]) -> list[Path]:
         ValueError: no such notebook.
     """
     known = {p.stem: p for p in sorted(notebook_folder().glob("[0-9]*.ipynb")) if ".partial" not in p.name}
+    if not known:
+        raise ValueError(f"no notebooks in {notebook_folder()}: make them from their sources with `make notebooks`")
     chosen = []
     for name in names:
         stem = name.removesuffix(".ipynb")
@@ -118,9 +123,14 @@ def _run(notebook: Path, parameters: dict[str, Any], run_name: str, inputs: str,
     started = time.monotonic()
     try:
         papermill.execute_notebook(
-            str(notebook), str(partial), parameters=parameters, cwd=str(notebook.parent), kernel_name="python3",
+            str(notebook),
+            str(partial),
+            parameters=parameters,
+            cwd=str(notebook.parent),
+            kernel_name="python3",
             progress_bar=False,
-        )  # fmt: skip
+            config=_KERNELS,
+        )
     except PapermillExecutionError as error:
         told = f"{error.ename}: {error.evalue}".splitlines()[0][:160]
         return Outcome(notebook.stem, FAILED, time.monotonic() - started, error=f"{told} (see {partial})")
@@ -128,7 +138,8 @@ def _run(notebook: Path, parameters: dict[str, Any], run_name: str, inputs: str,
         return Outcome(
             notebook.stem, FAILED, time.monotonic() - started, error=f"{type(error).__name__}: {error}"[:160]
         )
-    partial.replace(final)
+    _write_notebook(nbformat.read(partial, as_version=4), final)
+    partial.unlink()
     seconds = time.monotonic() - started
     write_text(marker, to_json({"key": key, "seconds": round(seconds, 1)}))
     return Outcome(notebook.stem, DONE, seconds, *_claims(record))
@@ -182,11 +193,23 @@ def execute_sources() -> None:
     """Write each `paper_nb/*.ipynb` anew from its paired .py, executed at its own defaults, the smoke profile."""
     for source in sorted(notebook_folder().glob("*.py")):
         notebook = jupytext.read(source)
+        folder = {"metadata": {"path": str(source.parent)}}
         NotebookClient(
-            notebook, kernel_name="python3", resources={"metadata": {"path": str(source.parent)}}, record_timing=False
+            notebook, kernel_name="python3", resources=folder, record_timing=False, config=_KERNELS
         ).execute()
         for number, cell in enumerate(notebook.cells):
             cell["id"] = f"{source.stem}-{number:02}"  # stable: a diff shows what changed
-        with atomic_path(source.with_suffix(".ipynb")) as partial:
-            nbformat.write(notebook, partial)
+        _write_notebook(notebook, source.with_suffix(".ipynb"))
         print(source.with_suffix(".ipynb").name, flush=True)
+
+
+def _write_notebook(notebook: nbformat.NotebookNode, path: Path) -> None:
+    """Write atomically, without progress bars: they are of no use once the work is done."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [
+                o for o in cell.outputs if "application/vnd.jupyter.widget-view+json" not in o.get("data", {})
+            ]
+    notebook.metadata.pop("widgets", None)
+    with atomic_path(path) as partial:
+        nbformat.write(notebook, partial)

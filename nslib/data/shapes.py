@@ -6,9 +6,9 @@ paper's Table 2 that is a shift of distribution has a counterpart here as a `Rec
 
     v2        the same classes drawn again by a slightly shifted generator
     a         small, off-centre and cluttered
-    r         other renditions: flat colour, posterised, pixel art
-    sketch    outlines on white
-    stylized  the texture always belongs to another class
+    r         other renditions in low contrast: flat colour, posterised, pixel art
+    sketch    outlines on white, smaller and less centred
+    stylized  the texture always belongs to another class, and stands out more than the shape
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ SPLITS: dict[str, Recipe] = {
     "val": Recipe(),
     "v2": Recipe(radius=(0.37, 0.62), offset=0.26, stretch=0.20, contrast=(0.18, 0.40), noise=0.11),
     "a": Recipe(radius=(0.33, 0.46), offset=0.34, contrast=(0.18, 0.40), clutter=5),
-    "r": Recipe(renditions=True),
-    "sketch": Recipe(outline=True),
-    "stylized": Recipe(agree=-1.0),
+    "r": Recipe(contrast=(0.08, 0.28), renditions=True),
+    "sketch": Recipe(radius=(0.36, 0.60), offset=0.28, outline=True),
+    "stylized": Recipe(contrast=(0.06, 0.26), agree=-1.0),
 }
 _SPLIT_ID = {name: i for i, name in enumerate(SPLITS)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from nslib.config import NoiseConfig
 from nslib.models import StagedViT, frozen
-from nslib.nullspace.membership import CleanPass, Pool, agreement, check_eps, inside, probability_gap
+from nslib.nullspace.membership import CleanPass, Pool, agreement, inside, probability_gap
 
 VERSION = 1  # part of every stored noise: raise it when the same settings give another result
 
@@ -36,6 +37,7 @@ class LearnedNoise:
     gap_heldout: float  # the same on all held-out images
     match_heldout: float  # share of held-out images whose class is unchanged
     steps: int  # updates made
+    seconds: float  # wall time, held-out tests included
     converged: bool  # False if eps was asked for and cfg.steps ran out
     trace: Trace
 
@@ -74,12 +76,12 @@ def learn_noise(
 
     Args:
         pool: tokens (M, N, D) and clean logits (M, K), with a held-out part for the stopping test.
-        cfg: eps is a squared l2 gap between softmax vectors, in (0, 2]; None makes cfg.steps updates, Eq. (4).
+        cfg: eps is a squared l2 gap between softmax vectors; None makes cfg.steps updates, Eq. (4).
         generator: draws the start and the batches.
         start: (1, N, D), instead of a drawn one.
         on_step: called before each update, for a progress bar.
     Raises:
-        ValueError: model in training mode, empty pool, eps outside (0, 2], start of the wrong shape, device or dtype.
+        ValueError: model in training mode, empty pool, start of the wrong shape, device or dtype.
         NoiseDiverged: the loss is not finite; keeps the last good noise.
     Source: arXiv:2403.10476, Eq. (4) with regularization, Eqs. (7)-(8) without.
     """
@@ -87,8 +89,6 @@ def learn_noise(
     for name, part in zip(Pool._fields, pool, strict=True):
         if not len(part):
             raise ValueError(f"the pool's {name} part is empty: it needs at least one image")
-    if cfg.eps is not None:
-        check_eps(cfg.eps)
     noise = start_noise(model, cfg.limit, generator=generator) if start is None else start.clone()
     model.check_noise(noise)
 
@@ -99,6 +99,7 @@ def learn_noise(
     batches = _batches(pool.train, min(cfg.batch, len(pool.train)), generator)
     last_good = noise.detach().clone()
     converged = cfg.eps is None
+    started = time.monotonic()
     with frozen(model), torch.enable_grad():
         for step in range(cfg.steps + 1):
             clean = next(batches)
@@ -106,12 +107,13 @@ def learn_noise(
             loss = (logits - clean.logits).norm(dim=1).mean()
             if cfg.regularization:
                 loss = loss - cfg.regularization * noise.norm().log()
-            if not math.isfinite(loss.item()):
-                raise NoiseDiverged(step, loss.item(), cfg, last_good)
+            gap = probability_gap(logits.detach(), clean.logits).mean()
+            told = torch.stack((loss.detach(), gap, noise.detach().norm())).tolist()  # at once: a GPU waits for each
+            if not math.isfinite(told[0]):
+                raise NoiseDiverged(step, told[0], cfg, last_good)
             last_good.copy_(noise.detach())
-            trace.loss.append(loss.item())
-            trace.gap.append(probability_gap(logits.detach(), clean.logits).mean().item())
-            trace.norm.append(noise.norm().item())
+            for column, value in zip((trace.loss, trace.gap, trace.norm), told, strict=True):
+                column.append(value)
             if on_step:
                 on_step(step, trace)
             if cfg.eps is not None and stop.now(step, noise.detach(), trace):
@@ -123,10 +125,12 @@ def learn_noise(
             loss.backward()
             optimizer.step()
             schedule.step()
-    return _result(model, pool, noise.detach(), step, converged, trace)
+    return _result(model, pool, noise.detach(), step, time.monotonic() - started, converged, trace)
 
 
-def _result(model: StagedViT, pool: Pool, noise: Tensor, steps: int, converged: bool, trace: Trace) -> LearnedNoise:
+def _result(
+    model: StagedViT, pool: Pool, noise: Tensor, steps: int, seconds: float, converged: bool, trace: Trace
+) -> LearnedNoise:
     held = agreement(model, pool.heldout, noise)
     return LearnedNoise(
         noise=noise,
@@ -135,6 +139,7 @@ def _result(model: StagedViT, pool: Pool, noise: Tensor, steps: int, converged: 
         gap_heldout=held.gap.mean().item(),
         match_heldout=held.match.float().mean().item(),
         steps=steps,
+        seconds=seconds,
         converged=converged,
         trace=trace,
     )

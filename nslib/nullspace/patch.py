@@ -69,8 +69,9 @@ class PatchNullspace:
         norm: float | None = None,
         peak: float | None = None,
         generator: torch.Generator | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """Random image-sized nullspace noise, (n, C, H, W) float32 in pixel units.
+        """Random image-sized nullspace noise, (n, C, H, W) in pixel units.
 
         Each patch is a combination of the basis vectors with N(0, 1) coefficients; the whole image is then scaled.
 
@@ -81,9 +82,10 @@ class PatchNullspace:
             ValueError: the nullspace is trivial, or not exactly one of norm and peak is given.
         """
         if self.dim == 0:
+            pixels, width = self.matrix.shape[::-1]
             raise ValueError(
-                f"this patch embedding, {self.matrix.shape[1]} -> {self.matrix.shape[0]}, has the trivial nullspace only: "
-                "take a model with C*P*P larger than its width, such as vit_tiny_patch16_224 or vit_base_patch32_224"
+                f"this patch embedding, {pixels} -> {width}, has the trivial nullspace only: take a model with C*P*P "
+                "larger than its width, such as vit_tiny_patch16_224 or vit_base_patch32_224"
             )
         if (norm is None) == (peak is None):
             raise ValueError(f"give exactly one of norm and peak, got norm={norm}, peak={peak}")
@@ -91,7 +93,7 @@ class PatchNullspace:
         coefficients = torch.randn(n, patches, self.dim, generator=generator, dtype=torch.float64)
         noise = self._fold(coefficients @ self.basis.T)
         size = noise.flatten(1).norm(dim=1) if peak is None else noise.flatten(1).abs().amax(1)
-        return (noise * ((norm or peak) / size).reshape(-1, 1, 1, 1)).float()
+        return (noise * ((norm or peak) / size).reshape(-1, 1, 1, 1)).to(dtype)
 
     def project(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Split images (B, C, H, W) into their parts in the nullspace and in its orthogonal complement, same type.

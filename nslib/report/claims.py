@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from nslib.evaluate.metrics import Estimate
+from nslib.intervals import Estimate
 from nslib.runtime import data_path
 
 HOLDS, FAILS, UNTESTABLE = "holds", "does not hold", "not testable"

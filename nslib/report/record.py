@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 from nslib.config import Settings
-from nslib.evaluate.metrics import Estimate
+from nslib.intervals import Estimate
 from nslib.report.claims import Verdict, judge
 from nslib.runtime import atomic_path, figures_path, run_record, to_json, write_text
 

@@ -45,13 +45,17 @@ def mean_estimate(values: ArrayLike, *, seeds: int = 1) -> Estimate:
 
 
 def share_estimate(hits: ArrayLike, *, seeds: int = 1) -> Estimate:
-    """Share of true values among hits (n,), with Wilson's interval.
+    """Share of true values among hits (n,), one an image, with Wilson's interval.
+
+    A hit may be a share itself, such as the mean over several noises: then n images count, not n times as many.
 
     Raises:
-        ValueError: no values.
+        ValueError: no values, or some lie outside [0, 1].
     """
-    hits = _finite(hits).astype(bool)
-    interval = stats.binomtest(int(hits.sum()), len(hits)).proportion_ci(LEVEL, method="wilson")
+    hits = _finite(hits)
+    if hits.min() < 0 or hits.max() > 1:
+        raise ValueError(f"hits must lie in [0, 1], got [{hits.min():g}, {hits.max():g}]")
+    interval = stats.binomtest(round(hits.sum()), len(hits)).proportion_ci(LEVEL, method="wilson")
     return Estimate(float(hits.mean()), float(interval.low), float(interval.high), len(hits), seeds)
 
 

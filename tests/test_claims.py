@@ -1,0 +1,175 @@
+"""The written rules and the one function that applies them; and the record that a notebook leaves."""
+
+import json
+import math
+import re
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+from nslib.config import PROFILES, resolve
+from nslib.intervals import Estimate
+from nslib.report import claims
+from nslib.report.claims import judge, read_claims
+from nslib.report.record import Record
+
+CLAIMS = read_claims()
+EVERYWHERE = " ".join(PROFILES)
+
+
+# The table
+
+
+def test_all_nineteen_claims_are_there():
+    assert list(dict.fromkeys(CLAIMS.claim)) == [f"C{i}" for i in range(1, 20)]
+    assert not CLAIMS.duplicated(["claim", "part"]).any()
+
+
+@pytest.mark.parametrize("row", list(CLAIMS.itertuples()), ids=lambda row: f"{row.claim}.{row.part}")
+def test_row_can_be_read(row):
+    assert row.bound in ("value", "low", "high")
+    assert row.operator in (">", ">=", "<", "<=", "==")
+    assert math.isfinite(row.threshold)
+    assert row.profiles.split()
+    assert set(row.profiles.split()) <= set(PROFILES)
+    assert re.fullmatch(r"\d\db?_[a-z_]+", row.notebook)
+    for text in (row.words, row.source, row.statistic, row.reason):
+        assert len(text) > 3
+    # an interval bound is the pessimistic one
+    assert not (row.bound == "low" and row.operator.startswith("<"))
+    assert not (row.bound == "high" and row.operator.startswith(">"))
+
+
+def test_rules_name_notebooks_as_they_are_called():
+    for path in (ROOT / "paper_nb").glob("[0-9]*.ipynb"):
+        number = path.stem.split("_")[0]
+        assert {n for n in CLAIMS.notebook if n.split("_")[0] == number} <= {path.stem}
+
+
+# Verdicts
+
+
+def rule(monkeypatch, bound, operator, threshold, profiles=EVERYWHERE):
+    table = pd.DataFrame(
+        [dict(claim="C0", part="x", statistic="s", bound=bound, operator=operator, threshold=threshold)]
+    ).assign(profiles=profiles)
+    monkeypatch.setattr(claims, "read_claims", lambda: table)
+
+
+def at(value, reach=0.1):
+    return Estimate(value, value - reach, value + reach, 50)
+
+
+@pytest.mark.parametrize(
+    ("bound", "operator", "threshold", "good", "bad"),
+    [
+        ("value", ">", 1, at(1.01), at(1)),
+        ("value", ">=", 1, at(1), at(0.99)),
+        ("value", "<", 1, at(0.99), at(1)),
+        ("value", "<=", 1, at(1), at(1.01)),
+        ("value", "==", 1, at(1), at(1.01)),
+        ("low", ">", 0, at(0.11), at(0.09)),  # low is .01 and -.01
+        ("high", "<", 0, at(-0.11), at(-0.09)),
+        ("low", ">=", 0.95, Estimate(0.99, 0.95, 1, 9), Estimate(0.99, 0.9499, 1, 9)),
+    ],
+)
+def test_operators_and_bounds(monkeypatch, bound, operator, threshold, good, bad):
+    rule(monkeypatch, bound, operator, threshold)
+    assert judge("C0", "x", good, profile="laptop").verdict == "holds"
+    assert judge("C0", "x", bad, profile="laptop").verdict == "does not hold"
+    for several in ([good, good, bad], [bad, good]):  # all of them must hold, and the worst is the one told
+        verdict = judge("C0", "x", several, profile="laptop")
+        assert verdict.verdict == "does not hold"
+        assert (verdict.value, verdict.low, verdict.high) == (bad.value, bad.low, bad.high)
+
+
+@pytest.mark.parametrize(
+    ("bound", "operator", "estimates", "worst"),
+    [
+        ("value", ">", [at(5), at(2), at(7)], 2),
+        ("value", "<=", [at(-5), at(-2), at(-7)], -2),
+        ("value", "==", [at(1), at(-3), at(2)], -3),
+        ("low", ">", [at(3, reach=2.5), at(2)], 3),  # of the wider interval
+        ("high", "<", [at(-3, reach=2.5), at(-2)], -3),
+    ],
+)
+def test_the_worst_of_many_decides(monkeypatch, bound, operator, estimates, worst):
+    rule(monkeypatch, bound, operator, 0)
+    assert judge("C0", "x", estimates, profile="laptop").value == worst
+
+
+def test_verdict_tells_all_of_its_estimate(monkeypatch):
+    rule(monkeypatch, "low", ">", 0.5)
+    verdict = judge("C0", "x", Estimate(0.7, 0.6, 0.8, 40, seeds=3), profile="full")
+    assert (verdict.claim, verdict.part, verdict.rule, verdict.statistic) == ("C0", "x", "low > 0.5", "s")
+    assert (verdict.value, verdict.low, verdict.high, verdict.n, verdict.seeds) == (0.7, 0.6, 0.8, 40, 3)
+
+
+def test_not_testable(monkeypatch):
+    rule(monkeypatch, "value", ">", 0, profiles="laptop full")
+    assert judge("C0", "x", at(1), profile="smoke").verdict == "not testable"
+    assert judge("C0", "x", at(1), profile="lap").verdict == "not testable"  # whole names only
+    assert judge("C0", "x", [], profile="laptop").verdict == "not testable"
+    assert judge("C0", "x", [], profile="laptop").value is None
+    assert judge("C0", "x", at(1), profile="laptop").verdict == "holds"
+
+
+@pytest.mark.parametrize("estimates", [[at(math.nan)], [at(1), at(math.nan)], [at(math.nan), at(1)]])
+def test_no_verdict_from_a_number_that_is_none(monkeypatch, estimates):
+    rule(monkeypatch, "value", ">", 0)
+    with pytest.raises(ValueError, match="finite"):
+        judge("C0", "x", estimates, profile="laptop")
+
+
+@pytest.mark.parametrize(("claim", "part"), [("C99", "x"), ("C5", "norm")])
+def test_unknown_claim(claim, part):
+    with pytest.raises(KeyError, match=rf"no claim {claim}\.{part} in claims.csv, which holds C1\.dimensions"):
+        judge(claim, part, at(1), profile="laptop")
+
+
+@pytest.mark.parametrize(("bound", "operator"), [("middle", ">"), ("value", "=>")])
+def test_rule_that_cannot_be_read(monkeypatch, bound, operator):
+    rule(monkeypatch, bound, operator, 0)
+    with pytest.raises(ValueError, match=r"claims.csv, C0\.x: bound must be one of .* and operator one of"):
+        judge("C0", "x", at(1), profile="laptop")
+
+
+# Records
+
+
+def test_record_keeps_verdicts_files_and_how_they_were_made(folders):
+    record = Record("02_noise_synthesis", resolve("laptop", "mine"))
+    record.judge("C5", "gap", [at(1), at(0.2)])
+    record.judge("C6", "norm", Estimate.exact(0.5))
+    record.table("norms", pd.DataFrame({"lambda": [0.1, 1 / 3], "count": [2, 3]}))
+    saved = record.save(seconds=1.5)
+    folder = folders / "figures" / "mine"
+    assert json.loads((folder / "records" / "02_noise_synthesis.json").read_text()) == saved
+    assert [v["verdict"] for v in saved["verdicts"]] == ["holds", "does not hold"]
+    assert saved["facts"] == {"seconds": 1.5}
+    assert saved["files"] == ["02_noise_synthesis_norms.csv"]
+    assert saved["config"]["profile"] == "laptop"
+    assert (folder / saved["files"][0]).read_text() == "lambda,count\n0.1,2\n0.333333,3\n"
+    assert list(record.summary().verdict) == ["holds", "does not hold"]
+
+
+def test_summary_of_a_notebook_without_claims():
+    assert list(Record("00_overview", resolve("smoke")).summary().columns)[:3] == ["claim", "part", "verdict"]
+
+
+def test_figures_are_the_same_bytes_every_time(folders):
+    contents = []
+    for run in ("a", "b"):
+        figure, ax = plt.subplots(figsize=(1, 1))
+        ax.plot([0, 1], [1, 0])
+        record = Record("00_overview", resolve("smoke", run))
+        record.figure("line", figure, pd.DataFrame({"x": [0, 1]}))
+        record.figure("picture", figure, None)
+        plt.close(figure)
+        files = sorted((folders / "figures" / run).iterdir())
+        contents.append([(f.name, f.read_bytes()) for f in files])
+    assert contents[0] == contents[1]
+    names = [name for name, _ in contents[0]]
+    assert names == [f"00_overview_{n}" for n in ("line.csv", "line.pdf", "line.png", "picture.pdf", "picture.png")]

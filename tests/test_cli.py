@@ -1,0 +1,206 @@
+"""The command line: exit codes, mistakes told in one line, and each command on something small."""
+
+import json
+import sys
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+import nslib
+from nslib import cli
+from nslib.cli import _overrides, main
+from nslib.reproduce import DONE, FAILED, SKIPPED, Outcome
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, tmp_path):
+    """Run `nslib ...` in an empty folder: (exit code, output, errors)."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["nslib", *arguments])
+        try:
+            code = main()
+        except SystemExit as leave:  # tyro's own: --help and what it cannot read
+            code = leave.code
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return run
+
+
+@pytest.fixture
+def paper(monkeypatch):
+    """The runner, replaced by a note of what it was asked for."""
+    import nslib.reproduce as runner
+
+    class Asked:
+        outcomes = (Outcome("01_a", DONE, 1.0), Outcome("02_b", SKIPPED, 0.0))
+
+        def __call__(self, *args, **kwargs):
+            self.args, self.kwargs = args, kwargs
+            return list(self.outcomes)
+
+    asked = Asked()
+    monkeypatch.setattr(runner, "reproduce", asked)
+    return asked
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("reproduce", "--profile", "fast"), "profile must be one of smoke, laptop, full, gpu, imagenet, got 'fast'"),
+        (("reproduce", "--set", "steps=3"), "no setting 'steps': Settings has"),
+        (("reproduce", "--set", "images"), "--set takes NAME=VALUE such as images=500, got 'images'"),
+        (("reproduce", "99", "--profile", "smoke"), "no notebook '99': there are"),
+        (("reproduce", "--imagenet", "x"), "--imagenet goes with --profile imagenet, got profile 'laptop'"),
+        (("nulldim", "--weights", "none.safetensors"), "no weights at none.safetensors: pass a safetensors file"),
+        (("nulldim", "--model", "vit_tiny", "--weights", "random"), "no model named 'vit_tiny'"),
+        (("nulldim", "--model", "resnet18", "--weights", "random"), "expected a timm VisionTransformer"),
+        (("nulldim", "--weights", "random", "--tol", "-1"), "tol must be >= 0, got -1"),
+        (("noise", "--weights", "random", "--heldout", "0"), "0 < heldout"),
+        (("noise", "--weights", "random", "--device", "gpu"), "pass auto, cpu, cuda or mps"),
+        (("noise", "--weights", "random", "--imagenet", "x"), "expected <root>/<split>/<wnid>/*.JPEG"),
+        (("pretrain", "--profile", "fast"), "profile must be one of"),
+        (("pretrain", "--set", "epochs=3"), "no setting 'pretrain.epochs'"),
+        (("pretrain", "--set", "steps=0"), "steps must be >= 1, got 0"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_mistakes_are_one_line(call, arguments, message):
+    code, _, errors = call(*arguments)
+    assert code == 2
+    assert message in errors
+    (line,) = errors.split("\r")[-1].splitlines()  # after a progress bar, which ends in a carriage return
+    assert line.startswith("nslib: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("reproduce", "--profil", "smoke"), "--profil"),
+        (("noise", "--noise.step", "3"), "--noise.step"),
+        (("noise", "--noise.eps", "3"), "eps must be a squared l2 gap in (0, 2], or None, got 3.0"),
+        (("noise", "--pool", "many"), "many"),
+        (("plot",), "plot"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_the_parser_refuses(call, arguments, told):
+    """tyro tells it in a frame of its own."""
+    code, _, errors = call(*arguments)
+    assert code == 2
+    assert told in " ".join(errors.replace("│", " ").split())
+    assert "Traceback" not in errors
+    assert "Warning" not in errors
+
+
+def test_traceback_on_request(call, monkeypatch):
+    monkeypatch.setenv("NSLIB_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="profile must be one of"):
+        call("reproduce", "--profile", "fast")
+
+
+def test_place_that_cannot_be_written_is_told_in_one_line(call, tmp_path):
+    (tmp_path / "file").touch()
+    arguments = "--weights random --pool 2 --heldout 1 --noise.steps 1 --out file/noise.safetensors"
+    code, _, errors = call("noise", *arguments.split())
+    assert code == 2
+    (line,) = errors.split("\r")[-1].splitlines()
+    assert line.startswith("nslib: ")
+    assert "file" in line
+
+
+@pytest.mark.parametrize("command", ["reproduce", "pretrain", "nulldim", "noise"])
+def test_help_tells_what_each_option_is(call, command):
+    code, text, _ = call(command, "--help")
+    assert code == 0
+    assert cli.COMMANDS[command].__doc__.splitlines()[0].split(";")[0][:30] in " ".join(text.split())
+    assert command in call("--help")[1]
+
+
+# reproduce
+
+
+@pytest.mark.parametrize(
+    ("statuses", "code"), [((DONE, SKIPPED), 0), ((DONE, FAILED, DONE), 1), ((FAILED,), 1), ((SKIPPED,), 0)]
+)
+def test_exit_code_tells_whether_all_went_well(call, paper, statuses, code):
+    paper.outcomes = [Outcome(f"0{i}_x", status, 0.0) for i, status in enumerate(statuses)]
+    assert call("reproduce")[0] == code
+
+
+def test_reproduce_hands_on_what_was_asked_for(call, paper, tmp_path):
+    (tmp_path / "images").mkdir()
+    call("reproduce", "01", "02", "--profile", "imagenet", "--imagenet", "images", "--weights", "random", "--force",
+         "--run-name", "mine", "--device", "cpu", "--set", "images=500", "synthesis.noise.lr=0.5")  # fmt: skip
+    assert paper.args == (["01", "02"], "imagenet")
+    assert paper.kwargs == {
+        "run_name": "mine",
+        "force": True,
+        "overrides": {
+            "data.root": str(tmp_path / "images"),  # notebooks run in another folder
+            "weights": "random",
+            "device": "cpu",
+            "images": 500,
+            "synthesis.noise.lr": 0.5,
+        },
+    }
+
+
+def test_reproduce_by_default_is_all_at_laptop(call, paper):
+    call("reproduce")
+    assert paper.args == ([], "laptop")
+    assert paper.kwargs == {"run_name": "", "overrides": {}, "force": False}
+
+
+def test_settings_are_json_where_they_can_be():
+    given = ["a=1", "b=0.5", "c=[1, 2]", "d=null", "e=text", "f=vit.tag=x", 'g="1"']
+    assert _overrides(given, data__root="here", empty="") == {
+        "a": 1, "b": 0.5, "c": [1, 2], "d": None, "e": "text", "f": "vit.tag=x", "g": "1", "data.root": "here",
+    }  # fmt: skip
+
+
+# The other commands
+
+
+def test_nulldim(call):
+    code, text, _ = call("nulldim", "--weights", "random")
+    assert code == 0
+    assert "patch (3, 12, 12) = 432 -> width 128" in text
+    assert "rank 128 + null dimension 304 = 432" in text
+
+
+def test_noise_is_saved_with_its_record(call, tmp_path):
+    code, text, errors = call(
+        "noise", "--weights", "random", "--pool", "12", "--heldout", "4", "--seed", "3", "--noise.steps", "5",
+        "--noise.eps", "None", "--out", "made/noise.safetensors",
+    )  # fmt: skip
+    assert code == 0, errors
+    noise = load_file(tmp_path / "made" / "noise.safetensors")["noise"]
+    record = json.loads((tmp_path / "made" / "noise.json").read_text())
+    assert noise.shape == (1, 16, 128)
+    assert record["config"]["steps"] == record["result"]["steps"] == 5
+    assert (record["model"], record["pool"], record["heldout"], record["seed"]) == ("shapes_vit", 12, 4, 3)
+    assert record["result"]["norm"] == pytest.approx(noise.norm().item())
+    assert "converged True" in text
+
+
+def test_pretrain_writes_weights_that_load(call, tmp_path):
+    code, text, errors = call(
+        "pretrain", "--target", "w.safetensors", "--set", "size=24", "steps=2", "batch=4", "report_images=20"
+    )
+    assert code == 0, errors
+    assert "top-1 of 20 images a split" in text
+    assert nslib.load_model("shapes_vit", tmp_path / "w.safetensors", img_size=24).image_shape == (3, 24, 24)
+
+
+def test_foreign_weights_by_folder(call, tmp_path):
+    state = nslib.load_model("vit_tiny_patch16_224", "random").vit.state_dict()
+    save_file({k: v.contiguous() for k, v in state.items()}, tmp_path / "vit_tiny_patch16_224.safetensors")
+    code, text, _ = call("nulldim", "--model", "vit_tiny_patch16_224", "--weights", str(tmp_path))
+    assert code == 0
+    assert "null dimension 576" in text

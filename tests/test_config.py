@@ -1,0 +1,179 @@
+"""Profiles and their overrides: what is unknown or of another type is refused by name."""
+
+import dataclasses
+
+import pytest
+
+from nslib.config import PROFILES, NoiseConfig, PretrainConfig, Settings, resolve
+
+FOLDERS = ("NSLIB_IMAGENET", "NSLIB_WEIGHTS")
+
+
+@pytest.fixture(autouse=True)
+def unset(monkeypatch):
+    for name in FOLDERS:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_profile_resolves(profile):
+    settings = resolve(profile)
+    assert settings.profile == settings.run_name == profile
+    assert resolve(profile) == settings
+    for name, value in PROFILES[profile].items():
+        found = settings
+        for part in name.split("."):
+            found = getattr(found, part)
+        assert found == value
+
+
+def test_the_defaults_are_the_laptop():
+    assert resolve("laptop") == Settings()
+
+
+def test_settings_cannot_be_changed_in_place():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        resolve("smoke").seed = 1
+
+
+def test_overrides_by_dotted_name_leave_the_rest():
+    base = resolve("smoke")
+    changed = resolve("smoke", "mine", {"images": 7, "synthesis.noise.steps": 3, "approximate.noise.eps": 0.5})
+    assert (changed.images, changed.synthesis.noise.steps, changed.approximate.noise.eps) == (7, 3, 0.5)
+    assert changed.run_name == "mine"
+    synthesis = dataclasses.replace(base.synthesis, noise=dataclasses.replace(base.synthesis.noise, steps=3))
+    assert changed.synthesis == synthesis
+    assert changed.data == base.data
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "kept"),
+    [
+        ("synthesis.noise.lr", 1, 1.0),  # an integer where a number is meant
+        ("approximate.eps", [0.03, 0.1], (0.03, 0.1)),  # JSON and papermill know no tuples
+        ("approximate.noise.eps", None, None),  # no early stop
+        ("synthesis.noise.eps", 0.1, 0.1),  # the default is None
+        ("models", ["vit_tiny_patch16_224"], ("vit_tiny_patch16_224",)),
+        ("models", "vit_tiny_patch16_224", ("vit_tiny_patch16_224",)),  # --set models=TAG, as an error suggests
+        ("approximate.eps", 0.1, (0.1,)),
+    ],
+)
+def test_values_take_the_type_of_the_setting(name, given, kept):
+    found = resolve("laptop", overrides={name: given})
+    for part in name.split("."):
+        found = getattr(found, part)
+    assert found == kept
+    assert type(found) is type(kept)
+
+
+@pytest.mark.parametrize("profile", ["", "Laptop", "fast"])
+def test_unknown_profile(profile):
+    with pytest.raises(ValueError, match=f"profile must be one of smoke, laptop, full, gpu, imagenet, got '{profile}'"):
+        resolve(profile)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("imags", "no setting 'imags': Settings has profile, .*images"),
+        ("synthesis.noise.step", "no setting 'synthesis.noise.step': NoiseConfig has limit, .*steps"),
+        ("synthesis", "no setting 'synthesis'"),  # a group is no value
+        ("images.count", "no setting 'images.count'"),
+        ("noise.steps", "no setting 'noise.steps': Settings has"),
+    ],
+)
+def test_unknown_setting(name, told):
+    with pytest.raises(ValueError, match=told):
+        resolve("laptop", overrides={name: 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("images", "many", "setting images must be a int such as 2000, got 'many'"),
+        ("images", 2.5, "setting images must be a int"),
+        ("images", True, "setting images must be a int"),
+        ("images", None, "setting images must be a int"),
+        ("weights", 3, "setting weights must be a str such as 'shipped', got 3"),
+        ("approximate.eps", ["small"], "setting approximate.eps must be"),
+        ("approximate.noise.eps", "small", "setting approximate.noise.eps must be a float"),
+        ("synthesis.noise.eps", "small", "eps must be"),  # its default is None
+    ],
+)
+def test_value_of_another_type(name, value, told):
+    with pytest.raises(ValueError, match=told):
+        resolve("laptop", overrides={name: value})
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (dict(limit=0), "limit must be > 0, got 0"),
+        (dict(lr=-1), "lr must be > 0, got -1"),
+        (dict(steps=0), "steps must be >= 1, got 0"),
+        (dict(batch=0), "batch must be >= 1, got 0"),
+        (dict(eps=0), r"eps must be a squared l2 gap in \(0, 2\], or None, got 0"),
+        (dict(eps=2.01), r"eps must be a squared l2 gap in \(0, 2\], or None, got 2.01"),
+        (dict(eps=float("nan")), "eps must be"),
+        (dict(regularization=-0.1), "regularization must be >= 0, got -0.1"),
+        (dict(stop_on="train"), "stop_on must be heldout or batch, got 'train'"),
+    ],
+)
+def test_noise_settings_out_of_range(change, told):
+    with pytest.raises(ValueError, match=told):
+        NoiseConfig(**change)
+
+
+def test_noise_settings_at_the_ends_of_their_ranges():
+    NoiseConfig(eps=2, steps=1, batch=1, regularization=0)
+
+
+@pytest.mark.parametrize("name", ["size", "steps", "batch", "checkpoint_every", "report_images"])
+def test_training_settings_out_of_range(name):
+    with pytest.raises(ValueError, match=f"{name} must be >= 1, got 0"):
+        PretrainConfig(**{name: 0})
+
+
+def test_range_is_checked_also_for_overrides():
+    with pytest.raises(ValueError, match=r"eps must be a squared l2 gap in \(0, 2\]"):
+        resolve("laptop", overrides={"approximate.noise.eps": 3.0})
+
+
+# Real input
+
+
+@pytest.fixture
+def weights(tmp_path):
+    for name in ("vit_b.x", "vit_a.y", "deit_tiny.z"):
+        (tmp_path / f"{name}.safetensors").touch()
+    return tmp_path
+
+
+def test_folders_come_from_the_environment_at_imagenet_only(weights, monkeypatch):
+    for name, folder in zip(FOLDERS, (weights / "images", weights), strict=True):
+        monkeypatch.setenv(name, str(folder))
+    settings = resolve("imagenet")
+    assert settings.data.root == str(weights / "images")
+    assert settings.weights == str(weights)
+    assert settings.models == ("vit_a.y", "vit_b.x")  # the plain ViTs that are there, by name
+    assert resolve("laptop") == Settings()
+
+
+def test_what_is_passed_goes_before_the_environment(weights, monkeypatch):
+    monkeypatch.setenv("NSLIB_IMAGENET", "elsewhere")
+    monkeypatch.setenv("NSLIB_WEIGHTS", "random")
+    passed = {"data.root": "here", "weights": str(weights), "models": ("vit_b.x",)}
+    settings = resolve("imagenet", overrides=passed)
+    assert (settings.data.root, settings.weights, settings.models) == ("here", str(weights), ("vit_b.x",))
+
+
+def test_without_folders_the_models_are_the_papers():
+    settings = resolve("imagenet")
+    assert settings.weights == "pretrained"
+    assert settings.data.root == ""
+    assert [m.split(".")[0] for m in settings.models] == ["vit_small_patch32_224", "vit_base_patch32_224"]
+
+
+def test_folder_of_weights_without_a_vit(tmp_path):
+    with pytest.raises(ValueError, match=r"no vit_\*\.safetensors in .*: name the models with --set models=TAG"):
+        resolve("imagenet", overrides={"weights": str(tmp_path)})

@@ -1,0 +1,137 @@
+"""ImageNet-style folders: labels by the order of all wnids, pixels as the model expects, nothing skipped in silence."""
+
+import pytest
+import torch
+from conftest import WNIDS, make_vit, real_folder
+from PIL import Image
+
+from nslib.config import DataConfig
+from nslib.data.folders import FolderImages, wnids
+from nslib.data.source import open_source
+from nslib.models import load_model
+from nslib.pretrain import accuracy
+
+
+def test_wnids_are_the_thousand_in_order():
+    order = wnids()
+    assert len(set(order)) == 1000
+    assert [order.index(w) for w in WNIDS] == [0, 207, 999]  # as ImageNet's class index prints them
+
+
+def test_labels_and_pixels_of_a_few_classes(image_tree, vit):
+    images = FolderImages(image_tree, "val", vit)
+    assert len(images) == 12
+    pixels, labels = images.load(range(12))
+    assert pixels.shape == (12, 3, 32, 32)
+    assert pixels.dtype == torch.float32
+    level = (pixels[:, 0, 0, 0] * 255 / 8).round().long()
+    assert torch.equal(labels, torch.tensor([0, 207, 999])[level // 4])
+    assert sorted(level.tolist()) == list(range(12))
+
+
+def test_grey_stays_its_own_grey(tmp_path):
+    """Pixels are bytes / 255, whatever the model's mean and std."""
+    Image.new("RGB", (40, 40), (128,) * 3).save(folder(tmp_path, WNIDS[0]) / "grey.png")
+    model = make_vit("vit_base_patch16_clip_224")  # its std is not that of the other models
+    pixels, _ = FolderImages(tmp_path, "val", model).load([0])
+    assert pixels.unique().tolist() == [pytest.approx(128 / 255)]
+
+
+def test_other_colour_modes_become_rgb(tmp_path, vit):
+    home = folder(tmp_path, WNIDS[0])
+    Image.new("L", (40, 40), 51).save(home / "a.png")
+    Image.new("CMYK", (40, 40), (0, 0, 0, 204)).save(home / "b.jpg", quality=100)
+    pixels, _ = FolderImages(tmp_path, "val", vit).load([0, 1])
+    assert pixels.shape == (2, 3, 32, 32)
+    assert torch.allclose(pixels, torch.tensor(0.2), atol=0.01)
+
+
+def test_size_and_crop_come_from_the_model(image_tree):
+    """A portrait picture, dark in its middle third: the centre crop keeps the middle only."""
+    picture = Image.new("RGB", (60, 180), "white")
+    picture.paste("black", (0, 60, 60, 120))
+    picture.save(image_tree / "val" / WNIDS[0] / "portrait.png")
+    for size in (32, (48, 48)):
+        images = FolderImages(image_tree, "val", make_vit(img_size=size))
+        (row,) = [i for i, (path, _) in enumerate(images.files) if path.name == "portrait.png"]
+        pixels, _ = images.load([row])
+        side = size if isinstance(size, int) else size[0]
+        assert pixels.shape == (1, 3, side, side)
+        assert pixels[..., 2:-2, :].max() < 0.05  # bicubic resizing blurs the rim
+
+
+def test_order_is_drawn_from_the_seed_and_spread_over_classes(image_tree, vit):
+    def order(seed):
+        return [f for f, _ in FolderImages(image_tree, "val", vit, seed=seed).files]
+
+    assert order(0) == order(0) != order(1)
+    assert sorted(order(0)) == sorted(order(1))
+    firsts = {f.parent.name for seed in range(5) for f in order(seed)[:2]}
+    assert firsts == set(WNIDS)
+
+
+def test_take_cuts_disjoint_pieces_and_limits_them(image_tree, vit):
+    source = open_source(DataConfig(kind="folder", root=str(image_tree), seed=2), vit)
+    first, rest = source.take("val", 5), source.take("val", 7, start=5)
+    together = FolderImages(image_tree, "val", vit, seed=2).load(range(12))
+    assert torch.equal(torch.cat([first.images, rest.images]), together.images)
+    assert torch.equal(torch.cat([first.labels, rest.labels]), together.labels)
+    with pytest.raises(ValueError, match="holds 12 images, asked for 5 to 13: ask for fewer"):
+        source.take("val", 8, start=5)
+
+
+def test_unreadable_images_are_counted_and_named(image_tree, vit):
+    half = image_tree / "val" / WNIDS[0] / "image_0.JPEG"
+    half.write_bytes(half.read_bytes()[:-60])  # truncated
+    (image_tree / "val" / WNIDS[1] / "image_1.JPEG").write_bytes(b"no image")
+    (image_tree / "val" / WNIDS[2] / "image_2.JPEG").write_bytes(b"")
+    images = FolderImages(image_tree, "val", vit)
+    with pytest.raises(OSError, match=r"3 of 12 images are unreadable or truncated.*: fetch them again") as error:
+        images.load(range(12))
+    for wnid, name in zip(WNIDS, ("image_0", "image_1", "image_2"), strict=True):
+        assert f"{wnid}/{name}.JPEG" in str(error.value)
+
+
+def test_many_unreadable_images_are_named_in_part(image_tree, vit):
+    for path in (image_tree / "val").rglob("*.JPEG"):
+        path.write_bytes(b"")
+    with pytest.raises(OSError, match=r"12 of 12 images .* \.\.\.: fetch them again"):
+        FolderImages(image_tree, "val", vit).load(range(12))
+
+
+def folder(root, wnid):
+    home = root / "val" / wnid
+    home.mkdir(parents=True)
+    return home
+
+
+def test_missing_folder(tmp_path, vit):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*/val: expected <root>/<split>/<wnid>/\*\.JPEG"):
+        FolderImages(tmp_path, "val", vit)
+
+
+def test_folder_without_images(tmp_path, vit):
+    (folder(tmp_path, WNIDS[0]) / "README.txt").write_text("not an image")
+    with pytest.raises(FileNotFoundError, match=r"no images in .*/val: expected <root>/<split>/<wnid>/\*\.JPEG"):
+        FolderImages(tmp_path, "val", vit)
+
+
+def test_unknown_wnid(image_tree, vit):
+    (image_tree / "val" / "goldfish").mkdir()
+    with pytest.raises(ValueError, match=r"1 of 4 folders in .* are no wnid of ImageNet-1k \(goldfish\): expected"):
+        FolderImages(image_tree, "val", vit)
+
+
+def test_no_root(vit):
+    with pytest.raises(ValueError, match="pass --imagenet FOLDER or set NSLIB_IMAGENET"):
+        open_source(DataConfig(kind="folder"), vit)
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_pretrained_vit_knows_real_images():
+    root, weights = real_folder("NSLIB_IMAGENET"), real_folder("NSLIB_WEIGHTS")
+    model = load_model("vit_tiny_patch16_224.augreg_in21k_ft_in1k", weights)
+    pixels, labels = open_source(DataConfig(kind="folder", root=str(root)), model).take("val", 200)
+    assert labels.unique().numel() > 100
+    assert accuracy(model, pixels, labels, batch=50) > 0.75

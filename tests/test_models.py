@@ -1,0 +1,293 @@
+"""The stages of a ViT against timm's own forward, and every way in which a model cannot be had."""
+
+import pickle
+
+import pytest
+import timm
+import torch
+from conftest import SMALL, make_vit, random_images, real_folder
+from safetensors.torch import load_file, save_file
+from timm.models import VisionTransformer
+from torchvision.transforms.functional import normalize
+
+import nslib
+from nslib.models import StagedViT, build_model, frozen, load_model, weights_record
+
+FAMILIES = {
+    "vit_small_patch8_224": dict(img_size=24),
+    "vit_tiny_patch16_224": {},
+    "vit_small_patch32_224": dict(img_size=64),
+    "vit_small_patch16_224.dino": dict(img_size=(32, 48)),  # not square
+    "deit_tiny_distilled_patch16_224": {},  # two prefix tokens, two heads
+    "deit3_small_patch16_224": {},  # position embedding without class token, layer scale
+    "vit_small_patch14_dinov2": dict(img_size=28),  # layer scale
+    "vit_small_patch14_reg4_dinov2": dict(img_size=28),  # registers
+    "vit_base_patch16_gap_224": {},  # global pooling, no class token
+    "vit_medium_patch16_reg4_gap_256": {},  # global pooling over patches only, registers
+    "vit_base_patch16_clip_224": {},  # norm before the blocks, no bias in the patch embedding
+    "vit_base_patch16_siglip_224": {},  # pooled by attention
+    "vit_base_patch16_rpn_224": {},  # norms after the residual branches
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_stages_are_timms_forward(name):
+    model = make_vit(name, spread=0.05, **FAMILIES[name])
+    images = random_images(model, 3)
+    cfg = model.vit.pretrained_cfg
+    with torch.inference_mode():
+        expected = model.vit(normalize(images, cfg["mean"], cfg["std"]))
+        tokens = model.embed(images)
+        assert tokens.shape == (3, *model.token_shape)
+        assert expected.std() > 0.05  # random, but not the same for every image and class
+        assert torch.allclose(model.logits_from_tokens(tokens), expected, atol=1e-5)
+        assert torch.allclose(model(images), expected, atol=1e-5)
+        assert torch.allclose(model.classify(model.encode(tokens)), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_shapes_are_told(name):
+    model = make_vit(name, **FAMILIES[name])
+    side = model.vit.patch_embed.patch_size[0]
+    channels, height, width = model.image_shape
+    assert channels == 3
+    assert model.token_shape == ((height // side) * (width // side), 48)
+    assert model.num_classes == 10
+    assert model.encode(model.embed(random_images(model, 2))).shape[-1] == 48
+
+
+def test_noise_leaves_class_token_and_position_alone():
+    """Noise on the tokens of one image is a change of that patch's embedding, nothing else."""
+    model = make_vit(spread=0.05)
+    tokens = model.embed(random_images(model, 1))
+    noise = torch.randn_like(tokens)
+    inputs = []
+    handle = model.vit.blocks[0].register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    model.logits_from_tokens(tokens)
+    model.logits_from_tokens(tokens + noise)
+    handle.remove()
+    change = inputs[1] - inputs[0]
+    assert torch.equal(change[:, 0], torch.zeros(1, 48))
+    assert torch.allclose(change[:, 1:], noise, atol=1e-5)
+
+
+# Loading
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A folder with the weights of a small random `shapes_vit` under its name."""
+    save_file(load_model("shapes_vit", "random", seed=3).vit.state_dict(), tmp_path / "shapes_vit.safetensors")
+    return tmp_path / "shapes_vit.safetensors"
+
+
+def test_weights_from_a_file_or_its_folder(checkpoint):
+    images = torch.rand(2, 3, 48, 48)
+    expected = load_model("shapes_vit", "random", seed=3)(images)
+    for weights in (checkpoint, str(checkpoint), checkpoint.parent):
+        model = load_model("shapes_vit", weights)
+        assert torch.equal(model(images), expected)
+        assert not model.training
+        assert model.name == "shapes_vit"
+
+
+def test_random_weights_depend_on_the_seed_only():
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    a, b, c = (load_model("shapes_vit", "random", seed=s).vit.head.weight for s in (0, 0, 1))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+    assert torch.equal(torch.get_rng_state(), before)  # the caller's generator is left alone
+
+
+def test_missing_weights_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no weights at .*w.safetensors: pass a safetensors file, a folder"):
+        load_model("shapes_vit", tmp_path / "w.safetensors")
+
+
+def test_folder_without_the_models_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no weights at .*shapes_vit\.safetensors: .*a folder that holds"):
+        load_model("shapes_vit", tmp_path)
+
+
+def test_nothing_ships_for_other_models():
+    with pytest.raises(FileNotFoundError, match="only for shapes_vit: pass weights='pretrained'"):
+        load_model("vit_tiny_patch16_224", "shipped")
+
+
+@pytest.mark.parametrize("kept", [0, 4, 1000, -1], ids=["empty", "length only", "header cut", "last byte missing"])
+def test_truncated_weights(checkpoint, kept):
+    checkpoint.write_bytes(checkpoint.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=r"\d+ bytes\) is truncated or no safetensors file .*: fetch it again"):
+        load_model("shapes_vit", checkpoint)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin"])
+def test_pickles_are_not_opened(tmp_path, suffix):
+    class Bomb:
+        def __reduce__(self):
+            return open, (str(tmp_path / "exploded"), "w")
+
+    path = tmp_path / f"w{suffix}"
+    path.write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(ValueError, match=r"is a pickle, which can run code .*: convert it once with .*save_file"):
+        load_model("shapes_vit", path)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_pickle_under_the_name_of_safetensors(tmp_path):
+    torch.save({"w": torch.ones(3)}, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match="no safetensors file"):
+        load_model("shapes_vit", tmp_path / "w.safetensors")
+
+
+def test_weights_of_another_architecture(checkpoint):
+    with pytest.raises(ValueError, match=r"does not fit vit_tiny_patch16_224: .*name the model that it was made for"):
+        load_model("vit_tiny_patch16_224", checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda state: state.pop("head.bias"), r"1 missing \(head\.bias\)"),
+        (lambda state: state.update(extra=torch.ones(1)), r"1 unknown \(extra\)"),
+        (lambda state: state.update({"head.bias": torch.ones(7)}), r"\(head\.bias \(7,\), expected \(10,\)\)"),
+    ],
+    ids=["missing", "unknown", "shape"],
+)
+def test_tensors_that_do_not_fit_are_named(checkpoint, change, told):
+    state = load_file(checkpoint)
+    change(state)
+    save_file(state, checkpoint)
+    with pytest.raises(ValueError, match=told):
+        load_model("shapes_vit", checkpoint)
+
+
+def test_unknown_model_names_its_neighbours():
+    with pytest.raises(ValueError, match=r"no model named 'vit_tiny_patch99_224' in timm .*; near it: vit_tiny_patch"):
+        load_model("vit_tiny_patch99_224", "random")
+
+
+@pytest.mark.parametrize("weights", ["random", "pretrained"])
+def test_unknown_tag_of_a_known_model(weights):
+    with pytest.raises(ValueError, match=r"vit_tiny_patch16_224\.nonsense"):
+        load_model("vit_tiny_patch16_224.nonsense", weights)
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "told"),
+    [
+        ("resnet18", {}, "resnet18 is a ResNet"),
+        ("resnet18", dict(img_size=32), "resnet18 .*ResNet"),
+        ("swin_tiny_patch4_window7_224", {}, "is a SwinTransformer"),
+        ("vit_tiny_r_s16_p8_224", {}, "has a patch embedding HybridEmbed"),
+        ("vit_tiny_patch16_224", dict(dynamic_img_size=True), "was made with dynamic_img_size"),
+    ],
+)
+def test_no_such_vit(name, kwargs, told):
+    with pytest.raises(TypeError, match=rf"{told}.*expected a timm VisionTransformer"):
+        build_model(name, **kwargs)
+
+
+def test_mean_must_have_the_images_channels():
+    vit = VisionTransformer(in_chans=1, **SMALL)
+    with pytest.raises(ValueError, match="mean"):
+        StagedViT(vit, mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+def test_hub_out_of_reach():
+    tag = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+    with pytest.raises(ConnectionError, match=rf"could not be fetched .*: pass weights= .*{tag}\.safetensors"):
+        load_model(tag)
+
+
+def test_the_small_model_is_on_no_hub():
+    with pytest.raises(ValueError, match="pass weights='shipped', 'random' or a safetensors file"):
+        load_model("shapes_vit", "pretrained")
+
+
+def test_shipped_model_is_the_default():
+    model = nslib.load_model()
+    assert model.image_shape == (3, 48, 48)
+    assert 1.2e6 < sum(p.numel() for p in model.vit.parameters()) < 1.4e6
+    assert weights_record()["config"]["model"] == "shapes_vit"
+
+
+@pytest.mark.real
+def test_pretrained_folder_gives_the_pretrained_model():
+    tag = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+    folder = real_folder("NSLIB_WEIGHTS")
+    model = load_model(tag, folder)
+    own = timm.create_model(tag, pretrained_cfg_overlay=dict(file=folder / f"{tag}.safetensors"), pretrained=True)
+    images = random_images(model, 2)
+    with torch.inference_mode():
+        assert torch.allclose(model(images), own.eval()(images * 2 - 1), atol=1e-5)
+
+
+# What goes in
+
+
+@pytest.mark.parametrize(
+    ("shape", "remedy"),
+    [((2, 1, 32, 32), "resize first"), ((2, 3, 32, 48), "resize first"), ((3, 32, 32), "resize first")],
+)
+def test_images_of_another_shape(vit, shape, remedy):
+    with pytest.raises(ValueError, match=rf"images must be \(B, 3, 32, 32\) .*got \({shape[0]}, .*: {remedy}"):
+        vit.check_images(torch.rand(shape))
+
+
+@pytest.mark.parametrize("value", [-0.01, 1.01, 255.0, float("nan"), float("inf")])
+def test_images_outside_of_the_unit_range(vit, value):
+    images = random_images(vit, 2)
+    vit.check_images(images)
+    images[1, 2, 3, 4] = value
+    with pytest.raises(ValueError, match=r"images must lie in \[0, 1\], got .*: .*pass raw pixels / 255"):
+        vit.check_images(images)
+
+
+def test_images_at_the_ends_of_the_range_are_fine(vit):
+    vit.check_images(torch.stack([torch.zeros(3, 32, 32), torch.ones(3, 32, 32)]))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "told"),
+    [
+        ("vit_tiny_patch16_224", (1, 5, 48), r"must be \(1, 4, 48\) .*got \(1, 5, 48\): drop the class token"),
+        ("deit_tiny_distilled_patch16_224", (1, 6, 48), r"got \(1, 6, 48\): drop the class token"),
+        ("vit_tiny_patch16_224", (4, 48), r"must be \(1, 4, 48\) for .*, got \(4, 48\)$"),
+        ("vit_tiny_patch16_224", (2, 4, 48), r"got \(2, 4, 48\)$"),
+        ("vit_base_patch16_gap_224", (1, 5, 48), r"got \(1, 5, 48\)$"),  # it has no class token
+    ],
+)
+def test_noise_of_another_shape(name, shape, told):
+    with pytest.raises(ValueError, match=told):
+        make_vit(name).check_noise(torch.zeros(shape))
+
+
+def test_noise_of_another_type(vit):
+    vit.check_noise(torch.zeros(1, 4, 48))
+    with pytest.raises(ValueError, match=r"must be torch.float32 on cpu .*got torch.float64 on cpu: use noise\.to"):
+        vit.check_noise(torch.zeros(1, 4, 48, dtype=torch.float64))
+
+
+def test_noise_on_another_device(vit):
+    with pytest.raises(ValueError, match=r"got torch.float32 on meta: use noise\.to"):
+        vit.check_noise(torch.zeros(1, 4, 48, device="meta"))
+
+
+def test_training_mode_is_refused(vit):
+    vit.check_frozen_use()
+    with pytest.raises(ValueError, match=r"call model\.eval\(\) first"):
+        vit.train().check_frozen_use()
+
+
+def test_frozen_restores_the_flags(vit):
+    vit.vit.head.requires_grad_(False)
+    flags = [p.requires_grad for p in vit.parameters()]
+    assert len(set(flags)) == 2
+    with frozen(vit):
+        assert not any(p.requires_grad for p in vit.parameters())
+    assert [p.requires_grad for p in vit.parameters()] == flags
+    with pytest.raises(ZeroDivisionError), frozen(vit):
+        _ = 1 / 0
+    assert [p.requires_grad for p in vit.parameters()] == flags

@@ -1,0 +1,215 @@
+"""Training from scratch: steps that learn, a kill that changes nothing, a record; and the model that ships."""
+
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import nslib
+import nslib.pretrain as training
+from nslib.config import PretrainConfig
+from nslib.data.shapes import SPLITS, render
+from nslib.models import build_model, load_model, weights_record
+from nslib.pretrain import _decay_groups, accuracy, pretrain
+from nslib.runtime import data_path
+
+CFG = PretrainConfig(size=24, steps=8, batch=8, lr=3e-4, checkpoint_every=3, report_images=40)
+
+
+def weights_of(target) -> dict[str, torch.Tensor]:
+    return load_file(target)
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """An undisturbed run, its record and its weights."""
+    target = tmp_path_factory.mktemp("unbroken") / "shapes_vit.safetensors"
+    record = pretrain(CFG, target, progress=False)
+    return target, record
+
+
+def test_record_has_what_a_reader_asks_for(unbroken):
+    target, record = unbroken
+    assert json.loads(target.with_suffix(".json").read_text()) == record
+    assert record["config"] == json.loads(json.dumps(CFG.__dict__))
+    assert (record["steps"], record["n"], record["shapes_version"]) == (8, 40, 1)
+    assert set(record["top1"]) == set(SPLITS) - {"train"}
+    assert all(0 <= share <= 1 for share in record["top1"].values())
+    assert record["minutes"] >= 0
+    assert {"torch", "timm"} <= record["versions"].keys()
+
+
+def test_nothing_but_weights_and_record_is_left(unbroken):
+    target, _ = unbroken
+    assert sorted(p.name for p in target.parent.iterdir()) == ["shapes_vit.json", "shapes_vit.safetensors"]
+
+
+def test_recorded_accuracy_is_that_of_the_file(unbroken):
+    target, record = unbroken
+    model = load_model("shapes_vit", target, img_size=24)
+    assert record["top1"]["val"] == accuracy(model, *render("val", range(40), size=24))
+
+
+def test_seed_decides_the_weights(unbroken, tmp_path):
+    target, _ = unbroken
+    for seed, expected in ((0, True), (1, False)):
+        pretrain(replace(CFG, seed=seed), tmp_path / "w.safetensors", progress=False)
+        assert same(weights_of(tmp_path / "w.safetensors"), weights_of(target)) == expected
+
+
+KILLED = """
+    import os, signal, sys, torch
+    torch.set_num_threads({threads})
+    import nslib.pretrain as training
+    from nslib.config import PretrainConfig
+
+    render = training.render
+    def killed_at_step_7(split, indices, **kwargs):
+        if split == "train" and int(indices[0]) == 7 * {cfg}.batch:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return render(split, indices, **kwargs)
+
+    training.render = killed_at_step_7
+    training.pretrain({cfg}, {target!r}, progress=False)
+"""
+
+
+@pytest.fixture
+def killed(tmp_path):
+    """A run that was killed at step 7, when its last saved state was that of step 6."""
+    target = tmp_path / "shapes_vit.safetensors"
+    code = textwrap.dedent(KILLED).format(threads=torch.get_num_threads(), cfg=CFG, target=str(target))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not target.exists()
+    assert target.with_suffix(".training.pt").is_file()
+    return target
+
+
+def test_killed_run_goes_on_to_the_same_weights(unbroken, killed, monkeypatch):
+    seen = []
+
+    def watched(split, indices, **kwargs):
+        seen.append((split, int(indices[0])))
+        return render(split, indices, **kwargs)
+
+    monkeypatch.setattr(training, "render", watched)
+    record = pretrain(CFG, killed, progress=False)
+    assert [start // CFG.batch for split, start in seen if split == "train"] == [6, 7]  # not from the beginning
+    assert same(weights_of(killed), weights_of(unbroken[0]))
+    assert record["top1"] == unbroken[1]["top1"]
+    assert not killed.with_suffix(".training.pt").exists()
+
+
+def test_finished_training_is_measured_again_but_not_repeated(unbroken, monkeypatch):
+    target, record = unbroken
+    before = target.read_bytes()
+
+    def no_training(split, indices, **kwargs):
+        assert split != "train"
+        return render(split, indices, **kwargs)
+
+    monkeypatch.setattr(training, "render", no_training)
+    again = pretrain(CFG, target, progress=False)
+    assert (again["top1"], again["minutes"]) == (record["top1"], record["minutes"])
+    assert target.read_bytes() == before
+    with pytest.raises(AssertionError):  # other settings are another training
+        pretrain(replace(CFG, seed=1), target, progress=False)
+
+
+@pytest.mark.parametrize("change", [dict(lr=1e-3), dict(steps=9), dict(seed=1)])
+def test_saved_state_of_other_settings_is_refused(tmp_path, change):
+    cut = tmp_path / "w.safetensors"
+    save_state_of(CFG, cut)
+    with pytest.raises(ValueError, match=r"training\.pt was made with other settings:[\s\S]*remove it to start anew"):
+        pretrain(replace(CFG, **change), cut, progress=False)
+
+
+def save_state_of(cfg, target):
+    """What an interruption leaves: here the loss of the fifth step cannot be had."""
+
+    def interrupted(split, indices, **kwargs):
+        if int(indices[0]) == 4 * cfg.batch:
+            raise KeyboardInterrupt
+        return render(split, indices, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "render", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(cfg, target, progress=False)
+    assert target.with_suffix(".training.pt").is_file()
+
+
+def test_damaged_state_is_named(tmp_path):
+    target = tmp_path / "w.safetensors"
+    state = target.with_suffix(".training.pt")
+    state.write_bytes(b"half of a file")
+    with pytest.raises((ValueError, OSError), match=r"w\.training\.pt.*remove it to start anew"):
+        pretrain(CFG, target, progress=False)
+
+
+def test_loss_that_is_not_finite_stops(tmp_path):
+    with pytest.raises(FloatingPointError, match=r"loss is nan at step \d+ of .*lr=1e\+20.*: lower lr"):
+        pretrain(replace(CFG, lr=1e20, clip=1e30), tmp_path / "w.safetensors", progress=False)
+    assert not (tmp_path / "w.safetensors").exists()
+
+
+def test_decay_reaches_every_matrix_and_nothing_else():
+    model = build_model("shapes_vit")
+    decayed, flat = _decay_groups(model, 0.05)
+    assert (decayed["weight_decay"], flat["weight_decay"]) == (0.05, 0.0)
+    names = {id(p): n for n, p in model.vit.named_parameters()}
+    assert sorted(names.values()) == sorted(names[id(p)] for group in (decayed, flat) for p in group["params"])
+    assert {names[id(p)] for p in flat["params"]} >= {"cls_token", "pos_embed", "head.bias", "norm.weight"}
+    assert {names[id(p)] for p in decayed["params"]} >= {"head.weight", "patch_embed.proj.weight"}
+
+
+def test_accuracy_by_hand():
+    logits = torch.tensor([[3.0, 1, 2], [1, 3, 2], [1, 2, 3], [3, 2, 1]])
+    labels = torch.tensor([0, 1, 0, 0])
+    for batch in (1, 3, 4):
+        assert accuracy(lambda x: x, logits, labels, batch=batch) == 0.75
+
+
+def test_training_learns(tmp_path, monkeypatch):
+    """The same 32 images at every step are soon known by heart."""
+    images = render("train", range(32), size=24)
+
+    def the_same(split, indices, **kwargs):
+        return images if split == "train" else render(split, indices, **kwargs)
+
+    monkeypatch.setattr(training, "render", the_same)
+    cfg = PretrainConfig(size=24, steps=60, batch=32, lr=1e-3, report_images=10)
+    pretrain(cfg, tmp_path / "w.safetensors", progress=False)
+    assert accuracy(load_model("shapes_vit", tmp_path / "w.safetensors", img_size=24), *images) > 0.9
+
+
+@pytest.mark.slow
+def test_shipped_model_reaches_its_record():
+    """On 1,000 images of val that were looked at in no other place."""
+    model = nslib.load_model()
+    images, labels = render("val", range(100_000, 101_000), size=model.image_shape[1])
+    top1 = accuracy(model, images, labels)
+    assert top1 >= 0.92
+    assert top1 == pytest.approx(weights_record()["top1"]["val"], abs=0.03)
+
+
+def test_shipped_files_are_small_and_complete():
+    weights = data_path("checkpoints", "shapes_vit.safetensors")
+    assert weights.stat().st_size <= 6_000_000
+    record = weights_record()
+    assert {"config", "steps", "top1", "n", "versions", "shapes_version"} <= record.keys()
+    assert record["top1"]["val"] >= 0.93
+    shifts = [top1 for split, top1 in record["top1"].items() if split != "val"]
+    assert min(shifts) > 0.3  # far above chance ...
+    assert sum(shifts) / len(shifts) < record["top1"]["val"] - 0.05  # ... and below clean: robustness can move

@@ -1,0 +1,279 @@
+"""The runner on small notebooks of its own: what runs, what is skipped, and what a failure leaves."""
+
+import json
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+import nslib.reproduce as runner
+from nslib.config import resolve
+from nslib.reproduce import DONE, FAILED, SKIPPED, find_notebooks, reproduce
+
+PARAMETERS = 'profile = "smoke"\nrun_name = ""\noverrides = {}'
+RECORD = """
+import json, os
+from pathlib import Path
+
+figures = Path(os.environ["NSLIB_FIGURES"])
+with open(figures.parent / "log", "a") as log:
+    print("NAME", profile, run_name, overrides, file=log)
+folder = figures / run_name / "records"
+folder.mkdir(parents=True, exist_ok=True)
+verdicts = ["holds", "holds", "does not hold", "not testable"]
+(folder / "NAME.json").write_text(json.dumps({"verdicts": [{"verdict": v} for v in verdicts]}))
+"""
+
+
+class Place:
+    """Notebooks, runs and figures in a temporary folder."""
+
+    def __init__(self, folder):
+        self.notebooks, self.runs, self.figures = folder / "paper_nb", folder / "runs", folder / "figures"
+        self.folder = folder
+        self.notebooks.mkdir()
+
+    def add(self, name: str, *code: str, parameters: str = PARAMETERS):
+        cells = [new_code_cell(parameters, metadata={"tags": ["parameters"]})]
+        cells += [new_code_cell(c.replace("NAME", name)) for c in code or [RECORD]]
+        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        nbformat.write(new_notebook(cells=cells, metadata=kernel), self.notebooks / f"{name}.ipynb")
+
+    def log(self) -> list[str]:
+        """One line a finished run: name and parameters."""
+        path = self.folder / "log"
+        return path.read_text().splitlines() if path.is_file() else []
+
+    def files(self, run_name: str) -> set[str]:
+        return {p.name for p in (self.runs / run_name).iterdir()}
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Place:
+    place = Place(tmp_path)
+    monkeypatch.setattr(runner, "notebook_folder", lambda: place.notebooks)
+    monkeypatch.setattr(runner, "runs_path", lambda run_name: place.runs / run_name)
+    monkeypatch.setenv("NSLIB_FIGURES", str(place.figures))
+    return place
+
+
+def statuses(outcomes):
+    return [o.status for o in outcomes]
+
+
+def test_second_run_skips_what_is_done(place, capsys):
+    place.add("01_first")
+    place.add("02b_second")
+    outcomes = reproduce([], "smoke")
+    assert [(o.notebook, o.status, o.held, o.tested) for o in outcomes] == [
+        ("01_first", DONE, 2, 3),
+        ("02b_second", DONE, 2, 3),
+    ]
+    assert place.log() == ["01_first smoke smoke {}", "02b_second smoke smoke {}"]
+    expected = {f"{n}{suffix}" for n in ("01_first", "02b_second") for suffix in (".ipynb", ".done.json")}
+    assert place.files("smoke") == expected  # no partial ones
+    executed = nbformat.read(place.runs / "smoke" / "01_first.ipynb", as_version=4)
+    assert any("injected-parameters" in c.metadata.get("tags", []) for c in executed.cells)
+    assert all(c.outputs == [] for c in nbformat.read(place.notebooks / "01_first.ipynb", as_version=4).cells)
+    table = capsys.readouterr().out.splitlines()[-3:]
+    assert table[0].split() == ["notebook", "status", "seconds", "claims", "held", "/", "tested"]
+    assert table[1].split()[:2] == ["01_first", "done"]
+    assert table[1].endswith("2 / 3")
+
+    again = reproduce([], "smoke")
+    assert statuses(again) == [SKIPPED, SKIPPED]
+    assert [(o.held, o.tested) for o in again] == [(2, 3), (2, 3)]
+    assert len(place.log()) == 2
+
+    assert statuses(reproduce(["01"], "smoke", force=True)) == [DONE]
+    assert len(place.log()) == 3
+
+
+def test_what_has_changed_runs_again(place):
+    place.add("01_first")
+    assert statuses(reproduce([], "smoke")) == [DONE]
+    assert statuses(reproduce([], "smoke", overrides={"images": 5})) == [DONE]  # parameters
+    assert statuses(reproduce([], "smoke", overrides={"images": 5})) == [SKIPPED]
+    place.add("01_first", RECORD, "1 + 1")  # source
+    assert statuses(reproduce([], "smoke", overrides={"images": 5})) == [DONE]
+    (place.figures / "smoke" / "records" / "01_first.json").unlink()  # results
+    assert statuses(reproduce([], "smoke", overrides={"images": 5})) == [DONE]
+    assert place.log()[1] == "01_first smoke smoke {'images': 5}"
+    assert len(place.log()) == 4
+
+
+def test_a_run_of_another_name_has_folders_of_its_own(place):
+    place.add("01_first")
+    reproduce([], "smoke", run_name="mine")
+    assert place.log() == ["01_first smoke mine {}"]
+    assert (place.runs / "mine" / "01_first.ipynb").is_file()
+    assert statuses(reproduce([], "smoke", run_name="mine")) == [SKIPPED]
+
+
+def test_a_failure_does_not_stop_the_others(place, capsys):
+    place.add("01_breaks", "raise KeyError('no such thing')")
+    place.add("02_dies", "import os\nos._exit(3)")
+    place.add("03_works")
+    broken, dead, fine = reproduce([], "smoke")
+    assert (broken.status, dead.status, fine.status) == (FAILED, FAILED, DONE)
+    assert "KeyError: 'no such thing'" in broken.error
+    assert "01_breaks.partial.ipynb" in broken.error
+    assert "DeadKernelError" in dead.error
+    files = place.files("smoke")
+    assert {"03_works.ipynb", "01_breaks.partial.ipynb"} <= files
+    assert not {"01_breaks.ipynb", "01_breaks.done.json", "02_dies.ipynb", "02_dies.done.json"} & files
+    table = capsys.readouterr().out.splitlines()[-3:]
+    assert "FAILED" in table[0]
+    assert "KeyError: 'no such thing'" in table[0]
+
+    place.add("01_breaks")  # mended
+    place.add("02_dies")
+    assert statuses(reproduce([], "smoke")) == [DONE, DONE, SKIPPED]
+    assert not {n for n in place.files("smoke") if "partial" in n}
+
+
+def test_notebook_that_fails_after_a_success_is_not_skipped_later(place):
+    place.add("01_first")
+    reproduce([], "smoke")
+    place.add("01_first", "1 / 0")
+    assert statuses(reproduce([], "smoke")) == [FAILED]
+    place.add("01_first")  # as it was: but the last run of it failed
+    assert statuses(reproduce([], "smoke")) == [DONE]
+
+
+# What a result depends on
+
+
+@pytest.fixture
+def key(place):
+    """The key of a notebook at the settings of a profile."""
+    place.add("01_first")
+
+    def compute(profile="smoke", overrides=None):
+        settings = resolve(profile, "", overrides)
+        parameters = {"profile": profile, "run_name": settings.run_name, "overrides": overrides or {}}
+        notebook = place.notebooks / "01_first.ipynb"
+        return runner._key(notebook, parameters, runner._inputs_digest(settings))
+
+    return compute
+
+
+def test_key_is_that_of_source_and_not_of_outputs(place, key):
+    before = key()
+    assert key() == before
+    path = place.notebooks / "01_first.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[1].outputs = [nbformat.v4.new_output("stream", text="seen")]
+    nbformat.write(notebook, path)
+    assert key() == before
+    notebook.cells[1].source += "\n# a remark"
+    nbformat.write(notebook, path)
+    assert key() != before
+
+
+def test_key_follows_weights_images_and_versions(place, key, monkeypatch):
+    weights = place.folder / "w.safetensors"
+    weights.write_bytes(b"one")
+    images = place.folder / "images" / "val" / "n01440764"
+    images.mkdir(parents=True)
+    (images / "a.JPEG").write_bytes(b"123")
+
+    def now():
+        return key("imagenet", {"weights": str(weights), "data.root": str(place.folder / "images")})
+
+    seen = [now()]
+    weights.write_bytes(b"two")
+    seen.append(now())
+    (images / "b.JPEG").write_bytes(b"123")
+    seen.append(now())
+    (images / "b.JPEG").write_bytes(b"1234")
+    seen.append(now())
+    monkeypatch.setattr(runner, "versions", lambda: {"torch": "0"})
+    seen.append(now())
+    assert len(set(seen)) == len(seen)
+    assert now() == seen[-1]
+
+
+def test_key_follows_the_library(key, monkeypatch, tmp_path):
+    seen = set()
+    for text in ("a = 1", "a = 2"):
+        (tmp_path / "code.py").write_text(text)
+        monkeypatch.setattr(runner, "__file__", str(tmp_path / "reproduce.py"))
+        seen.add(key())
+    assert len(seen) == 2
+
+
+def test_key_follows_what_the_environment_chooses(key, monkeypatch):
+    """Weights named by $NSLIB_WEIGHTS are no parameter of the notebook, and `random` is no file."""
+    seen = []
+    for weights in ("random", "pretrained"):
+        monkeypatch.setenv("NSLIB_WEIGHTS", weights)
+        seen.append(key("imagenet"))
+    assert seen[0] != seen[1]
+
+
+# Names and parameters
+
+
+def test_notebooks_by_name_and_number(place):
+    for name in ("01_a", "01b_c", "02_b", "explore"):
+        place.add(name)
+    (place.notebooks / "02_b.partial.ipynb").touch()
+
+    def found(*names):
+        return [p.stem for p in find_notebooks(list(names))]
+
+    assert found() == ["01_a", "01b_c", "02_b"]
+    assert found("02", "01b") == ["02_b", "01b_c"]
+    assert found("01_a", "01_a.ipynb", "01") == ["01_a"]  # once, however often it is named
+    with pytest.raises(ValueError, match=r"no notebook '07': there are 01_a, 01b_c, 02_b"):
+        find_notebooks(["01", "07"])
+
+
+def test_no_notebooks_at_all(place):
+    with pytest.raises(ValueError, match=r"no notebooks in .*: make them from their sources with `make notebooks`"):
+        find_notebooks([])
+
+
+@pytest.mark.parametrize(
+    ("parameters", "lacking"),
+    [('profile = "smoke"', "overrides, run_name"), ('profile = "smoke"\nrun_name = ""\noveride = {}', "overrides")],
+)
+def test_parameters_cell_that_lacks_one(place, parameters, lacking):
+    place.add("01_fine")
+    place.add("02_lacks", parameters=parameters)
+    message = f"02_lacks.ipynb: its cell tagged `parameters` lacks {lacking}: add them there"
+    with pytest.raises(ValueError, match=message):
+        reproduce([], "smoke")
+    assert place.log() == []  # told before anything runs
+
+
+def test_wrong_settings_are_told_before_anything_runs(place):
+    place.add("01_first")
+    with pytest.raises(ValueError, match="profile must be one of"):
+        reproduce([], "fast")
+    with pytest.raises(ValueError, match="no setting 'steps'"):
+        reproduce([], "smoke", overrides={"steps": 1})
+    assert place.log() == []
+
+
+def test_sources_are_executed_into_their_notebooks(place):
+    (place.notebooks / "01_first.py").write_text(
+        '# %% [markdown]\n# # Title\n\n# %% tags=["parameters"]\nprofile = "smoke"\n\n# %%\nprint(profile, 6 * 7)\n'
+    )
+    runner.execute_sources()
+    contents = (place.notebooks / "01_first.ipynb").read_bytes()
+    cells = nbformat.read(place.notebooks / "01_first.ipynb", as_version=4).cells
+    assert [c.cell_type for c in cells] == ["markdown", "code", "code"]
+    assert cells[1].metadata.tags == ["parameters"]
+    assert cells[2].outputs[0].text == "smoke 42\n"
+    runner.execute_sources()
+    assert (place.notebooks / "01_first.ipynb").read_bytes() == contents  # nothing that changes by itself
+
+
+def test_marker_that_cannot_be_read_counts_as_none(tmp_path):
+    marker = tmp_path / "x.done.json"
+    assert runner._marked(marker) is None
+    for text in ("", "half of", json.dumps({"seconds": 1})):
+        marker.write_text(text)
+        assert runner._marked(marker) is None
