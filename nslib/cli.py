@@ -64,7 +64,7 @@ def reproduce(
     options = {"data__root": _absolute(imagenet), "weights": _absolute(weights), "device": device_option}
     if imagenet and profile != "imagenet":
         raise ValueError(f"--imagenet goes with --profile imagenet, got profile {profile!r}")
-    outcomes = run(notebooks, profile, run_name=run_name, overrides=_overrides(set, **options), force=force)
+    outcomes = run(list(notebooks), profile, run_name=run_name, overrides=_overrides(set, **options), force=force)
     return int(any(o.status == FAILED for o in outcomes))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 
 def _require(holds: bool, name: str, expected: str, received: object) -> None:
@@ -81,7 +81,7 @@ class SynthesisStudy:
 
     lambdas: tuple[float, ...] = (0.01, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0)
     starts: int = 1
-    noise: NoiseConfig = NoiseConfig(eps=None, limit=0.5, lr=0.02, steps=400)
+    noise: NoiseConfig = NoiseConfig(eps=None, limit=0.5, lr=0.05, steps=120)
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class ApproximateStudy:
     eps: tuple[float, ...] = (0.01, 0.03, 0.1)
     starts: int = 3
     noise: NoiseConfig = NoiseConfig()
-    reach_images: int = 512  # of the reported ones, for the way to the boundary
+    reach_images: int = 256  # of the reported ones, for the way to the boundary
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,13 @@ PROFILES: dict[str, dict[str, Any]] = {
         "approximate.reach_images": 128,
     },
     "laptop": {},
-    "full": {"images": 4000, "synthesis.starts": 3, "approximate.starts": 10},
+    "full": {
+        "images": 4000,
+        "synthesis.starts": 3,
+        "synthesis.noise.lr": 0.02,
+        "synthesis.noise.steps": 400,
+        "approximate.starts": 10,
+    },
     "gpu": {
         "models": ("vit_small_patch32_224", "vit_base_patch32_224"),
         "weights": "train",
@@ -149,6 +155,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "images": 400,
         "synthesis.lambdas": (0.01, 0.1, 0.3, 0.6, 1.0, 1.5, 2.0),
         "synthesis.noise.limit": 0.1,
+        "synthesis.noise.lr": 0.02,
         "synthesis.noise.steps": 60,
         "synthesis.noise.batch": 16,
         "approximate.eps": (0.03, 0.1),
@@ -200,14 +207,17 @@ def _override(part: Any, full_name: str, path: list[str], value: Any) -> Any:
         raise ValueError(f"no setting {full_name!r}: {type(part).__name__} has {', '.join(known)}")
     if rest:
         return replace(part, **{head: _override(known[head], full_name, rest, value)})
-    return replace(part, **{head: _typed(full_name, known[head], value)})
+    return replace(part, **{head: _typed(full_name, get_type_hints(type(part))[head], known[head], value)})
 
 
-def _typed(name: str, default: Any, value: Any) -> Any:
-    if isinstance(default, tuple) and isinstance(value, list | tuple):
-        return tuple(value)
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+def _typed(name: str, hint: Any, default: Any, value: Any) -> Any:
+    """The value in the type of its setting: JSON and command lines know no tuples, and write 1 for 1.0."""
+    if get_origin(hint) is tuple:
+        values = value if isinstance(value, list | tuple) else [value]
+        return tuple(_typed(name, get_args(hint)[0], default, v) for v in values)
+    allowed = get_args(hint) or (hint,)
+    if float in allowed and type(value) is int:
         return float(value)
-    if default is not None and value is not None and type(value) is not type(default):
-        raise ValueError(f"setting {name} must be a {type(default).__name__} such as {default!r}, got {value!r}")
+    if type(value) not in allowed:
+        raise ValueError(f"setting {name} must be a {allowed[0].__name__} such as {default!r}, got {value!r}")
     return value

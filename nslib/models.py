@@ -20,6 +20,7 @@ from nslib.runtime import data_path
 
 SHAPES_VIT = "shapes_vit"  # the model that ships with the package
 _SHAPES_VIT_ARCHITECTURE = dict(img_size=48, patch_size=12, embed_dim=128, depth=6, num_heads=4, num_classes=10)
+_EXPECTED = "expected a timm VisionTransformer whose patch embedding is one convolution, such as vit_tiny_patch16_224"
 _PICKLES = {".pt", ".pth", ".bin", ".tar", ".pkl", ".ckpt"}
 
 
@@ -39,6 +40,7 @@ class StagedViT(nn.Module):
         mean, std: of each channel, in units in which images lie in [0, 1].
     Raises:
         TypeError: not a VisionTransformer of timm, or its patch embedding is not one convolution of fixed size.
+        ValueError: mean or std of another number of channels.
     Source: arXiv:2403.10476, Section 3.1.
     """
 
@@ -47,6 +49,9 @@ class StagedViT(nn.Module):
         _check_architecture(vit, name)
         self.vit = vit
         self.name = name
+        channels = vit.patch_embed.proj.in_channels
+        if not len(mean) == len(std) == channels:
+            raise ValueError(f"mean and std must have a number for each of {channels} channels, got {mean} and {std}")
         for key, value in (("mean", mean), ("std", std)):
             self.register_buffer(key, torch.tensor(value, dtype=torch.float32).reshape(1, -1, 1, 1), persistent=False)
 
@@ -135,20 +140,17 @@ class StagedViT(nn.Module):
 
 
 def _check_architecture(vit: nn.Module, name: str) -> None:
-    expected = (
-        "expected a timm VisionTransformer whose patch embedding is one convolution, such as vit_tiny_patch16_224"
-    )
     if not isinstance(vit, VisionTransformer):
-        raise TypeError(f"{name} is a {type(vit).__name__}: {expected}")
+        raise TypeError(f"{name} is a {type(vit).__name__}: {_EXPECTED}")
     stem = vit.patch_embed
     if (
         type(stem) is not PatchEmbed
         or not isinstance(stem.proj, nn.Conv2d)
         or stem.proj.kernel_size != stem.proj.stride
     ):
-        raise TypeError(f"{name} has a patch embedding {type(stem).__name__}: {expected}")
+        raise TypeError(f"{name} has a patch embedding {type(stem).__name__}: {_EXPECTED}")
     if not stem.flatten or stem.img_size is None:
-        raise TypeError(f"{name} was made with dynamic_img_size: make it with a fixed img_size, {expected}")
+        raise TypeError(f"{name} was made with dynamic_img_size: make it with a fixed img_size, {_EXPECTED}")
 
 
 @contextmanager
@@ -177,8 +179,10 @@ def build_model(name: str, *, num_classes: int | None = None, img_size: int | No
         return StagedViT(vit, mean=(0.5,) * 3, std=(0.5,) * 3, name=name)
     try:
         vit = timm.create_model(name, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"{name} cannot be made with {kwargs} ({error}): {_EXPECTED}") from error
     except RuntimeError as error:
-        if "Unknown model" not in str(error):
+        if "Unknown model" not in str(error) and "Invalid pretrained tag" not in str(error):
             raise
         near = ", ".join(timm.list_models(f"{name.split('.')[0][:12]}*", module="vision_transformer")[:4])
         raise ValueError(

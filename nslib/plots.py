@@ -89,10 +89,10 @@ def caption(figure: plt.Figure, text: str) -> None:
     figure.supxlabel(text, fontsize=6, color="0.35")
 
 
-def legend_below(figure: plt.Figure, ax: Axes) -> None:
-    """One legend for all panels, under them."""
+def legend_above(figure: plt.Figure, ax: Axes) -> None:
+    """One legend for all panels, over them."""
     handles, labels = ax.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
 
 
 def grouped(table: pd.DataFrame, ax: Axes) -> Axes:

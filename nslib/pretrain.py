@@ -124,7 +124,10 @@ def _restore(path: Path, cfg: PretrainConfig, parts: dict, device) -> tuple[int,
     """Load a saved state into the parts; returns (next step, seconds spent)."""
     if not path.is_file():
         return 0, 0.0
-    saved = torch.load(path, map_location=device, weights_only=True)
+    try:
+        saved = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise ValueError(f"saved state {path} cannot be read ({error}): remove it to start anew") from error
     if saved["config"] != to_json(cfg):
         raise ValueError(
             f"{path} was made with other settings:\n{saved['config']}\nnot\n{to_json(cfg)}\nremove it to start anew"

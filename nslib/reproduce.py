@@ -67,7 +67,7 @@ def find_notebooks(names: list[str]) -> list[Path]:
         matches = [p for n, p in known.items() if stem in (n, n.split("_")[0])]
         if not matches:
             raise ValueError(f"no notebook {name!r}: there are {', '.join(known)}")
-        chosen += matches
+        chosen += [m for m in matches if m not in chosen]
     return chosen or list(known.values())
 
 
@@ -177,8 +177,8 @@ def _key(notebook: Path, parameters: dict[str, Any], inputs: str) -> str:
 
 
 def _inputs_digest(settings: Settings) -> str:
-    """Contents of the weights, names and sizes of the images."""
-    h = hashlib.sha256()
+    """Settings as resolved, contents of the weights, names and sizes of the images."""
+    h = hashlib.sha256(to_json(settings).encode())
     weights = Path(settings.weights)
     files = [weights] if weights.is_file() else sorted(weights.glob("*.safetensors")) if weights.is_dir() else []
     for path in files or sorted(data_path("checkpoints").glob("*.safetensors")):

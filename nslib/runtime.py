@@ -92,6 +92,8 @@ def atomic_path(final: Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         partial.chmod(0o644)
         partial.replace(final)
+    except OSError as error:
+        raise OSError(f"{final} could not be written ({error}): make room; what was there before is kept") from error
     finally:
         partial.unlink(missing_ok=True)
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -74,6 +75,8 @@ def _write(folder: Path, key: dict[str, Any], values: dict[str, Any]) -> None:
         (partial / _ENTRY).write_text(to_json({"key": key, "values": plain}), encoding="utf-8")
         save_file(tensors, partial / _TENSORS)
         partial.rename(folder)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"result cannot be stored in {folder} ({error}): make room, or set NSLIB_STORE") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

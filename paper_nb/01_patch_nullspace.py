@@ -89,7 +89,7 @@ figure, axes = plt.subplots(1, 2, sharey=True, figsize=(5.5, 2.2))
 for ax, (bits, rows) in zip(axes, sweep.groupby("bits"), strict=True):
     plots.curves(rows, ax, x="peak").set(xscale="log", yscale="log", title=f"float{bits}")
 axes[0].set_ylabel("largest change of a logit")
-plots.legend_below(figure, axes[0])
+plots.legend_above(figure, axes[0])
 plots.caption(
     figure,
     f"x: peak of the nullspace noise, 1 = range of a pixel; the complement noise has its norm; n = {len(images)}",

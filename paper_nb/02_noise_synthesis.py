@@ -64,8 +64,8 @@ for name, rows in table.groupby("model", sort=False):
     for ax, quantity in zip(axes, ("match", "gap"), strict=True):
         plots.curves(rows[rows.quantity == quantity], ax, x="regularization").set_xlabel("λ")
     axes[0].set(title=name, ylabel="predictions unchanged")
-    axes[1].set(ylabel="MSE probability (squared l2 gap)")
-    plots.legend_below(figure, axes[0])
+    axes[1].set(ylabel="MSE probability")
+    plots.legend_above(figure, axes[0])
     plots.caption(figure, f"n = {rows.n.max()} images, starts: {rows.seeds.max()}; bands: 95 % interval over images")
     record.figure(f"figure3a_{name}", figure, rows)
 

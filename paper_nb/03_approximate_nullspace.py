@@ -47,21 +47,7 @@ lab = open_experiment(settings)
 noises = eps_noises(lab.model, lab.pool, study, seed=settings.seed)
 stopping = stopping_table(lab.model, lab.clean, noises)
 record.table("stopping", stopping)
-columns = [
-    "eps",
-    "stop_on",
-    "start",
-    "converged",
-    "steps",
-    "seconds",
-    "tests",
-    "norm",
-    "gap_batch",
-    "gap_heldout",
-    "value",
-    "match",
-]
-stopping[columns].rename(columns={"value": "gap_fresh"}).round(4)
+stopping.drop(columns=["low", "high", "n", "seeds"]).rename(columns={"value": "gap_fresh"}).round(4)
 
 # %% [markdown]
 # ## The way in
@@ -77,7 +63,7 @@ for eps in study.eps:
     right.plot(trace.norm, color=line.get_color())
 left.set(xlabel="step", ylabel="MSE probability (batch)", yscale="log")
 right.set(xlabel="step", ylabel="norm of the noise")
-plots.legend_below(figure, left)
+plots.legend_above(figure, left)
 plots.caption(figure, f"{lab.model.name}, one start; dots: held-out tests, n = {len(lab.pool.heldout)}; dotted: ε")
 record.figure("trace", figure, None)
 
@@ -91,8 +77,11 @@ ratio = stopping.groupby(["eps", "stop_on"]).ratio.agg(value="mean", low="min", 
 figure, ax = plt.subplots(figsize=(4.0, 2.3))
 plots.bars(ratio, ax, x="eps", by="stop_on").set(xlabel="ε", ylabel="gap on fresh images / ε")
 ax.axhline(1, color="0.3", linewidth=0.8)
-ax.legend(title="stopped by")
-plots.caption(figure, f"n = {len(lab.clean)} images; bars: mean of {study.starts} starts, whiskers: their range")
+plots.legend_above(figure, ax)
+plots.caption(
+    figure,
+    f"n = {len(lab.clean)} images; bars: mean of {study.starts} starts, whiskers: their range; colour: what stopped the learning",
+)
 record.figure("stopping_ratio", figure, ratio)
 ratio.round(3)
 
@@ -105,7 +94,7 @@ reach = reach_table(lab.model, lab.clean[: study.reach_images], noises, seed=set
 summary = reach_summary(reach)
 figure, ax = plt.subplots(figsize=(4.0, 2.3))
 plots.bars(summary, ax, x="eps").set(xlabel="ε", ylabel="norm at the boundary")
-ax.legend()
+plots.legend_above(figure, ax)
 plots.caption(figure, f"n = {study.reach_images} images; bars: mean of {study.starts} starts, whiskers: their range")
 record.figure("reach", figure, reach)
 summary.round(2)

@@ -1,6 +1,8 @@
 """The command line: exit codes, mistakes told in one line, and each command on something small."""
 
 import json
+import resource
+import subprocess
 import sys
 
 import pytest
@@ -114,6 +116,31 @@ def test_place_that_cannot_be_written_is_told_in_one_line(call, tmp_path):
     assert "file" in line
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "noise --weights random --pool 2 --heldout 1 --noise.steps 1 --out new.safetensors",
+        "pretrain --set size=24 steps=1 batch=2 report_images=1 --target new.safetensors",
+    ],
+    ids=lambda text: text.split()[0],
+)
+def test_full_disk_is_told_in_one_line(command, tmp_path):
+    """A limit on the size of files stands for a disk that fills up while the tensors are written."""
+    done = subprocess.run(
+        [sys.executable, "-B", "-m", "nslib", *command.split()],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000)),
+    )
+    assert done.returncode == 2, done.stderr
+    line = done.stderr.replace("\r", "\n").splitlines()[-1]
+    assert line.startswith("nslib: ")
+    assert "new.safetensors" in line
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("command", ["reproduce", "pretrain", "nulldim", "noise"])
 def test_help_tells_what_each_option_is(call, command):
     code, text, _ = call(command, "--help")
@@ -137,7 +164,7 @@ def test_reproduce_hands_on_what_was_asked_for(call, paper, tmp_path):
     (tmp_path / "images").mkdir()
     call("reproduce", "01", "02", "--profile", "imagenet", "--imagenet", "images", "--weights", "random", "--force",
          "--run-name", "mine", "--device", "cpu", "--set", "images=500", "synthesis.noise.lr=0.5")  # fmt: skip
-    assert paper.args == (["01", "02"], "imagenet")
+    assert [list(paper.args[0]), paper.args[1]] == [["01", "02"], "imagenet"]
     assert paper.kwargs == {
         "run_name": "mine",
         "force": True,
@@ -153,7 +180,7 @@ def test_reproduce_hands_on_what_was_asked_for(call, paper, tmp_path):
 
 def test_reproduce_by_default_is_all_at_laptop(call, paper):
     call("reproduce")
-    assert paper.args == ([], "laptop")
+    assert [list(paper.args[0]), paper.args[1]] == [[], "laptop"]
     assert paper.kwargs == {"run_name": "", "overrides": {}, "force": False}
 
 

@@ -87,7 +87,7 @@ def test_inside_is_exact_and_gives_up_early(vit, pool):
     for eps in (mean * 0.05, mean * 0.5, mean * 0.999, mean * 1.001, mean * 1.5):
         test = inside(vit, pool.train, noise, eps, batch=8)
         assert test.inside == (mean < eps)
-        assert test.gap == pytest.approx(full.gap[: test.seen].mean().item(), rel=1e-4)
+        assert test.gap == pytest.approx(full.gap[: test.seen].sum().item() / len(full.gap), rel=1e-4)
         if test.inside:
             assert test.seen == len(pool.train)
     assert inside(vit, pool.train, noise, mean * 0.05, batch=8).seen == 8
@@ -118,11 +118,16 @@ def test_learning_brings_the_noise_inside(vit, pool):
 
 
 def test_heldout_tests_are_noted(vit, pool):
-    tests = learn(vit, pool).trace.tests
-    (*failed, (step, gap, seen)) = tests
+    """With few images to learn from, the batch is inside long before the held-out images are."""
+    few = pool._replace(train=pool.train[:4])
+    found = learn(vit, few)
+    (*failed, (step, gap, seen)) = found.trace.tests
+    assert len(failed) >= 2
+    assert all(s < step and g >= CFG.eps for s, g, _ in failed)
+    assert min(seen for _, _, seen in failed) < len(pool.heldout)  # abandoned when the answer was plain
+    assert (step, seen) == (found.steps, len(pool.heldout))
+    assert gap == pytest.approx(found.gap_heldout, abs=1e-6)
     assert gap < CFG.eps
-    assert seen == len(pool.heldout)
-    assert all(s < step and g > 0 for s, g, _ in failed)
 
 
 def test_first_step_by_hand(vit, pool):

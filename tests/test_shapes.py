@@ -140,7 +140,9 @@ def test_a_draw_is_used_for_one_thing(monkeypatch):
     for split in SPLITS:
         names.clear()
         render(split, [0], size=16)
-        assert sorted(n[:7] for n in names) == sorted({n[:7] for n in names})
+        blob_red = {f"{blob}r" for blob in range(SPLITS[split].clutter)}  # also its radius: the shipped model saw it so
+        drawn = [n[:7] for n in names if n not in blob_red]
+        assert len(drawn) == len(set(drawn))
 
 
 def test_sketch_is_dark_lines_on_white():

@@ -44,14 +44,16 @@ def clean_pass(model: StagedViT, images: Tensor, *, batch: int = 128) -> CleanPa
     """Tokens and logits of images (M, C, H, W) in [0, 1], kept on the model's device.
 
     Raises:
-        ValueError: no images, of the wrong shape or outside [0, 1], or the model is in training mode.
+        ValueError: no images, of the wrong shape or outside [0, 1]; logits not finite; the model is in training mode.
     """
     model.check_frozen_use()
     if not len(images):
         raise ValueError("no images: a pool and its held-out part need at least one each")
     model.check_images(images)
     tokens = torch.cat([model.embed(x.to(model.device)) for x in images.split(batch)])
-    return CleanPass(tokens, torch.cat([model.logits_from_tokens(u) for u in tokens.split(batch)]))
+    clean = CleanPass(tokens, torch.cat([model.logits_from_tokens(u) for u in tokens.split(batch)]))
+    _check_finite(clean)
+    return clean
 
 
 def make_pool(model: StagedViT, images: Tensor, *, heldout: int, batch: int = 128) -> Pool:
@@ -94,7 +96,7 @@ def match_rate(model: StagedViT, clean: CleanPass, noise: Tensor) -> float:
 
 
 class EpsTest(NamedTuple):
-    """Verdict of `inside`: the mean gap over the images that were looked at, and how many these were."""
+    """Verdict of `inside`. Where not all images were `seen`, `gap` is what these add to the mean: a lower bound."""
 
     inside: bool
     gap: float
@@ -114,8 +116,8 @@ def inside(model: StagedViT, clean: CleanPass, noise: Tensor, eps: float, *, bat
         total += probability_gap(model.logits_from_tokens(u + noise), z).sum().item()
         seen += len(u)
         if not total < eps * len(clean):  # also on NaN
-            return EpsTest(False, total / seen, seen)
-    return EpsTest(True, total / seen, seen)
+            break
+    return EpsTest(seen == len(clean) and total < eps * seen, total / len(clean), seen)
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,7 @@ def boundary_scale(
     Raises:
         ValueError: zero or non-finite direction, eps outside (0, 2], or as `agreement`.
     """
+    _check_finite(clean)
     length = direction.norm().item()
     if not 0 < length < float("inf"):
         raise ValueError(f"direction must be finite and not zero, got norm {length}")
@@ -207,6 +210,7 @@ def random_noise_at(
         return boundary_scale(model, clean, direction, eps)
     if rule != "authors":
         raise ValueError(f"rule must be one of {', '.join(RANDOM_RULES)}, got {rule!r}")
+    _check_finite(clean)  # else no scale would ever be small enough
     scale = 1.0
     while not inside(model, clean, direction * scale, eps).inside:
         scale *= 0.8
@@ -224,3 +228,9 @@ def _check(model: StagedViT, clean: CleanPass, noise: Tensor) -> None:
     if not len(clean):
         raise ValueError("the clean pass is empty: it needs at least one image")
     model.check_noise(noise)
+
+
+def _check_finite(clean: CleanPass) -> None:
+    if not clean.logits.isfinite().all():
+        rows = (~clean.logits.isfinite()).any(1).sum().item()
+        raise ValueError(f"clean logits of {rows} of {len(clean)} images are not finite: look at the model's weights")

@@ -93,7 +93,7 @@ class PatchNullspace:
         coefficients = torch.randn(n, patches, self.dim, generator=generator, dtype=torch.float64)
         noise = self._fold(coefficients @ self.basis.T)
         size = noise.flatten(1).norm(dim=1) if peak is None else noise.flatten(1).abs().amax(1)
-        return (noise * ((norm or peak) / size).reshape(-1, 1, 1, 1)).to(dtype)
+        return (noise * ((norm if peak is None else peak) / size).reshape(-1, 1, 1, 1)).to(dtype)
 
     def project(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Split images (B, C, H, W) into their parts in the nullspace and in its orthogonal complement, same type.

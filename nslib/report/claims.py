@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ def judge(claim: str, part: str, estimates: Estimate | Sequence[Estimate], *, pr
         profile: where the numbers were made; a claim that cannot be tested there is `not testable`.
     Raises:
         KeyError: no such claim or part.
-        ValueError: the rule in claims.csv cannot be read.
+        ValueError: the rule in claims.csv cannot be read, or an estimate is not finite.
     """
     claims = read_claims()
     rows = claims[(claims.claim == claim) & (claims.part == part)]
@@ -61,6 +62,8 @@ def judge(claim: str, part: str, estimates: Estimate | Sequence[Estimate], *, pr
     estimates = [estimates] if isinstance(estimates, Estimate) else list(estimates)
     if not estimates or profile not in row.profiles.split():
         return Verdict(claim, part, UNTESTABLE, row.statistic, rule)
+    if not all(math.isfinite(getattr(e, row.bound)) for e in estimates):
+        raise ValueError(f"{claim}.{part} cannot be judged: not every estimate is finite: {estimates}")
     worst = max(estimates, key=lambda e: _excess(row.operator, getattr(e, row.bound), row.threshold))
     holds = _OPERATORS[row.operator](getattr(worst, row.bound), row.threshold)
     return Verdict(claim, part, HOLDS if holds else FAILS, row.statistic, rule, worst.value, worst.low, worst.high,
