@@ -64,7 +64,10 @@ for eps in study.eps:
 left.set(xlabel="step", ylabel="MSE probability (batch)", yscale="log")
 right.set(xlabel="step", ylabel="norm of the noise")
 plots.legend_above(figure, left)
-plots.caption(figure, f"{lab.model.name}, one start; dots: held-out tests, n = {len(lab.pool.heldout)}; dotted: ε")
+plots.caption(
+    figure,
+    f"{lab.model.name}, one start; dots: held-out tests, n = {len(lab.pool.heldout)}, bounds from below where given up; dotted: ε",
+)
 record.figure("trace", figure, None)
 
 # %% [markdown]

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import nslib
 import nslib.pretrain as training
 from nslib.config import PretrainConfig
-from nslib.data.shapes import SPLITS, render
+from nslib.data.shapes import SPLITS, VERSION, render
 from nslib.models import build_model, load_model, weights_record
 from nslib.pretrain import _decay_groups, accuracy, pretrain
 from nslib.runtime import data_path
@@ -42,7 +42,7 @@ def test_record_has_what_a_reader_asks_for(unbroken):
     target, record = unbroken
     assert json.loads(target.with_suffix(".json").read_text()) == record
     assert record["config"] == json.loads(json.dumps(CFG.__dict__))
-    assert (record["steps"], record["n"], record["shapes_version"]) == (8, 40, 1)
+    assert (record["steps"], record["n"], record["shapes_version"]) == (8, 40, VERSION)
     assert set(record["top1"]) == set(SPLITS) - {"train"}
     assert all(0 <= share <= 1 for share in record["top1"].values())
     assert record["minutes"] >= 0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -58,7 +59,7 @@ class Record:
     def save(self, **facts) -> dict:
         """Write the record; facts are further plain values worth keeping."""
         record = run_record(
-            self.settings,
+            _portable(self.settings),
             notebook=self.notebook,
             minutes=round((time.monotonic() - self._started) / 60, 2),
             verdicts=[asdict(v) for v in self.verdicts],
@@ -67,3 +68,9 @@ class Record:
         )
         write_text(self.folder / "records" / f"{self.notebook}.json", to_json(record) + "\n")
         return record
+
+
+def _portable(settings: Settings) -> Settings:
+    """Folders by their names alone: where they lay on this machine tells a reader nothing."""
+    data = replace(settings.data, root=Path(settings.data.root).name)
+    return replace(settings, data=data, weights=Path(settings.weights).name)
