@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from nslib import __version__
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -92,7 +94,7 @@ def atomic_path(final: Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         partial.chmod(0o644)
         partial.replace(final)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors wraps a full disk in an error of its own
         raise OSError(f"{final} could not be written ({error}): make room; what was there before is kept") from error
     finally:
         partial.unlink(missing_ok=True)
