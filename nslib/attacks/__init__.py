@@ -1,0 +1,1 @@
+"""Adversarial images in pixel space: by gradient, by patch, by search, and made beforehand on another network."""

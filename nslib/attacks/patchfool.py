@@ -1,0 +1,137 @@
+"""Patch-Fool: repaint the few patches that a ViT attends to most, so that it errs and attends to them even more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nslib.attacks.attention import attention_maps
+from nslib.attacks.budget import check_budget, seal
+from nslib.attacks.target import name_of, under_attack
+from nslib.models import StagedViT
+
+_TINY = 1e-30  # keeps the logarithm and the projection finite where attention or gradient vanish
+
+
+def patch_fool(
+    model: StagedViT,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    generator: torch.Generator,
+    patches: int = 1,
+    bound: float | None = None,
+    layer: int = 4,
+    loss_layers: Sequence[int] | None = None,
+    weight: float = 0.002,
+    steps: int = 250,
+    lr: float = 0.22,
+) -> Tensor:
+    """Attack each image through its most attended patches alone, (B, C, H, W) -> (B, C, H, W).
+
+    Ascends CE + weight * sum_l A_l, where A_l is the mean over queries of log attention paid to the chosen patches in
+    block l, heads averaged. Where the gradient of A_l conflicts with that of CE, its component along the latter is
+    removed. An image leaves as soon as it is fooled; one that the model gets wrong from the start stays as it is. The
+    published search runs all steps instead and keeps the last image, which may be one that no longer fools.
+
+    Args:
+        generator: a CPU generator, draws the first paint: any colours, or within `bound` of the image.
+        patches: how many patches of the model's grid, at most N.
+        bound: linf budget inside the patches, in pixel units; None lets them take any value in [0, 1].
+        layer: block whose attention chooses the patches.
+        loss_layers: blocks l; default 1 up to half the depth, as published.
+        lr: of Adam, falling by 5 % every 10 steps, in units of the normalised image (std of a pixel).
+    Raises:
+        TypeError: not a StagedViT, or a block without timm's standard attention.
+        ValueError: patches, layer, bound or steps out of range, or as `under_attack`.
+        FloatingPointError: NaN logits.
+    Source: Fu et al. 2022, arXiv:2203.08392, and the settings of its published code.
+    """
+    if bound is not None:
+        check_budget(bound, name="bound")
+    if steps < 1:
+        raise ValueError(f"steps must be >= 1, got {steps}")
+    if not isinstance(model, StagedViT):
+        raise TypeError(f"Patch-Fool reads patches and attention, expected a StagedViT, got {name_of(model)}")
+    if loss_layers is None:
+        loss_layers = range(1, len(model.vit.blocks) // 2)
+    with under_attack(model, images, labels) as (target, images, labels, _):
+        chosen = choose_patches(model, images, layer=layer, patches=patches)
+        mask = patch_mask(model, chosen)
+
+        def allowed(paint: Tensor) -> Tensor:
+            return paint.clamp(0, 1) if bound is None else seal(paint, images, bound, "linf")
+
+        colours = torch.rand(images.shape, generator=generator, dtype=images.dtype).to(images.device)
+        paint = allowed(colours if bound is None else images + bound * (2 * colours - 1))
+        optimizer = torch.optim.Adam([paint], lr=lr * model.std.mean().item(), maximize=True)
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=10, gamma=0.95)
+        fooled = images.clone()
+        with torch.no_grad():
+            active = (target(images).argmax(1) == labels).nonzero().flatten()
+        with attention_maps(model, loss_layers) as maps:
+            for step in range(steps + 1):
+                fooled[active] = torch.where(mask[active], paint[active], images[active])
+                points = fooled[active].requires_grad_()
+                logits = target(points)
+                right = logits.argmax(1) == labels[active]
+                if step == steps or not right.any():
+                    break
+                loss = F.cross_entropy(logits, labels[active], reduction="sum")
+                sides = (_attention_paid(attention, chosen[active], model) for attention in maps.values())
+                paint.grad = torch.zeros_like(paint)
+                paint.grad[active] = _ascent(loss, sides, points, mask[active], weight)
+                optimizer.step()
+                schedule.step()
+                paint.copy_(allowed(paint))
+                active = active[right]
+    return fooled
+
+
+def choose_patches(model: StagedViT, images: Tensor, *, layer: int, patches: int) -> Tensor:
+    """The patches (B, patches) to which all tokens together pay most attention in a block, most attended first.
+
+    Raises:
+        ValueError: patches not in 1..N, or no such block.
+    """
+    available = model.token_shape[0]
+    if not 1 <= patches <= available:
+        raise ValueError(f"patches must lie in 1..{available}, the grid of {model.name}, got {patches}")
+    with torch.no_grad(), attention_maps(model, [layer]) as maps:
+        model(images)
+    received = maps[layer].mean(1).sum(1)  # (B, heads, T, T) -> (B, T), summed over queries
+    return received[:, model.vit.num_prefix_tokens :].topk(patches).indices
+
+
+def patch_mask(model: StagedViT, chosen: Tensor) -> Tensor:
+    """True on the pixels of the chosen patches (B, patches), as (B, 1, H, W)."""
+    embed = model.vit.patch_embed
+    grid = F.one_hot(chosen, embed.num_patches).sum(1).bool().reshape(-1, 1, *embed.grid_size)
+    rows, columns = embed.patch_size
+    mask = grid.repeat_interleave(rows, dim=2).repeat_interleave(columns, dim=3)
+    height, width = embed.img_size
+    return F.pad(mask, (0, width - mask.shape[3], 0, height - mask.shape[2]))  # a rim that no patch reaches
+
+
+def _attention_paid(attention: Tensor, chosen: Tensor, model: StagedViT) -> Tensor:
+    """Sum over images of the mean log attention that tokens pay to the chosen patches; attention (B, heads, T, T)."""
+    paid = attention.mean(1)[:, :, model.vit.num_prefix_tokens :]  # (B, T, N)
+    columns = chosen.unsqueeze(1).expand(-1, paid.shape[1], -1)
+    return paid.gather(2, columns).sum(2).clamp_min(_TINY).log().mean(1).sum()
+
+
+def _ascent(loss: Tensor, sides: Iterable[Tensor], points: Tensor, mask: Tensor, weight: float) -> Tensor:
+    """Gradient of the loss inside the mask, plus those of the side losses less what in them opposes it."""
+
+    def gradient(of: Tensor) -> Tensor:
+        return (torch.autograd.grad(of, points, retain_graph=True)[0] * mask).flatten(1)
+
+    main = gradient(loss)
+    total = main.clone()
+    for side in map(gradient, sides):
+        conflict = (side * main).sum(1, keepdim=True).clamp_max(0) / main.square().sum(1, keepdim=True).clamp_min(_TINY)
+        total += weight * (side - conflict * main)
+    return total.reshape(points.shape)
