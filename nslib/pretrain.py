@@ -57,7 +57,8 @@ def _minutes_of_finished(cfg: PretrainConfig, target: Path) -> float | None:
     if not (target.is_file() and record.is_file()):
         return None
     found = json.loads(record.read_text(encoding="utf-8"))
-    return found["minutes"] if found["config"] == json.loads(to_json(cfg)) else None
+    same = found["config"] == json.loads(to_json(cfg)) and found["shapes_version"] == VERSION
+    return found["minutes"] if same else None
 
 
 def _train(cfg: PretrainConfig, target: Path, device: str | torch.device, progress: bool) -> float:

