@@ -49,6 +49,7 @@ class StagedViT(nn.Module):
         _check_architecture(vit, name)
         self.vit = vit
         self.name = name
+        self.stored_dtype: torch.dtype | None = None  # of the patch embedding in the file that weights came from
         channels = vit.patch_embed.proj.in_channels
         if not len(mean) == len(std) == channels:
             raise ValueError(f"mean and std must have a number for each of {channels} channels, got {mean} and {std}")
@@ -283,6 +284,7 @@ def _load_weights(model: StagedViT, path: Path) -> None:
             f"{path} does not fit {model.name}: tensors {', '.join(told)}; name the model that it was made for"
         )
     model.vit.load_state_dict(state)
+    model.stored_dtype = state["patch_embed.proj.weight"].dtype
 
 
 def weights_record(name: str = SHAPES_VIT) -> dict:

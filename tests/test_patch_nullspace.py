@@ -4,6 +4,7 @@ import pytest
 import scipy.linalg
 import torch
 from conftest import make_vit, random_images, real_folder
+from safetensors.torch import save_file
 from timm.models import VisionTransformer
 
 from nslib.data.folders import FolderImages
@@ -219,3 +220,12 @@ def test_pretrained_vit_tiny_has_576_dimensions_that_it_does_not_see():
         assert (model(images + noise) - clean).abs().max() < 1e-3
         outside = null.project(torch.randn(images.shape, generator=generator(1)))[1]
         assert (model(images + outside * (noise.norm() / outside.norm())) - clean).abs().max() > 1
+
+
+def test_default_tolerance_follows_the_type_in_the_file(tmp_path):
+    """A model loaded from float16 weights computes in float32, but its singular values are known to float16 only."""
+    half = {k: v.half() for k, v in load_model(weights="random").vit.state_dict().items()}
+    save_file(half, tmp_path / "shapes_vit.safetensors")
+    null = PatchNullspace(load_model(weights=tmp_path))
+    assert null.matrix.dtype == torch.float64
+    assert null.tol == pytest.approx(null.singular_values[0].item() * 432 * torch.finfo(torch.float16).eps)

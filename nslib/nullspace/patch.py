@@ -32,7 +32,7 @@ class PatchNullspace:
         self.patch_shape = tuple(weight.shape[1:])  # (C, P, P)
         self.image_shape = model.image_shape
         self.matrix = (weight.double() / model.std.double().reshape(1, -1, 1, 1)).flatten(1).cpu()  # (D, C P P)
-        self._epsilon = torch.finfo(weight.dtype).eps
+        self._epsilon = max(torch.finfo(dtype).eps for dtype in (weight.dtype, model.stored_dtype) if dtype)
         self._tol = tol
 
     @cached_property
