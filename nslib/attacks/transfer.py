@@ -56,11 +56,12 @@ def transfer_set(
     mean |gradient|, to those that last over the search; the smoothing of gradients, to those that hold for the image
     shifted by some pixels too. From `surrogate_cnn` to the shapes ViT it is the smoothing that counts: at 16/255 PGD
     and momentum alone do no more than random signs (94 %, 93 % and 94 % right), with smoothing 84 % are left; and 53 %
-    instead of 71 % where the surrogate was finetuned on FGSM images for 200 steps (n = 200).
+    instead of 70 % where the surrogate was finetuned on FGSM images for 200 steps (n = 200). Between two ViTs it costs:
+    DeiT-Ti to ViT-Ti at 8/255 and 224 px, 21 % are left without smoothing and 35 % with (n = 48).
 
     Args:
         eps: linf budget in pixel units.
-        smoothing: side of a Gaussian kernel in pixels, odd; 1 is none.
+        smoothing: side of a Gaussian kernel in pixels, odd; 1 is none, and better between two ViTs.
         batch: images at once; each is attacked on its own.
     Raises:
         ValueError: eps negative or above 1, steps < 1, decay negative, smoothing even, or as `under_attack`.

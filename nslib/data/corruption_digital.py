@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 
 import numpy as np
@@ -39,11 +38,11 @@ def elastic_transform(levels: Tensor, severity: int, keys: Tensor) -> Tensor:
 
 
 def pixelate(levels: Tensor, severity: int, keys: Tensor) -> Tensor:
-    """Shrinks with a box filter and enlarges by repetition, with Pillow."""
+    """Shrinks with a box filter and enlarges by repetition, with Pillow, which rounds in between."""
     share = (0.6, 0.5, 0.4, 0.3, 0.25)[severity - 1]
 
     def shrink_and_enlarge(image: Image.Image) -> Image.Image:
-        small = (int(image.width * share), int(image.height * share))
+        small = int(image.width * share), int(image.height * share)
         return image.resize(small, Image.Resampling.BOX).resize(image.size, Image.Resampling.NEAREST)
 
     return _each(levels, shrink_and_enlarge)
@@ -62,12 +61,9 @@ def jpeg_compression(levels: Tensor, severity: int, keys: Tensor) -> Tensor:
 
 
 def _each(levels: Tensor, change: Callable[[Image.Image], Image.Image]) -> Tensor:
-    """A Pillow function of every image; Pillow's codecs and filters run without the GIL, so threads help."""
-
-    def through(planes: np.ndarray) -> np.ndarray:
+    """A Pillow function of every image. Threads were tried: at a third of a millisecond an image they gain nothing."""
+    outputs = np.empty(levels.shape, dtype=np.uint8)
+    for planes, out in zip(levels.to(torch.uint8).cpu().numpy(), outputs, strict=True):
         image = Image.merge("RGB", [Image.fromarray(plane) for plane in planes])
-        return np.stack([np.asarray(plane) for plane in change(image).split()])
-
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        changed = list(pool.map(through, levels.to(torch.uint8).cpu().numpy()))
-    return torch.from_numpy(np.stack(changed)).to(levels)
+        out[:] = [np.asarray(plane) for plane in change(image).split()]
+    return torch.from_numpy(outputs).to(levels)

@@ -20,6 +20,7 @@ from torch import Tensor
 from nslib.data.corruption_fields import bits
 
 _LEVELS = 256
+_BLOCK = 3 * 10**5  # values a pass: larger ones make the allocator give memory back and fetch it again
 
 
 def gaussian_noise(levels: Tensor, severity: int, keys: Tensor) -> Tensor:
@@ -66,11 +67,16 @@ def impulse_noise_matrix(severity: int) -> np.ndarray:
 
 
 def _draw(matrix, levels: Tensor, severity: int, keys: Tensor) -> Tensor:
-    words = bits(keys, levels[0].numel()).reshape(levels.shape)
-    entry = (levels.to(torch.int32) << 8).bitwise_or_(words & 255).flatten()
-    entries = alias_table(matrix, severity, levels.device).index_select(0, entry).reshape(levels.shape)
-    # The upper 24 bits of the word against those of the entry decide between the two levels in the lower 8.
-    return torch.minimum(words, entries, out=entries).bitwise_and_(255).to(levels.dtype)
+    table = alias_table(matrix, severity, levels.device)
+    out = torch.empty_like(levels)
+    some = max(1, _BLOCK // levels[0].numel())
+    for block, block_keys, drawn in zip(*(t.split(some) for t in (levels, keys, out)), strict=True):
+        words = bits(block_keys, block[0].numel()).reshape(block.shape)
+        entry = (block.to(torch.int32) << 8).bitwise_or_(words & 255).flatten()
+        entries = table.index_select(0, entry).reshape(block.shape)
+        # The upper 24 bits of the word against those of the entry decide between the two levels in the lower 8.
+        drawn.copy_(torch.minimum(words, entries, out=entries).bitwise_and_(255))
+    return out
 
 
 @lru_cache(maxsize=32)

@@ -43,7 +43,7 @@ def snow(levels: Tensor, severity: int, keys: Tensor) -> Tensor:
     red, green, blue = levels.unbind(1)
     grey = (red * 0.299 + green * 0.587 + blue * 0.114).unsqueeze(1)
     pale = torch.maximum(levels, grey * 1.5 + 127.5)
-    return levels * keep + pale * (1 - keep) + (layer + layer.flip(2, 3))
+    return pale.mul_(1 - keep).add_(levels, alpha=keep).add_(layer + layer.flip(2, 3))
 
 
 def frost(levels: Tensor, severity: int, keys: Tensor) -> Tensor:
