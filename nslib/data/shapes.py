@@ -23,7 +23,7 @@ from nslib.data.geometry import CLASSES, SHAPES, by_kind, cos_turns, length, sin
 from nslib.data.hashing import Draws, key, uniform
 from nslib.data.textures import TEXTURES
 
-VERSION = 1  # part of every cached result that depends on these pixels: raise it when they change
+VERSION = 2  # part of every cached result that depends on these pixels: raise it when they change
 _CHUNK_PIXELS = 64 * 48 * 48  # work set of one pass: small enough for a CPU's cache
 _CHUNK_PIXELS_GPU = 64 * 224 * 224
 
@@ -184,7 +184,7 @@ def _paint(draw: Draws, recipe: Recipe, labels: Tensor, style: Tensor, x: Tensor
 
     for blob in range(recipe.clutter):
         n = str(blob)
-        r = _wide(draw(n + "r", 0.06, 0.16))  # shares its draw with the blob's red: the shipped model saw it so
+        r = _wide(draw(n + "radius", 0.06, 0.16))
         gap = length(x - _wide(draw(n + "x", -0.9, 0.9)), y - _wide(draw(n + "y", -0.9, 0.9))) - r
         cover = (0.5 - gap * (x.shape[-1] / 2)).clamp(0, 1).unsqueeze(1)
         scene = scene + (_colour(draw, n, draw(n + "l", 0.1, 0.9), 0.2) - scene) * cover
