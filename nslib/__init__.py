@@ -13,7 +13,7 @@ _HOME = {
     "load_model": "nslib.models",
     "PatchNullspace": "nslib.nullspace.patch",
     "NoiseConfig": "nslib.config",
-    "resolve": "nslib.config",
+    "resolve": "nslib.profiles",
     "LearnedNoise": "nslib.nullspace.encoder",
     "learn_noise": "nslib.nullspace.encoder",
     "agreement": "nslib.nullspace.membership",
@@ -25,6 +25,12 @@ _HOME = {
     "permute": "nslib.nullspace.membership",
     "random_noise_at": "nslib.nullspace.membership",
     "render": "nslib.data.shapes",
+    "SuiteConfig": "nslib.config",
+    "evaluate_model": "nslib.evaluate.suite",
+    "Evaluation": "nslib.evaluate.suite",
+    "compare_protocols": "nslib.evaluate.comparison",
+    "paired_difference": "nslib.evaluate.metrics",
+    "open_bench": "nslib.experiment",
     "Record": "nslib.report.record",
 }
 __all__ = [*_HOME, "__version__"]

@@ -4,35 +4,49 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import tempfile
 from dataclasses import asdict, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from nslib.config import DataConfig, NoiseConfig, resolve
+from nslib.config import DataConfig, NoiseConfig
+from nslib.profiles import resolve
 
 Setting = Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="NAME=VALUE")]
 
 
 def _overrides(settings: tuple[str, ...], **options: str) -> dict:
-    """`synthesis.noise.steps=100` -> {"synthesis.noise.steps": 100}; values are JSON where they can be read as such."""
+    """`synthesis.noise.steps=100` -> {"synthesis.noise.steps": 100}; values as `_value` reads them."""
     chosen = {name.replace("__", "."): value for name, value in options.items() if value}
     for item in settings:
         name, equals, text = item.partition("=")
         if not equals:
             raise ValueError(f"--set takes NAME=VALUE such as images=500, got {item!r}")
-        try:
-            chosen[name] = json.loads(text)
-        except json.JSONDecodeError:
-            chosen[name] = text
-    return chosen
+        chosen[name] = _value(text)
+    # Notebooks run in a folder of their own, where a relative path would lead elsewhere.
+    return {k: _absolute(v) if k.startswith("data.") or k.endswith("weights") else v for k, v in chosen.items()}
 
 
-def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().resolve()) if path and Path(path).expanduser().exists() else path
+def _value(text: str):
+    """JSON where it can be read as such, a fraction such as 8/255 as its value, else the text itself."""
+    if re.fullmatch(r"\d+/[1-9]\d*", text):
+        return float(Fraction(text))
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _absolute(path):
+    """The full path of a file or folder that exists; anything else as it is."""
+    if not (isinstance(path, str) and path and Path(path).expanduser().exists()):
+        return path
+    return str(Path(path).expanduser().resolve())
 
 
 def reproduce(
@@ -61,7 +75,7 @@ def reproduce(
     from nslib.reproduce import reproduce as run
 
     device_option = "" if device == "auto" else device
-    options = {"data__root": _absolute(imagenet), "weights": _absolute(weights), "device": device_option}
+    options = {"data__root": imagenet, "weights": weights, "device": device_option}
     if imagenet and profile != "imagenet":
         raise ValueError(f"--imagenet goes with --profile imagenet, got profile {profile!r}")
     outcomes = run(list(notebooks), profile, run_name=run_name, overrides=_overrides(set, **options), force=force)
@@ -75,7 +89,7 @@ def pretrain(
 
     Args:
         profile: whose training settings to take.
-        model: shapes_vit or a timm tag; default: the profile's first.
+        model: shapes_vit, a timm tag, or surrogate_cnn, on which attacks are made; default: the profile's first.
         target: the safetensors file to write; default: runs/pretrain/<profile>/<model>.safetensors.
         device: auto, cpu, cuda or mps.
         set: override a setting of the training, such as --set steps=500 lr=0.001.
@@ -83,8 +97,9 @@ def pretrain(
     from nslib.pretrain import pretrain as train
     from nslib.runtime import pick_device, runs_path
 
-    settings = resolve(profile, overrides={f"pretrain.{k}": v for k, v in _overrides(set).items()})
-    cfg = replace(settings.pretrain, model=model or settings.models[0])
+    training = "surrogate_pretrain" if model == "surrogate_cnn" else "pretrain"
+    settings = resolve(profile, overrides={f"{training}.{k}": v for k, v in _overrides(set).items()})
+    cfg = replace(getattr(settings, training), model=model or settings.models[0])
     path = Path(target) if target else runs_path("pretrain") / profile / f"{cfg.model}.safetensors"
     record = train(cfg, path, device=pick_device(device))
     print(f"{path}: {record['minutes']} minutes; top-1 of {record['n']} images a split:")
@@ -122,7 +137,7 @@ def noise(
     seed: int = 0,
     device: str = "auto",
     out: str = "noise.safetensors",
-    noise: NoiseConfig = NoiseConfig(),  # noqa: B008 frozen
+    noise: NoiseConfig = NoiseConfig(),
 ) -> int:
     """Learn a noise that a model does not notice, and save it with its record.
 
@@ -162,6 +177,74 @@ def noise(
     return 0
 
 
+def evaluate(
+    model: str = "shapes_vit",
+    weights: str = "",
+    columns: str = "",
+    imagenet: str = "",
+    profile: str = "",
+    against: str = "",
+    protocol: str = "pixels",
+    dry_run: bool = False,
+    device: str = "auto",
+    out: str = "",
+    set: Setting = (),
+) -> int:
+    """Measure a model the way Table 2 does; a second call goes on where a killed one was, also under torchrun.
+
+    Args:
+        model: shapes_vit or a timm tag.
+        weights: shipped, pretrained, random, a safetensors file, or a folder of <model>.safetensors.
+        columns: such as clean,fgsm,c; default: those of Table 2, pgd and autoattack.
+        imagenet: ImageNet-style folder with val/; its relatives beside it or by --set data.a=FOLDER and so on.
+        profile: whose numbers of images to take; default: laptop, or imagenet with --imagenet.
+        against: weights of another model of this architecture, for differences on the same images.
+        protocol: pixels, or authors: FGSM and PGD on normalised images, as the paper's code does.
+        dry_run: only list columns, images, forward passes and minutes.
+        device: auto, cpu, cuda or mps.
+        out: write the table to this CSV file, its record beside it as .json.
+        set: override a setting, such as --set suite.images=500 suite.fgsm_eps=4/255.
+    """
+    from nslib.evaluate.comparison import differences
+    from nslib.evaluate.suite import dry_run as estimate
+    from nslib.evaluate.suite import evaluate_model
+    from nslib.experiment import open_bench, open_model
+    from nslib.processes import processes
+    from nslib.runtime import run_record, to_json, write_text
+
+    profile = profile or ("imagenet" if imagenet else "laptop")
+    options = {
+        "data__root": imagenet,
+        "weights": weights,
+        "models": model,
+        "suite__protocol": protocol,
+        "suite__columns": columns.split(",") if columns else "",
+        "device": "" if device == "auto" else device,
+    }
+    settings = resolve(profile, overrides=_overrides(set, **options))
+    team = processes(settings.device)
+    settings = replace(settings, device=str(team.device))
+    bench = open_bench(settings)
+    if dry_run:
+        planned = estimate(bench)
+        print(planned.round(2).to_string(index=False))
+        print(f"{planned.minutes.sum():.1f} minutes on one process as fast as this one")
+        return 0
+    share = {"rank": team.rank, "world": team.world, "gather": team.gather}
+    evaluation = evaluate_model(bench.model, bench.source, settings.suite, surrogate=bench.surrogate, **share)
+    table = evaluation.table()
+    if against:
+        other = open_model(replace(settings, weights=_absolute(against)))
+        base = evaluate_model(other, bench.source, settings.suite, surrogate=bench.surrogate, **share)
+        table = table.merge(differences(evaluation, base), on="column", how="left")
+    if team.rank == 0:
+        print(table.round(2).to_string(index=False))
+        if out:
+            write_text(Path(out), table.to_csv(index=False))
+            write_text(Path(out).with_suffix(".json"), to_json(run_record(settings, against=Path(against))) + "\n")
+    return 0
+
+
 def notebooks() -> int:
     """For maintainers: execute the sources in paper_nb/*.py at the smoke profile and write the .ipynb beside them."""
     from nslib.reproduce import execute_sources
@@ -172,7 +255,7 @@ def notebooks() -> int:
     return 0
 
 
-COMMANDS = {f.__name__: f for f in (reproduce, pretrain, nulldim, noise, notebooks)}
+COMMANDS = {f.__name__: f for f in (reproduce, evaluate, pretrain, nulldim, noise, notebooks)}
 
 
 def main() -> int:

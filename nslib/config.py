@@ -1,11 +1,8 @@
-"""Settings as frozen dataclasses, one a task, and the profiles that override them. This module knows no other."""
+"""Settings of each task as frozen dataclasses. This module knows no other."""
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, fields, is_dataclass, replace
-from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, fields
 
 
 def _require(holds: bool, name: str, expected: str, received: object) -> None:
@@ -18,8 +15,23 @@ class DataConfig:
     """Where images come from."""
 
     kind: str = "shapes"  # or "folder", an ImageNet-style tree
-    root: str = ""  # of the folder
+    root: str = ""  # of the folder, which holds train and val
     seed: int = 0
+    resize: bool = True  # False: train and val are cropped only, for copies that were resized before
+    # The family, each in its published layout; by default the customary name under root (nslib.data.families).
+    a: str = ""
+    r: str = ""
+    v2: str = ""
+    sketch: str = ""
+    stylized: str = ""
+    c: str = ""
+    damagenet: str = ""
+    cue_conflict: str = ""
+
+    def paths(self) -> dict[str, str]:
+        """The folders that are set, by the name of their setting."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "kind"}
+        return {name: value for name, value in values.items() if value and isinstance(value, str)}
 
 
 @dataclass(frozen=True)
@@ -44,6 +56,26 @@ class PretrainConfig:
 
 
 @dataclass(frozen=True)
+class SurrogateConfig(PretrainConfig):
+    """Training of the small CNN on which transferred attacks are made; the last steps see FGSM images.
+
+    Without those its attacks hardly transfer to a ViT.
+    """
+
+    model: str = "surrogate_cnn"
+    steps: int = 1700
+    batch: int = 64
+    lr: float = 4e-3
+    fgsm_steps: int = 300  # the last ones
+    fgsm_eps: float = 8 / 255
+
+    def __post_init__(self):
+        super().__post_init__()
+        _require(0 <= self.fgsm_steps <= self.steps, "fgsm_steps", f"in 0..{self.steps}", self.fgsm_steps)
+        _require(0 <= self.fgsm_eps <= 1, "fgsm_eps", "in [0, 1], 8-bit levels divided by 255", self.fgsm_eps)
+
+
+@dataclass(frozen=True)
 class NoiseConfig:
     """Learning of one noise. Units are those of patch tokens; eps is a squared l2 gap between softmax vectors."""
 
@@ -64,6 +96,60 @@ class NoiseConfig:
         _require(self.eps is None or 0 < self.eps <= 2, "eps", "a squared l2 gap in (0, 2], or None", self.eps)
         _require(self.regularization >= 0, "regularization", ">= 0", self.regularization)
         _require(self.stop_on in ("heldout", "batch"), "stop_on", "heldout or batch", self.stop_on)
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Algorithm 1 and its controls: rounds of learning a noise against the model, then training the model with it."""
+
+    objective: str = "nullspace"  # or a control, see nslib.finetune.objectives
+    rounds: int = 20  # K
+    steps: int = 40  # S, updates of the model in a round
+    batch: int = 128  # images of an update, over all processes together
+    lr: float = 1e-5  # AdamW, cosine to lr_min over all updates
+    lr_min: float = 1e-6
+    weight_decay: float = 0.05  # of matrices
+    clip: float = 1.0  # largest gradient norm
+    noise: NoiseConfig = NoiseConfig()
+    pool: int = 512  # images to learn noise from: the first of the train split, on which the model is never trained
+    heldout: int = 256  # the next ones, on which the stopping of the noise is tested
+    ema: float = 0.0  # decay of an average of the weights, which is then the result; 0: none
+    trainable: str = ""  # only parameters whose name contains this, such as pos_embed; empty: all
+    precision: str = "auto"  # bfloat16 on CUDA, else float32
+    seed: int = 0
+    checkpoint_every: int = 40  # updates between saved states, besides those around each learning of noise
+    # Beyond the paper
+    noises: int = 1  # learned in each round; each update draws one
+    warm_start: float = 0.0  # begin at the last round's noise, at this multiple of its way to the boundary; 0: anew
+    # What is done to the images of an update
+    mixup: float = 0.0  # alpha
+    cutmix: float = 0.0  # alpha
+    smoothing: float = 0.0  # of labels
+    augment: str = ""  # timm's spelling, such as rand-m9-mstd0.5-inc1 or augmix-m3-w3
+    erasing: float = 0.0  # probability
+    drop_path: float = 0.0  # rate of the last block, rising linearly from 0
+    # Of the controls that train on adversarial images, and of sharpness-aware minimisation
+    attack_eps: float = 8 / 255  # linf, images lying in [0, 1]
+    attack_step: float = 2 / 255
+    attack_steps: int = 10
+    trades_beta: float = 1.0
+    sam_rho: float = 0.05
+
+    def __post_init__(self):
+        for name in ("rounds", "steps", "batch", "pool", "heldout", "noises", "checkpoint_every", "attack_steps"):
+            _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
+        for name in ("lr", "clip", "sam_rho"):
+            _require(getattr(self, name) > 0, name, "> 0", getattr(self, name))
+        for name in ("weight_decay", "mixup", "cutmix", "trades_beta"):
+            _require(getattr(self, name) >= 0, name, ">= 0", getattr(self, name))
+        for name in ("ema", "smoothing", "drop_path"):
+            _require(0 <= getattr(self, name) < 1, name, "in [0, 1)", getattr(self, name))
+        for name in ("erasing", "attack_eps", "attack_step"):
+            _require(0 <= getattr(self, name) <= 1, name, "in [0, 1]", getattr(self, name))
+        _require(0 <= self.lr_min <= self.lr, "lr_min", f"in [0, lr = {self.lr}]", self.lr_min)
+        _require(self.warm_start == 0 or self.warm_start > 1, "warm_start", "0, or > 1", self.warm_start)
+        expected = "auto, float32 or bfloat16"
+        _require(self.precision in ("auto", "float32", "bfloat16"), "precision", expected, self.precision)
 
 
 @dataclass(frozen=True)
@@ -95,129 +181,60 @@ class ApproximateStudy:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Everything a notebook can be asked to do differently. The defaults are those of the `laptop` profile."""
+class ClosureStudy:
+    """Notebook 04: Appendix D, Figure 5."""
 
-    profile: str = "laptop"
-    run_name: str = "laptop"
-    seed: int = 0
-    device: str = "auto"
-    data: DataConfig = DataConfig()
-    models: tuple[str, ...] = ("shapes_vit",)
-    weights: str = "shipped"  # shipped, pretrained, random, train (from scratch, kept in the store), a file or folder
-    pool: int = 2048  # images of split train to learn noise from
-    heldout: int = 512  # further images of split train, for stopping tests
-    images: int = 2000  # of split val, for everything reported
-    pretrain: PretrainConfig = PretrainConfig()
-    patch: PatchStudy = PatchStudy()
-    synthesis: SynthesisStudy = SynthesisStudy()
-    approximate: ApproximateStudy = ApproximateStudy()
+    noises: int = 32  # learned from as many starts
+    noise: NoiseConfig = NoiseConfig(batch=64)  # its eps is that of the set
+    images: int = 64  # of the reported ones
+    grid_images: int = 16  # of these, for the grid of Fig. 5b
+    step: float = 0.1  # of the scales, -2 to 2
+    grid_step: float = 0.25  # of alpha and beta, -1.5 to 1.5
+    pairs: int = 50
+    convex: tuple[int, ...] = (3, 5, 10)  # members of further convex combinations
+    spans: tuple[int, ...] = (1, 2, 4, 8, 16, 32)  # noises mixed with coefficients on the unit sphere
+    draws: int = 200  # such combinations
 
 
-PROFILES: dict[str, dict[str, Any]] = {
-    "smoke": {
-        "pool": 256,
-        "heldout": 128,
-        "images": 256,
-        "patch.images": 16,
-        "synthesis.lambdas": (0.1, 1.0),
-        "synthesis.noise.steps": 20,
-        "approximate.eps": (0.03, 0.1),
-        "approximate.starts": 2,
-        "approximate.noise.steps": 60,
-        "approximate.reach_images": 128,
-    },
-    "laptop": {},
-    "full": {
-        "images": 4000,
-        "synthesis.starts": 3,
-        "synthesis.noise.lr": 0.02,
-        "synthesis.noise.steps": 400,
-        "approximate.starts": 10,
-    },
-    "gpu": {
-        "models": ("vit_small_patch32_224", "vit_base_patch32_224"),
-        "weights": "train",
-        "pretrain.size": 224,
-        "pretrain.steps": 10000,
-        "pretrain.batch": 256,
-        "pretrain.lr": 1e-3,
-        "images": 4000,
-        "synthesis.starts": 3,
-    },
-    "imagenet": {
-        "data.kind": "folder",
-        "models": ("vit_small_patch32_224.augreg_in21k_ft_in1k", "vit_base_patch32_224.augreg_in21k_ft_in1k"),
-        "weights": "pretrained",
-        # Sized for two cores without a GPU; the README has the paper's own sizes for a GPU.
-        "pool": 768,
-        "heldout": 192,
-        "images": 400,
-        "synthesis.lambdas": (0.01, 0.1, 0.3, 0.6, 1.0, 2.0),
-        "synthesis.noise.limit": 0.1,
-        "synthesis.noise.lr": 0.005,
-        "synthesis.noise.steps": 100,
-        "synthesis.noise.batch": 16,
-        "approximate.eps": (0.03, 0.1),
-        "approximate.starts": 1,
-        "approximate.noise.limit": 0.5,
-        "approximate.noise.lr": 0.02,
-        "approximate.noise.steps": 120,
-        "approximate.noise.batch": 16,
-        "approximate.reach_images": 128,
-    },
-}
+@dataclass(frozen=True)
+class SuiteConfig:
+    """What is measured of a model, and how hard. Budgets are in pixel units, images lying in [0, 1]."""
+
+    columns: tuple[str, ...] = (
+        *("clean", "patchfool", "cw", "fgsm", "damagenet", "a", "c", "v2", "r", "sketch", "stylized"),  # Table 2
+        *("pgd", "autoattack"),
+    )
+    images: int = 1000  # of each column, or as many as there are
+    costly_images: int = 64  # of patchfool, cw and autoattack
+    batch: int = 128
+    fgsm_eps: float = 1 / 255  # linf, as the likeliest of the four values in the authors' code
+    pgd_eps: float = 1 / 255  # linf, in steps of a quarter
+    pgd_steps: int = 10
+    autoattack_eps: float = 8 / 255  # linf
+    cw_budget: float = 0.5  # l2; an image counts as right if the nearest adversarial one is farther away
+    cw_steps: int = 50
+    patchfool_steps: int = 250
+    patchfool_patches: int = 1
+    patchfool_bound: float | None = None  # linf inside the patches; None: any colour
+    transfer_eps: float = 16 / 255  # linf, of damagenet's images, made on the surrogate
+    transfer_smoothing: int = 7  # pixels; 1 is none
+    protocol: str = "pixels"  # or "authors": FGSM and PGD on normalised images as if these lay in [0, 1]
+    seed: int = 0  # of corruptions and of the attacks' random starts
+
+    def __post_init__(self):
+        for name in ("images", "costly_images", "batch", "pgd_steps", "cw_steps", "patchfool_steps"):
+            _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
+        for name in ("fgsm_eps", "pgd_eps", "autoattack_eps", "transfer_eps"):
+            expected = "in [0, 1], 8-bit levels divided by 255"
+            _require(0 <= getattr(self, name) <= 1, name, expected, getattr(self, name))
+        _require(self.cw_budget >= 0, "cw_budget", ">= 0", self.cw_budget)
+        _require(self.protocol in ("pixels", "authors"), "protocol", "pixels or authors", self.protocol)
 
 
-def resolve(profile: str, run_name: str = "", overrides: dict[str, Any] | None = None) -> Settings:
-    """The settings of a profile, with overrides by dotted name such as {"synthesis.noise.steps": 100}.
+@dataclass(frozen=True)
+class RobustnessStudy:
+    """Notebook 06: the columns of Table 2, and accuracy against the strength of an attack."""
 
-    At `imagenet` the image folder and the weights default to $NSLIB_IMAGENET and $NSLIB_WEIGHTS, and with a folder of
-    weights the models to the plain ViTs that it holds.
-
-    Raises:
-        ValueError: unknown profile or name, or a value of another type than the default's.
-    """
-    if profile not in PROFILES:
-        raise ValueError(f"profile must be one of {', '.join(PROFILES)}, got {profile!r}")
-    chosen = {**PROFILES[profile], **(_real_input(overrides or {}) if profile == "imagenet" else overrides or {})}
-    settings = Settings(profile=profile, run_name=run_name or profile)
-    for name, value in chosen.items():
-        settings = _override(settings, name, name.split("."), value)
-    return settings
-
-
-def _real_input(overrides: dict[str, Any]) -> dict[str, Any]:
-    """Fill in folders from the environment, and models from the folder of weights."""
-    environment = {"data.root": os.environ.get("NSLIB_IMAGENET"), "weights": os.environ.get("NSLIB_WEIGHTS")}
-    chosen = {k: v for k, v in environment.items() if v} | overrides
-    folder = Path(chosen.get("weights", ""))
-    if "models" not in chosen and chosen.get("weights") and folder.is_dir():
-        found = tuple(sorted(p.stem for p in folder.glob("vit_*.safetensors")))
-        if not found:
-            raise ValueError(f"no vit_*.safetensors in {folder}: name the models with --set models=TAG")
-        chosen["models"] = found
-    return chosen
-
-
-def _override(part: Any, full_name: str, path: list[str], value: Any) -> Any:
-    known = {f.name: getattr(part, f.name) for f in fields(part)}
-    head, *rest = path
-    if head not in known or (rest and not is_dataclass(known[head])) or (not rest and is_dataclass(known[head])):
-        raise ValueError(f"no setting {full_name!r}: {type(part).__name__} has {', '.join(known)}")
-    if rest:
-        return replace(part, **{head: _override(known[head], full_name, rest, value)})
-    return replace(part, **{head: _typed(full_name, get_type_hints(type(part))[head], known[head], value)})
-
-
-def _typed(name: str, hint: Any, default: Any, value: Any) -> Any:
-    """The value in the type of its setting: JSON and command lines know no tuples, and write 1 for 1.0."""
-    if get_origin(hint) is tuple:
-        values = value if isinstance(value, list | tuple) else [value]
-        return tuple(_typed(name, get_args(hint)[0], default, v) for v in values)
-    allowed = get_args(hint) or (hint,)
-    if float in allowed and type(value) is int:
-        return float(value)
-    if type(value) not in allowed:
-        raise ValueError(f"setting {name} must be a {allowed[0].__name__} such as {default!r}, got {value!r}")
-    return value
+    eps: tuple[float, ...] = (0.0, 0.25 / 255, 0.5 / 255, 1 / 255, 2 / 255, 4 / 255, 8 / 255, 16 / 255)  # linf, pixels
+    images: int = 128  # of the curves
+    authors_images: int = 256  # of the comparison with the authors' handling

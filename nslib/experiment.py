@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+import torch
 from filelock import FileLock
+from torch import nn
 
-from nslib.config import Settings
+from nslib.attacks.surrogate import SURROGATE_CNN, load_surrogate
+from nslib.config import PretrainConfig
+from nslib.data.shapes import CLASSES
+from nslib.data.shapes import VERSION as SHAPES_VERSION
 from nslib.data.source import Source, open_source
+from nslib.evaluate.bench import Bench
 from nslib.models import StagedViT, load_model
 from nslib.nullspace.membership import CleanPass, Pool, clean_pass, make_pool
 from nslib.pretrain import pretrain
+from nslib.profiles import Settings
 from nslib.runtime import pick_device, store_path
 from nslib.store import digest
 
@@ -32,12 +41,38 @@ def open_model(settings: Settings, name: str | None = None) -> StagedViT:
     if settings.weights != "train":
         return load_model(name, settings.weights, seed=settings.seed, device=device)
     cfg = replace(settings.pretrain, model=name)
-    target = store_path() / "pretrain" / digest(cfg) / f"{name}.safetensors"
+    return load_model(name, _trained(cfg, device), num_classes=len(CLASSES), img_size=cfg.size, device=device)
+
+
+def _trained(cfg: PretrainConfig, device: torch.device) -> Path:
+    """The weights that these settings give, trained now unless the store has them."""
+    target = store_path() / "pretrain" / digest([cfg, SHAPES_VERSION]) / f"{cfg.model}.safetensors"
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if not target.is_file():
             pretrain(cfg, target, device=device)
-    return load_model(name, target, num_classes=10, img_size=cfg.size, device=device)
+    return target
+
+
+def open_surrogate(settings: Settings, model: StagedViT) -> nn.Module | None:
+    """The network on which transferred images for this model are made; None where there is none to be had.
+
+    Warns:
+        UserWarning: its weights are missing or cannot be fetched.
+    Raises:
+        ValueError: the weights do not fit.
+    """
+    name, weights = settings.surrogate, settings.surrogate_weights
+    if not name or name == model.name or (name == SURROGATE_CNN) != (settings.data.kind == "shapes"):
+        return None  # images made on the model itself would not be transferred, nor those of the CNN be photographs
+    try:
+        if name != SURROGATE_CNN:
+            return load_model(name, weights, device=model.device)
+        path = weights if weights != "train" else str(_trained(settings.surrogate_pretrain, model.device))
+        return load_surrogate(path, num_classes=len(CLASSES), size=model.image_shape[1], device=model.device)
+    except (FileNotFoundError, ConnectionError) as error:
+        warnings.warn(f"no transferred images: {error}", stacklevel=2)
+        return None
 
 
 def open_experiment(settings: Settings, name: str | None = None) -> Experiment:
@@ -47,3 +82,9 @@ def open_experiment(settings: Settings, name: str | None = None) -> Experiment:
     learning, _ = source.take("train", settings.pool + settings.heldout)
     reported, _ = source.take("val", settings.images)
     return Experiment(model, source, make_pool(model, learning, heldout=settings.heldout), clean_pass(model, reported))
+
+
+def open_bench(settings: Settings, name: str | None = None) -> Bench:
+    """A model of the settings, by default the first, with its data set and the surrogate that goes with it."""
+    model = open_model(settings, name)
+    return Bench(model, open_source(settings.data, model), settings.suite, open_surrogate(settings, model))

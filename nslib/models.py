@@ -225,7 +225,7 @@ def load_model(
             torch.manual_seed(seed)
             model = build_model(name, **kwargs)
         if str(weights) != "random":
-            _load_weights(model, _weights_file(name, weights))
+            _load_weights(model, weights_path(name, weights))
     return model.to(device).eval()
 
 
@@ -243,7 +243,13 @@ def _from_hub(name: str, kwargs: dict) -> StagedViT:
         ) from error
 
 
-def _weights_file(name: str, weights: str | Path) -> Path:
+def weights_path(name: str, weights: str | Path) -> Path:
+    """The safetensors file meant: `shipped`, a file, or a folder that holds `<name>.safetensors`.
+
+    Raises:
+        FileNotFoundError: it is missing, or nothing ships for this name.
+        ValueError: it is a pickle.
+    """
     if str(weights) == "shipped":
         path = data_path("checkpoints", f"{name}.safetensors")
         if not path.is_file():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn
 from matplotlib.axes import Axes
 from torch import Tensor
 
@@ -20,9 +23,20 @@ COLOURS = {
     "complement": "#CC79A7",
     "heldout": "#0072B2",
     "batch": "#D55E00",
+    "FGSM": "#0072B2",
+    "PGD": "#009E73",
+    "random signs": "#E69F00",
     "paper": "#7F7F7F",
 }
-DASHES = {"permuted": "--", "random": ":", "pool": "-.", "complement": "--", "paper": "-."}
+DASHES = {
+    "permuted": "--",
+    "random": ":",
+    "pool": "-.",
+    "complement": "--",
+    "paper": "-.",
+    "random signs": ":",
+    "FGSM": "--",
+}
 MARKERS = {"permuted": "s", "random": "^", "pool": "d", "complement": "s", "paper": "x"}
 
 
@@ -89,10 +103,10 @@ def caption(figure: plt.Figure, text: str) -> None:
     figure.supxlabel(text, fontsize=6, color="0.35")
 
 
-def legend_above(figure: plt.Figure, ax: Axes) -> None:
-    """One legend for all panels, over them."""
+def legend_above(figure: plt.Figure, ax: Axes, *, columns: int | None = None) -> None:
+    """One legend for all panels, over them, in one row or in so many columns."""
     handles, labels = ax.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns or len(labels))
 
 
 def grouped(table: pd.DataFrame, ax: Axes) -> Axes:
@@ -113,3 +127,38 @@ def shadow(ax: Axes) -> Axes:
     ax.annotate("nullspace", (0.25, 0.95), xytext=(0.32, 0.97), color=COLOURS["nullspace"], va="center")
     ax.set(xlim=(0, 1), ylim=(0, 1.05), xticks=[], yticks=[], xlabel="shadows")
     return ax
+
+
+def rows_of_table2(ours: pd.DataFrame, printed: pd.DataFrame, ax: Axes) -> Axes:
+    """Our columns with their intervals, over the paper's base and NS rows in the same order of columns."""
+    names = [c for c in ours.column if c in printed.columns]
+    rows = ours.set_index("column").loc[names]
+    place = np.arange(len(names))
+    reach = [(rows.value - rows.low).clip(lower=0), (rows.high - rows.value).clip(lower=0)]
+    ax.errorbar(place, rows.value, reach, fmt="o", color=COLOURS["learned"], capsize=2, label="ours, base")
+    for model, marker in (("ViT-S", "x"), ("ViT-S + NS", "+"), ("ViT-B", "1"), ("ViT-B + NS", "2")):
+        values = printed.set_index("model").loc[model, names].astype(float)
+        ax.plot(place, values, marker, color=COLOURS["paper"], label=f"paper, {model}")
+    ax.set_xticks(place, [f"{n} (error)" if n == "c" else n for n in names], rotation=30, ha="right")
+    ax.grid(axis="x", visible=False)
+    return ax
+
+
+def heat(table: pd.DataFrame, ax: Axes, *, label: str) -> Axes:
+    """A table of percentages as a heat map with its numbers."""
+    return seaborn.heatmap(table, ax=ax, vmin=0, vmax=100, cmap="viridis", annot=True, fmt=".0f",
+                           annot_kws={"size": 6}, cbar_kws={"label": label})  # fmt: skip
+
+
+def answers(examples: Mapping[str, Any], class_names: Sequence[str]) -> plt.Figure:
+    """The first image of each column that the model sees, with its class and, where it differs, the answer."""
+    columns = 7
+    lines = -(-len(examples) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(columns * 0.95, lines * 1.25), squeeze=False)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for ax, (name, (images, labels, predictions)) in zip(axes.flat, examples.items(), strict=False):
+        truth, answer = (class_names[int(t[0])] for t in (labels, predictions))
+        picture(images[0], ax, f"{name}\n{truth}" if truth == answer else f"{name}\n{truth} → {answer}")
+        ax.title.set(fontsize=6, color="black" if truth == answer else COLOURS["permuted"])
+    return figure

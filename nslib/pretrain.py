@@ -1,4 +1,4 @@
-"""Train a ViT on `shapes` from scratch. Resumable: killed at any step, it ends with the weights of an unbroken run."""
+"""Train a classifier on `shapes` from scratch; a killed run goes on and ends with the weights of an unbroken one."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from nslib.config import PretrainConfig
+from nslib.attacks.gradient import pgd
+from nslib.attacks.surrogate import load_surrogate, surrogate_cnn
+from nslib.config import PretrainConfig, SurrogateConfig
 from nslib.data.shapes import CLASSES, SPLITS, VERSION, render
-from nslib.models import StagedViT, build_model, load_model
-from nslib.runtime import atomic_path, run_record, to_json, write_text
+from nslib.models import build_model, load_model
+from nslib.runtime import atomic_path, generator, run_record, to_json, write_text
 
 
 def pretrain(cfg: PretrainConfig, target: Path, *, device: str | torch.device = "cpu", progress: bool = True) -> dict:
@@ -24,7 +27,7 @@ def pretrain(cfg: PretrainConfig, target: Path, *, device: str | torch.device = 
 
     The state is saved every `cfg.checkpoint_every` steps beside the target and removed at the end. Step s sees the
     images s * batch ... of split train, flipped never: rotation is already part of the data. Where the target was
-    trained with the same settings already it is only measured again.
+    trained with the same settings already it is only measured again. A `SurrogateConfig` trains the surrogate CNN.
 
     Returns:
         the record: configuration, steps, minutes, accuracy on every split with its n, versions.
@@ -36,7 +39,10 @@ def pretrain(cfg: PretrainConfig, target: Path, *, device: str | torch.device = 
     minutes = _minutes_of_finished(cfg, target)
     if minutes is None:
         minutes = _train(cfg, target, device, progress)
-    model = load_model(cfg.model, target, num_classes=len(CLASSES), img_size=cfg.size, device=device)
+    if isinstance(cfg, SurrogateConfig):
+        model = load_surrogate(str(target), num_classes=len(CLASSES), size=cfg.size, device=device)
+    else:
+        model = load_model(cfg.model, target, num_classes=len(CLASSES), img_size=cfg.size, device=device)
     splits = [s for s in SPLITS if s != "train"]
     top1 = {s: accuracy(model, *render(s, range(cfg.report_images), size=cfg.size, device=device)) for s in splits}
     record = run_record(
@@ -65,8 +71,12 @@ def _train(cfg: PretrainConfig, target: Path, device: str | torch.device, progre
     """Train from scratch, or on from a saved state, and save the weights; returns minutes."""
     state_file = _state_file(target)
     torch.manual_seed(cfg.seed)
-    model = build_model(cfg.model, num_classes=len(CLASSES), img_size=cfg.size).to(device).train()
-    optimizer = torch.optim.AdamW(_decay_groups(model, cfg.weight_decay), lr=cfg.lr)
+    if isinstance(cfg, SurrogateConfig):
+        model = network = surrogate_cnn(len(CLASSES), cfg.size).to(device).train()
+    else:
+        model = build_model(cfg.model, num_classes=len(CLASSES), img_size=cfg.size).to(device).train()
+        network = model.vit
+    optimizer = torch.optim.AdamW(_decay_groups(network, cfg.weight_decay), lr=cfg.lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, cfg.lr, total_steps=cfg.steps, pct_start=0.2)
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
     first, seconds = _restore(state_file, cfg, parts, device)
@@ -77,6 +87,8 @@ def _train(cfg: PretrainConfig, target: Path, device: str | torch.device, progre
     ):
         indices = torch.arange(step * cfg.batch, (step + 1) * cfg.batch)
         images, labels = render("train", indices, seed=cfg.seed, size=cfg.size, device=device)
+        if isinstance(cfg, SurrogateConfig) and step >= cfg.steps - cfg.fgsm_steps:
+            images = _fgsm_images(model, images, labels, cfg, step)
         loss = F.cross_entropy(model(images), labels)
         if not torch.isfinite(loss):
             raise FloatingPointError(
@@ -91,8 +103,18 @@ def _train(cfg: PretrainConfig, target: Path, device: str | torch.device, progre
             _save(state_file, cfg, parts, step + 1, time.monotonic() - started)
 
     with atomic_path(target) as partial:
-        save_file({k: v.cpu().contiguous() for k, v in model.vit.state_dict().items()}, partial)
+        save_file({k: v.cpu().contiguous() for k, v in network.state_dict().items()}, partial)
     return (time.monotonic() - started) / 60
+
+
+def _fgsm_images(model: nn.Module, images: Tensor, labels: Tensor, cfg: SurrogateConfig, step: int) -> Tensor:
+    """One step of 1.25 eps from a random start, as in fast adversarial training (arXiv:2001.03994)."""
+    model.eval()
+    draws = generator(cfg.seed + step)
+    found = pgd(model, images, labels, eps=cfg.fgsm_eps, step=1.25 * cfg.fgsm_eps, steps=1, random_start=True,
+                generator=draws)  # fmt: skip
+    model.train()
+    return found
 
 
 @torch.inference_mode()
@@ -104,10 +126,10 @@ def accuracy(model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, 
     return sum(hits) / len(labels)
 
 
-def _decay_groups(model: StagedViT, weight_decay: float) -> list[dict]:
+def _decay_groups(network: nn.Module, weight_decay: float) -> list[dict]:
     """Matrices decay; biases, norms, class token and position embedding do not."""
-    skip = model.vit.no_weight_decay()
-    named = list(model.vit.named_parameters())
+    skip = network.no_weight_decay() if isinstance(network, VisionTransformer) else set()
+    named = list(network.named_parameters())
     flat = {n for n, p in named if p.ndim <= 1 or n in skip}
     return [
         {"params": [p for n, p in named if n not in flat], "weight_decay": weight_decay},

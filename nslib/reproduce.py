@@ -18,7 +18,7 @@ from nbclient import NotebookClient
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from nslib.config import Settings, resolve
+from nslib.profiles import Settings, resolve
 from nslib.runtime import atomic_path, checkout, data_path, figures_path, runs_path, to_json, versions, write_text
 
 # Messages to and from kernels are encrypted where the kernel can: without, each warns that its port is open.
@@ -180,12 +180,13 @@ def _key(notebook: Path, parameters: dict[str, Any], inputs: str) -> str:
 def _inputs_digest(settings: Settings) -> str:
     """Settings as resolved, contents of the weights, names and sizes of the images."""
     h = hashlib.sha256(to_json(settings).encode())
-    weights = Path(settings.weights)
-    files = [weights] if weights.is_file() else sorted(weights.glob("*.safetensors")) if weights.is_dir() else []
-    for path in files or sorted(data_path("checkpoints").glob("*.safetensors")):
+    files = sorted(data_path("checkpoints").glob("*.safetensors"))
+    for weights in map(Path, (settings.weights, settings.surrogate_weights)):
+        files += [weights] if weights.is_file() else sorted(weights.glob("*.safetensors")) if weights.is_dir() else []
+    for path in files:
         h.update(hashlib.sha256(path.read_bytes()).digest())
-    if settings.data.root:
-        for folder, _, names in sorted(os.walk(settings.data.root)):
+    for root in settings.data.paths().values():
+        for folder, _, names in sorted(os.walk(root)):
             h.update(str([(folder, n, os.path.getsize(os.path.join(folder, n))) for n in sorted(names)]).encode())
     return h.hexdigest()
 

@@ -42,8 +42,8 @@ def tensor_digest(*tensors: Tensor) -> str:
 
 
 def model_digest(model: nn.Module) -> str:
-    """Digest of all parameters and buffers, names included."""
-    state = model.state_dict()
+    """Digest of all parameters and buffers, names included; also of those, such as mean and std, that no file holds."""
+    state = model.state_dict() | dict(model.named_buffers())
     return digest([sorted(state), tensor_digest(*(state[k] for k in sorted(state)))])
 
 

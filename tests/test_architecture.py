@@ -14,8 +14,8 @@ NAMES = [str(f.relative_to(PACKAGE)) for f in FILES]
 # From the ground up. A room may import those on floors below it, and itself.
 FLOORS = (
     {"config", "intervals"},
-    {"progress", "runtime"},
-    {"store"},
+    {"profiles", "progress", "runtime"},
+    {"store", "processes"},
     {"models"},
     {"data", "nullspace", "attacks"},
     {"evaluate", "finetune", "analysis", "pretrain"},

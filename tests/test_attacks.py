@@ -15,8 +15,9 @@ from nslib.attacks.budget import project, random_point, seal
 from nslib.attacks.carlini import carlini_wagner
 from nslib.attacks.gradient import fgsm, pgd
 from nslib.attacks.patchfool import _ascent, choose_patches, patch_fool, patch_mask
+from nslib.attacks.surrogate import surrogate_cnn
 from nslib.attacks.target import optional
-from nslib.attacks.transfer import _smooth, surrogate_cnn, transfer_set
+from nslib.attacks.transfer import _smooth, transfer_set
 from nslib.data.shapes import render
 from nslib.models import load_model
 from nslib.runtime import generator

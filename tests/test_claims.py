@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from nslib.config import PROFILES, resolve
 from nslib.intervals import Estimate
+from nslib.profiles import PROFILES, resolve
 from nslib.report import claims
 from nslib.report.claims import judge, read_claims
 from nslib.report.record import Record

@@ -1,16 +1,19 @@
 """The command line: exit codes, mistakes told in one line, and each command on something small."""
 
 import json
+import re
 import resource
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 from safetensors.torch import load_file, save_file
 
 import nslib
 from nslib import cli
 from nslib.cli import _overrides, main
+from nslib.models import load_model
 from nslib.reproduce import DONE, FAILED, SKIPPED, Outcome
 
 
@@ -65,7 +68,14 @@ def paper(monkeypatch):
         (("nulldim", "--weights", "random", "--tol", "-1"), "tol must be >= 0, got -1"),
         (("noise", "--weights", "random", "--heldout", "0"), "0 < heldout"),
         (("noise", "--weights", "random", "--device", "gpu"), "pass auto, cpu, cuda or mps"),
-        (("noise", "--weights", "random", "--imagenet", "x"), "expected <root>/<split>/<wnid>/*.JPEG"),
+        (
+            ("noise", "--model", "vit_tiny_patch16_224", "--weights", "random", "--imagenet", "x"),
+            "expected <root>/<split>/<wnid>/*.JPEG",
+        ),
+        (("noise", "--weights", "random", "--imagenet", "x"), "use a model with the head of ImageNet-1k"),
+        (("evaluate", "--columns", "clean,frog"), "no column 'frog': there are clean, patchfool"),
+        (("evaluate", "--set", "suite.fgsm_eps=8"), "fgsm_eps must be in [0, 1], 8-bit levels divided by 255, got 8.0"),
+        (("evaluate", "--protocol", "paper"), "protocol must be pixels or authors, got 'paper'"),
         (("pretrain", "--profile", "fast"), "profile must be one of"),
         (("pretrain", "--set", "epochs=3"), "no setting 'pretrain.epochs'"),
         (("pretrain", "--set", "steps=0"), "steps must be >= 1, got 0"),
@@ -231,3 +241,38 @@ def test_foreign_weights_by_folder(call, tmp_path):
     code, text, _ = call("nulldim", "--model", "vit_tiny_patch16_224", "--weights", str(tmp_path))
     assert code == 0
     assert "null dimension 576" in text
+
+
+# Evaluation
+
+
+def test_evaluate_writes_a_table_and_its_record(call, tmp_path):
+    tiny = ("--set", "suite.images=6", "suite.batch=4", "suite.fgsm_eps=2/255")
+    out = tmp_path / "row.csv"
+    code, printed, _ = call("evaluate", "--columns", "clean,fgsm", *tiny, "--out", str(out))
+    assert code == 0
+    assert "top-1" in printed
+    table = pd.read_csv(out).set_index("column")
+    assert table.n.tolist() == [6, 6]
+    record = json.loads(out.with_suffix(".json").read_text())
+    assert record["config"]["suite"]["fgsm_eps"] == pytest.approx(2 / 255)
+
+
+def test_evaluate_against_another_model(call, tmp_path):
+    out = tmp_path / "row.csv"
+    other = str(tmp_path / "other.safetensors")
+    save_file(load_model(weights="random").vit.state_dict(), other)
+    tiny = ("--columns", "clean", "--set", "suite.images=40")
+    code, _, _ = call("evaluate", "--against", other, *tiny, "--out", str(out))
+    assert code == 0
+    row = pd.read_csv(out).iloc[0]
+    assert row.difference > 50  # percentage points: the other one knows nothing
+    assert row.difference_low > 0
+    assert row.p < 1e-3
+
+
+def test_evaluate_dry_run_only_counts(call):
+    code, printed, _ = call("evaluate", "--dry-run", "--columns", "clean,c")
+    assert code == 0
+    assert re.search(r"c\s+1000\s+75000", printed)
+    assert "minutes on one process" in printed

@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from nslib.config import PROFILES, NoiseConfig, PretrainConfig, Settings, resolve
+from nslib.config import NoiseConfig, PretrainConfig
+from nslib.profiles import PROFILES, Settings, resolve
 
 FOLDERS = ("NSLIB_IMAGENET", "NSLIB_WEIGHTS")
 

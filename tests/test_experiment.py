@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from conftest import make_vit
 
-from nslib.config import DataConfig, resolve
+from nslib.config import DataConfig
 from nslib.data.source import open_source
 from nslib.experiment import open_experiment, open_model
+from nslib.profiles import resolve
 
 TINY = {
     "device": "cpu",
@@ -48,7 +50,7 @@ def test_folder_without_root_names_the_option(monkeypatch):
         open_experiment(settings)
 
 
-def test_folder_with_too_few_images_says_how_many(vit, image_tree):
-    source = open_source(DataConfig(kind="folder", root=str(image_tree)), vit)
+def test_folder_with_too_few_images_says_how_many(image_tree):
+    source = open_source(DataConfig(kind="folder", root=str(image_tree)), make_vit(num_classes=1000))
     with pytest.raises(ValueError, match="holds 12 images, asked for 8 to 108: ask for fewer"):
         source.take("val", 100, start=8)

@@ -1,14 +1,18 @@
 """ImageNet-style folders: labels by the order of all wnids, pixels as the model expects, nothing skipped in silence."""
 
+import json
+import os
+
 import pytest
 import torch
 from conftest import WNIDS, make_vit, real_folder
 from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from nslib.config import DataConfig
-from nslib.data.folders import FolderImages, wnids
+from nslib.data.folders import FolderImages, eval_transform, label_of, wnids
 from nslib.data.source import open_source
-from nslib.models import load_model
+from nslib.models import StagedViT, load_model
 from nslib.pretrain import accuracy
 
 
@@ -16,6 +20,18 @@ def test_wnids_are_the_thousand_in_order():
     order = wnids()
     assert len(set(order)) == 1000
     assert [order.index(w) for w in WNIDS] == [0, 207, 999]  # as ImageNet's class index prints them
+
+
+@pytest.mark.parametrize("subset", ["imagenet-a", "imagenet-r"])
+def test_subsets_keep_their_places_among_the_thousand(subset):
+    labels = label_of(subset)
+    assert len(labels) == 200
+    assert all(wnids()[label] == wnid for wnid, label in labels.items())
+
+
+def test_unknown_subset():
+    with pytest.raises(ValueError, match="subset must be one of imagenet-1k, imagenet-a, imagenet-r, got"):
+        wnids("imagenet-b")
 
 
 def test_labels_and_pixels_of_a_few_classes(image_tree, vit):
@@ -60,6 +76,27 @@ def test_size_and_crop_come_from_the_model(image_tree):
         assert pixels[..., 2:-2, :].max() < 0.05  # bicubic resizing blurs the rim
 
 
+def test_without_resizing_pixels_of_224_stay_as_they_are():
+    ramp = torch.arange(227 * 240).remainder(251).reshape(227, 240).to(torch.uint8)
+    image = Image.fromarray(ramp.numpy())
+    cropped = eval_transform(make_vit(img_size=224), resize=False)(image)
+    assert torch.equal(cropped, ramp[2:226, 8:232].unsqueeze(0))  # torchvision rounds the odd row to even
+
+
+@pytest.mark.parametrize("size", [(32, 32), (48, 32), (300, 300)])
+@pytest.mark.parametrize("image_size", [(224, 224), (20, 50)])
+def test_without_resizing_other_models_see_the_same_part(size, image_size):
+    """A white rim one eighth wide: it is scaled with the image, not cut away, and no black border is added."""
+    width, height = image_size
+    image = Image.new("L", image_size, 255)
+    image.paste(128, (width // 8, height // 8, width - width // 8, height - height // 8))
+    seen = eval_transform(make_vit(img_size=size), resize=False)(image)
+    assert seen.shape == (1, *size)
+    assert seen.min() > 100
+    if width == height and size[0] == size[1]:
+        assert seen[0, size[0] // 16].float().mean() > 230
+
+
 def test_order_is_drawn_from_the_seed_and_spread_over_classes(image_tree, vit):
     def order(seed):
         return [f for f, _ in FolderImages(image_tree, "val", vit, seed=seed).files]
@@ -70,7 +107,8 @@ def test_order_is_drawn_from_the_seed_and_spread_over_classes(image_tree, vit):
     assert firsts == set(WNIDS)
 
 
-def test_take_cuts_disjoint_pieces_and_limits_them(image_tree, vit):
+def test_take_cuts_disjoint_pieces_and_limits_them(image_tree):
+    vit = make_vit(num_classes=1000)
     source = open_source(DataConfig(kind="folder", root=str(image_tree), seed=2), vit)
     first, rest = source.take("val", 5), source.take("val", 7, start=5)
     together = FolderImages(image_tree, "val", vit, seed=2).load(range(12))
@@ -78,6 +116,45 @@ def test_take_cuts_disjoint_pieces_and_limits_them(image_tree, vit):
     assert torch.equal(torch.cat([first.labels, rest.labels]), together.labels)
     with pytest.raises(ValueError, match="holds 12 images, asked for 5 to 13: ask for fewer"):
         source.take("val", 8, start=5)
+
+
+def test_classes_to_keep(image_tree, vit):
+    images = FolderImages(image_tree, "val", vit, classes=(0, 999, 5))
+    assert len(images) == 8
+    assert images.load(range(8)).labels.unique().tolist() == [0, 999]
+    with pytest.raises(
+        FileNotFoundError, match=r"no images in .*/val: expected some of the 1 classes asked for as <root>"
+    ):
+        FolderImages(image_tree, "val", vit, classes=(5,))
+
+
+def test_identity_tells_files_order_and_transform(image_tree, vit):
+    def identity(model=vit, **kwargs):
+        return FolderImages(image_tree, "val", model, **kwargs).identity()
+
+    first = identity()
+    assert first == identity()
+    assert first["images"] == 12
+    assert json.loads(json.dumps(first)) == first
+    assert "0x" not in first["transform"]  # no address of an object
+    others = [identity(seed=1), identity(resize=False), identity(make_vit(img_size=48))]
+    image = image_tree / "val" / WNIDS[0] / "image_0.JPEG"
+    content, stat = image.read_bytes(), image.stat()
+    image.write_bytes(content[::-1])  # as long as before
+    os.utime(image, ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
+    others.append(identity())
+    image.write_bytes(content + b"1")
+    os.utime(image, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    others.append(identity())
+    image.rename(image.with_name("other.JPEG"))
+    others.append(identity())
+    assert len({str(i) for i in [first, *others]}) == 7
+
+
+def test_identity_does_not_depend_on_where_the_folder_lies(image_tree, vit, tmp_path):
+    first = FolderImages(image_tree, "val", vit).identity()
+    image_tree.rename(tmp_path / "moved")
+    assert FolderImages(tmp_path / "moved", "val", vit).identity() == first
 
 
 def test_unreadable_images_are_counted_and_named(image_tree, vit):
@@ -135,3 +212,26 @@ def test_pretrained_vit_knows_real_images():
     pixels, labels = open_source(DataConfig(kind="folder", root=str(root)), model).take("val", 200)
     assert labels.unique().numel() > 100
     assert accuracy(model, pixels, labels, batch=50) > 0.75
+
+
+@pytest.mark.real
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("split", "resize", "normalisation", "percent"),
+    [
+        ("val", False, "own", 82.38),  # these copies were resized before
+        ("train", True, "own", 81.10),
+        ("train", True, "other", 49.40),  # DeiT's, with which the authors read this ViT
+    ],
+)
+def test_pretrained_vit_reaches_the_known_accuracy(split, resize, normalisation, percent):
+    root, weights = real_folder("NSLIB_IMAGENET"), real_folder("NSLIB_WEIGHTS")
+    model = load_model("vit_tiny_patch16_224.augreg_in21k_ft_in1k", weights)
+    if normalisation == "other":
+        model = StagedViT(model.vit, mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD).eval()
+    source = open_source(DataConfig(kind="folder", root=str(root), resize=resize), model)
+    n, hits = source.count(split), 0
+    for start in range(0, n, 100):
+        pixels, labels = source.take(split, min(100, n - start), start=start)
+        hits += round(accuracy(model, pixels, labels, batch=50) * len(labels))
+    assert hits == pytest.approx(percent / 100 * n, abs=2)

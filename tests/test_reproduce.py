@@ -7,7 +7,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
 import nslib.reproduce as runner
-from nslib.config import resolve
+from nslib.profiles import resolve
 from nslib.reproduce import DONE, FAILED, SKIPPED, find_notebooks, reproduce
 
 PARAMETERS = 'profile = "smoke"\nrun_name = ""\noverrides = {}'

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from nslib.config import NoiseConfig, Settings
+from nslib.config import NoiseConfig
 from nslib.models import load_model
+from nslib.profiles import Settings
 from nslib.runtime import atomic_path, figures_path, pick_device, run_record, store_path, to_json, versions, write_text
 from nslib.store import cached, digest, model_digest, tensor_digest
 

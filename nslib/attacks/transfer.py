@@ -2,41 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nslib.attacks.budget import check_budget, project, seal
 from nslib.attacks.target import under_attack
-
-_WIDTHS = (24, 48, 64, 96)  # with ten classes 236,354 parameters: under 1 MB in float32
-
-
-def surrogate_cnn(num_classes: int, size: int) -> nn.Sequential:
-    """An untrained small CNN for square images of about this size, (B, 3, size, size) in [0, 1] -> (B, num_classes).
-
-    Plain 3 x 3 convolutions: whatever transfers to a ViT owes nothing to attention or to a grid of patches. The first
-    layer, a batch norm without parameters, is the normalisation. From 96 px on the first convolution strides, so that
-    the trunk sees 48 to 95 px, on which its last features take in the whole object.
-
-    Raises:
-        ValueError: size below 16, which leaves the last features without neighbours.
-    """
-    if size < 16:
-        raise ValueError(f"size must be at least 16 px, got {size}")
-    trunk = [_convolution(3, _WIDTHS[0], stride=max(1, size // 48))]
-    for narrow, wide in pairwise(_WIDTHS):
-        trunk += [_convolution(narrow, wide, stride=2), _convolution(wide, wide, stride=1)]
-    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(_WIDTHS[-1], num_classes))
-    return nn.Sequential(nn.BatchNorm2d(3, affine=False), *trunk, *head)
-
-
-def _convolution(narrow: int, wide: int, *, stride: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(narrow, wide, kernel_size=3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(wide), nn.ReLU()
-    )
 
 
 def transfer_set(
@@ -54,10 +25,7 @@ def transfer_set(
 
     Two things keep to directions that depend less on this one network: the momentum, decay * momentum + gradient /
     mean |gradient|, to those that last over the search; the smoothing of gradients, to those that hold for the image
-    shifted by some pixels too. From `surrogate_cnn` to the shapes ViT it is the smoothing that counts: at 16/255 PGD
-    and momentum alone do no more than random signs (94 %, 93 % and 94 % right), with smoothing 84 % are left; and 53 %
-    instead of 70 % where the surrogate was finetuned on FGSM images for 200 steps (n = 200). Between two ViTs it costs:
-    DeiT-Ti to ViT-Ti at 8/255 and 224 px, 21 % are left without smoothing and 35 % with (n = 48).
+    shifted by some pixels too, which counts from a CNN to a ViT and costs between two ViTs.
 
     Args:
         eps: linf budget in pixel units.

@@ -2,57 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files as resource_files
 from pathlib import Path
+from typing import Any
 
 import timm.data
 import torch
 from PIL import Image, UnidentifiedImageError
+from timm.data.transforms import str_to_interp_mode
 from torch import Tensor
+from torchvision.transforms import functional as TF
 
 from nslib.data.shapes import Batch
 from nslib.models import StagedViT
+from nslib.runtime import generator
+from nslib.store import digest
 
 _SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp"}
 _LAYOUT = "<root>/<split>/<wnid>/*.JPEG, such as val/n01440764/ILSVRC2012_val_00000293.JPEG"
+_SUBSETS = {
+    "imagenet-1k": "imagenet_synsets.txt",
+    "imagenet-a": "imagenet_a_synsets.txt",
+    "imagenet-r": "imagenet_r_synsets.txt",
+}
+_PUBLISHED = 224  # pixels: the side at which ImageNet-C, Stylized-ImageNet and DAmageNet are published
 
 
-def wnids() -> list[str]:
-    """The 1,000 WordNet ids of ImageNet-1k in the order of a classifier's outputs (from timm)."""
-    return timm.data.ImageNetInfo("imagenet-1k").label_names()
+@lru_cache
+def wnids(subset: str = "imagenet-1k") -> tuple[str, ...]:
+    """WordNet ids in the order of a classifier's outputs, from timm: 1,000 of `imagenet-1k`, 200 of `imagenet-a`, `-r`.
+
+    Raises:
+        ValueError: another subset.
+    """
+    if subset not in _SUBSETS:
+        raise ValueError(f"subset must be one of {', '.join(_SUBSETS)}, got {subset!r}")
+    return tuple((resource_files("timm.data") / "_info" / _SUBSETS[subset]).read_text(encoding="utf-8").split())
 
 
-class FolderImages:
-    """One split of an ImageNet-style folder; any subset of the classes and of the images will do.
+class ImageFiles:
+    """Image files with their labels, read when asked for.
 
-    Labels are places in the order of all 1,000 wnids, also when only some of the classes are there. The images come
-    in an order drawn from `seed`, so that the first n are spread over the classes.
+    They come in an order drawn from `seed`, so that the first n are spread over the classes.
 
     Args:
-        model: its own configuration gives size, crop, resizing and interpolation. Pixels stay in [0, 1]: mean and
-            std are applied inside the model.
+        folder: what errors name, and file names are told from.
+        files: (path, label), in any order.
+        transform: PIL image -> uint8 (C, H, W).
+        layout: told when there are no files.
     Raises:
-        FileNotFoundError: the folder is missing or holds no image; names it and the layout expected.
-        ValueError: a class folder is no wnid of ImageNet-1k.
+        FileNotFoundError: there are no files.
     """
 
-    def __init__(self, root: str | Path, split: str, model: StagedViT, *, seed: int = 0):
-        self.folder = Path(root).expanduser() / split
-        if not self.folder.is_dir():
-            raise FileNotFoundError(f"no folder {self.folder}: expected {_LAYOUT}")
-        index = {wnid: label for label, wnid in enumerate(wnids())}
-        classes = sorted(p for p in self.folder.iterdir() if p.is_dir())
-        unknown = [p.name for p in classes if p.name not in index]
-        if unknown:
-            raise ValueError(f"{len(unknown)} of {len(classes)} folders in {self.folder} are no wnid of ImageNet-1k "
-                             f"({', '.join(unknown[:3])}): expected {_LAYOUT}")  # fmt: skip
-        files = [(f, index[c.name]) for c in classes for f in sorted(c.iterdir()) if f.suffix.lower() in _SUFFIXES]
+    def __init__(
+        self,
+        folder: Path,
+        files: Sequence[tuple[Path, int]],
+        transform: Callable[[Image.Image], Tensor],
+        *,
+        layout: str,
+        seed: int = 0,
+    ):
         if not files:
-            raise FileNotFoundError(f"no images in {self.folder}: expected {_LAYOUT}")
-        order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed))
-        self.files = [files[i] for i in order]
-        self.transform = eval_transform(model)
+            raise FileNotFoundError(f"no images in {folder}: expected {layout}")
+        self.folder, self.transform = folder, transform
+        self.files = [files[i] for i in torch.randperm(len(files), generator=generator(seed))]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -72,6 +90,17 @@ class FolderImages:
                           f"{' ...' if len(broken) > 5 else ''}: fetch them again or move them away")  # fmt: skip
         return Batch(torch.stack(images), torch.tensor([label for _, label in chosen]))
 
+    def identity(self) -> dict[str, Any]:
+        """Plain values on which `load` depends: labels, names, sizes and times of the files in order, and transform.
+
+        Contents are not read: a file put back as it was, but at another time, counts as changed.
+        """
+        told = []
+        for path, label in self.files:
+            stat = path.stat()
+            told.append((path.relative_to(self.folder).as_posix(), label, stat.st_size, stat.st_mtime_ns))
+        return {"images": len(told), "files": digest(told), "transform": " ".join(repr(self.transform).split())}
+
     def _read(self, path: Path) -> Tensor | None:
         try:
             with Image.open(path) as image:
@@ -80,8 +109,105 @@ class FolderImages:
             return None
 
 
-def eval_transform(model: StagedViT):
-    """The evaluation transform of the model's own timm configuration, PIL image -> uint8 (C, H, W), not normalised."""
+class FolderImages(ImageFiles):
+    """One split of an ImageNet-style folder; any subset of the classes and of the images will do.
+
+    Labels are places in the order of all 1,000 wnids, also when only some of the classes are there.
+
+    Args:
+        model: its own configuration gives size, crop, resizing and interpolation. Pixels stay in [0, 1]: mean and
+            std are applied inside the model.
+        resize: False for images that were resized before: they are cropped at the centre alone.
+        classes: labels to keep, None for all.
+    Raises:
+        FileNotFoundError: the folder is missing or holds no image; names it and the layout expected.
+        ValueError: a class folder is no wnid of ImageNet-1k.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str,
+        model: StagedViT,
+        *,
+        seed: int = 0,
+        resize: bool = True,
+        classes: Collection[int] | None = None,
+    ):
+        folder = Path(root).expanduser() / split
+        files = class_files(folder, label_of(), kind="wnid of ImageNet-1k", layout=_LAYOUT)
+        layout = _LAYOUT
+        if classes is not None:
+            kept = set(classes)
+            files = [(path, label) for path, label in files if label in kept]
+            layout = f"some of the {len(classes)} classes asked for as {_LAYOUT}"
+        super().__init__(folder, files, eval_transform(model, resize=resize), layout=layout, seed=seed)
+
+
+def label_of(subset: str = "imagenet-1k") -> dict[str, int]:
+    """Each wnid of a subset with its place among all 1,000."""
+    place = {wnid: label for label, wnid in enumerate(wnids())}
+    return {wnid: place[wnid] for wnid in wnids(subset)}
+
+
+def class_files(folder: Path, labels: Mapping[str, int], *, kind: str, layout: str) -> list[tuple[Path, int]]:
+    """The images of `folder/<class>/` with their labels.
+
+    Args:
+        labels: of each name that a class folder may have.
+        kind: what such a name is, for errors.
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: a class folder has none of these names.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no folder {folder}: expected {layout}")
+    classes = subfolders(folder)
+    unknown = [p.name for p in classes if p.name not in labels]
+    if unknown:
+        raise ValueError(f"{len(unknown)} of {len(classes)} folders in {folder} are no {kind} "
+                         f"({', '.join(unknown[:3])}): expected {layout}")  # fmt: skip
+    return [(f, labels[c.name]) for c in classes for f in image_files(c)]
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The folders that lie in a folder, by name."""
+    return sorted(p for p in folder.iterdir() if p.is_dir())
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The images that lie in a folder itself, by name."""
+    return sorted(f for f in folder.iterdir() if f.suffix.lower() in _SUFFIXES)
+
+
+def eval_transform(model: StagedViT, *, resize: bool = True) -> Callable[[Image.Image], Tensor]:
+    """The evaluation transform of the model's own timm configuration, PIL image -> uint8 (C, H, W), not normalised.
+
+    Args:
+        resize: False for images published at their final size: `CentreCrop` alone.
+    """
     cfg = timm.data.resolve_data_config({"input_size": model.image_shape}, model=model.vit)
+    if not resize:
+        return CentreCrop(model.image_shape[1:], cfg["interpolation"])
     keep = ("input_size", "interpolation", "crop_pct", "crop_mode")
     return timm.data.create_transform(**{k: cfg[k] for k in keep}, is_training=False, normalize=False)
+
+
+@dataclass(frozen=True)
+class CentreCrop:
+    """The middle of an image made for 224 px, PIL image -> uint8 (C, H, W), its pixels untouched at a model of 224 px.
+
+    For a model of another size the image is scaled by size / 224 first; one too small for the crop is enlarged to it,
+    never padded.
+    """
+
+    size: tuple[int, int]  # (H, W)
+    interpolation: str
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        width, height = image.size
+        scale = max(max(self.size) / _PUBLISHED, self.size[0] / height, self.size[1] / width)
+        if scale != 1:
+            scaled = [round(height * scale), round(width * scale)]
+            image = TF.resize(image, scaled, str_to_interp_mode(self.interpolation))
+        return TF.pil_to_tensor(TF.center_crop(image, list(self.size)))

@@ -1,22 +1,58 @@
-"""One way to ask for images, whether they are rendered or read from a folder."""
+"""One way to ask for images, whether they are rendered or read from folders."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
+from timm.data import ImageNetInfo
+from torch import Tensor
 
 from nslib.config import DataConfig
-from nslib.data.folders import FolderImages
-from nslib.data.shapes import Batch, render
+from nslib.data.cue_conflict import CueConflict
+from nslib.data.families import FAMILIES, family_folder, family_labels, open_family
+from nslib.data.folders import FolderImages, ImageFiles, wnids
+from nslib.data.geometry import CLASSES
+from nslib.data.shapes import SPLITS, VERSION, Batch, render
 from nslib.models import StagedViT
+
+_TREE = ("train", "val", "val:a", "val:r")
+_KEPT_OPEN = 12  # splits whose file names are kept: those of all 75 parts of ImageNet-C would fill 3 GiB
 
 
 class Source(Protocol):
-    """A data set for one model."""
+    """A data set for one model.
+
+    Splits are `train`, `val`, `v2`, `a`, `r`, `sketch`, `stylized`. Folders have `damagenet`, `cue_conflict` and
+    `c/<corruption>/<severity>` too, and `val:a`, `val:r`: the images of `val` that are of the classes of `a`, of `r`.
+    """
 
     def take(self, split: str, n: int, *, start: int = 0) -> Batch:
         """Images start ... start + n of a split, (n, C, H, W) in [0, 1] with labels (n,)."""
+        ...
+
+    def count(self, split: str) -> int | None:
+        """How many images a split has, None where it has no end."""
+        ...
+
+    def missing(self, split: str) -> str:
+        """Empty where a split can be read, else the reason, with the folder or the setting that it lacks.
+
+        Raises:
+            ValueError: the folder is there but holds another data set.
+        """
+        ...
+
+    def classes(self, split: str) -> Tensor | None:
+        """Labels (n,) to which logits are to be masked, ascending; None for all."""
+        ...
+
+    def names(self) -> list[str]:
+        """The classes in words, in the order of their labels."""
+        ...
+
+    def identity(self, split: str) -> dict[str, Any]:
+        """Plain values that change whenever the images, labels or order of a split do: a part of cache keys."""
         ...
 
 
@@ -35,30 +71,104 @@ class ShapesSource:
         indices = torch.arange(start, start + n)
         return render(split, indices, seed=self.seed, size=self.size, device=self.device)
 
+    def count(self, split: str) -> None:
+        return None
+
+    def missing(self, split: str) -> str:
+        told = f"the embedded shapes have no {split}, only {', '.join(SPLITS)}: pass --imagenet FOLDER"
+        return "" if split in SPLITS else told
+
+    def classes(self, split: str) -> None:
+        return None
+
+    def names(self) -> list[str]:
+        return list(CLASSES)
+
+    def identity(self, split: str) -> dict[str, Any]:
+        return {"kind": "shapes", "split": split, "seed": self.seed, "size": self.size, "version": VERSION}
+
 
 class FolderSource:
-    """An ImageNet-style folder."""
+    """An ImageNet-style folder and its family; each split is opened when first asked for.
+
+    Raises:
+        ValueError: the model does not have the 1,000 classes of ImageNet.
+    """
 
     def __init__(self, cfg: DataConfig, model: StagedViT):
+        if model.num_classes != len(wnids()):
+            raise ValueError(
+                f"{model.name} has {model.num_classes} classes, the labels of an ImageNet folder are "
+                f"{len(wnids())}: use a model with the head of ImageNet-1k"
+            )
         self.cfg, self.model = cfg, model
-        self._splits: dict[str, FolderImages] = {}
+        self._opened: dict[str, ImageFiles] = {}
+        self._counts: dict[str, int] = {}
+
+    def open(self, split: str) -> ImageFiles:
+        """The files of a split; those of `cue_conflict` are a `CueConflict`.
+
+        Raises:
+            FileNotFoundError: the split is not there.
+            ValueError: no such split, or its folder is of another family.
+        """
+        if split not in self._opened:
+            images = self._open(split)
+            if len(self._opened) == _KEPT_OPEN:
+                del self._opened[next(iter(self._opened))]
+            self._opened[split], self._counts[split] = images, len(images)
+        return self._opened[split]
 
     def take(self, split: str, n: int, *, start: int = 0) -> Batch:
-        if split not in self._splits:
-            self._splits[split] = FolderImages(self.cfg.root, split, self.model, seed=self.cfg.seed)
-        images = self._splits[split]
+        images = self.open(split)
         if start + n > len(images):
             raise ValueError(
                 f"{images.folder} holds {len(images)} images, asked for {start} to {start + n}: ask for fewer"
             )
         return images.load(range(start, start + n))
 
+    def count(self, split: str) -> int:
+        return self._counts[split] if split in self._counts else len(self.open(split))
+
+    def missing(self, split: str) -> str:
+        try:
+            self.count(split)
+        except (OSError, ValueError) as error:
+            return str(error)
+        return ""
+
+    def classes(self, split: str) -> Tensor | None:
+        name = split.removeprefix("val:")
+        labels = family_labels(name) if name in FAMILIES else None
+        return None if labels is None else torch.tensor(labels, device=self.model.device)
+
+    def names(self) -> list[str]:
+        return [name.split(",")[0] for name in ImageNetInfo().label_descriptions()]
+
+    def identity(self, split: str) -> dict[str, Any]:
+        return {"kind": "folder", "split": split, **self.open(split).identity()}
+
+    def _open(self, split: str) -> ImageFiles:
+        cfg, model = self.cfg, self.model
+        if split in _TREE:
+            home, _, family = split.partition(":")
+            labels = family_labels(family) if family else None
+            return FolderImages(cfg.root, home, model, seed=cfg.seed, resize=cfg.resize, classes=labels)
+        name, _, part = split.partition("/")
+        if name not in FAMILIES or bool(part) != (name == "c"):
+            known = [*_TREE, *(f for f in FAMILIES if f != "c"), "c/<corruption>/<severity>"]
+            raise ValueError(f"split must be one of {', '.join(known)}, got {split!r}")
+        folder = family_folder(cfg, name)
+        if name == "cue_conflict":
+            return CueConflict(folder, model, seed=cfg.seed)
+        return open_family(name, folder, model, part=part, seed=cfg.seed)
+
 
 def open_source(cfg: DataConfig, model: StagedViT) -> Source:
     """The data set of a configuration, in the pixels that the model expects.
 
     Raises:
-        ValueError: neither `shapes` nor `folder`, or a folder without a root.
+        ValueError: neither `shapes` nor `folder`, a folder without a root, or a model that does not fit the data.
     """
     if cfg.kind == "shapes":
         return ShapesSource(cfg, model)

@@ -10,8 +10,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from nslib.config import Settings
 from nslib.intervals import Estimate
+from nslib.profiles import Settings
 from nslib.report.claims import Verdict, judge
 from nslib.runtime import atomic_path, figures_path, run_record, to_json, write_text
 
@@ -72,5 +72,6 @@ class Record:
 
 def _portable(settings: Settings) -> Settings:
     """Folders by their names alone: where they lay on this machine tells a reader nothing."""
-    data = replace(settings.data, root=Path(settings.data.root).name)
-    return replace(settings, data=data, weights=Path(settings.weights).name)
+    data = replace(settings.data, **{name: Path(path).name for name, path in settings.data.paths().items()})
+    weights = {name: Path(getattr(settings, name)).name for name in ("weights", "surrogate_weights")}
+    return replace(settings, data=data, **weights)

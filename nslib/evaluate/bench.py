@@ -1,0 +1,123 @@
+"""What a column needs while it is measured: the model, its data, the suite's settings, and the transferred images."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from nslib.attacks.target import Target, name_of
+from nslib.attacks.transfer import transfer_set
+from nslib.config import SuiteConfig
+from nslib.data.corruptions import CORRUPTIONS, SEVERITIES
+from nslib.data.shapes import Batch
+from nslib.data.source import Source
+from nslib.models import StagedViT
+from nslib.store import cached, model_digest
+
+TRANSFER_VERSION = 1  # part of every stored set: raise it when the same settings give other images
+_PUBLISHED_C = [f"c/{name}/{severity}" for name in CORRUPTIONS for severity in SEVERITIES]
+
+
+class Bench:
+    """A model with its data set, and what is asked of both.
+
+    Args:
+        surrogate: the network on which transferred images are made, in evaluation mode; None: they are not made.
+    Raises:
+        ValueError: model or surrogate in training mode, or the surrogate fits neither the model's images nor classes.
+    """
+
+    def __init__(self, model: StagedViT, source: Source, suite: SuiteConfig, surrogate: nn.Module | None = None):
+        model.check_frozen_use()
+        if surrogate is not None:
+            _check_surrogate(surrogate, model)
+        self.model, self.source, self.suite, self.surrogate = model, source, suite, surrogate
+        self._target = Target(model)
+        self._published: dict[str, bool] = {}
+        self._last: tuple[tuple[str, int, int], Batch] | None = None
+
+    def take(self, split: str, start: int, stop: int) -> Batch:
+        """Images start ... stop of a split on the model's device; the last ones asked for are kept."""
+        wanted = (split, start, stop)
+        if self._last is None or self._last[0] != wanted:
+            images, labels = self.source.take(split, stop - start, start=start)
+            self._last = wanted, Batch(images.to(self.model.device), labels.to(self.model.device))
+        return self._last[1]
+
+    def published(self, split: str) -> bool:
+        """Whether the data set has these images itself, so that they need not be made."""
+        if split not in self._published:
+            self._published[split] = not any(map(self.source.missing, _PUBLISHED_C if split == "c" else [split]))
+        return self._published[split]
+
+    def reads(self, split: str) -> list[str]:
+        """Splits of the data set from which a column's images come."""
+        if split in ("c", "damagenet") and not self.published(split):
+            return ["val"]
+        return _PUBLISHED_C if split == "c" else [split]
+
+    def missing(self, split: str) -> str:
+        """Why a column cannot be shown, with the folder that would have been read; empty if it can."""
+        if split == "damagenet" and self.surrogate is None and not self.published(split):
+            return f"{self.source.missing(split)}; and no surrogate to make such images on"
+        return next((why for why in map(self.source.missing, self.reads(split)) if why), "")
+
+    def count(self, split: str) -> float:
+        """Images there are, inf for an endless data set."""
+        counts = (self.source.count(s) for s in self.reads(split))
+        return min(math.inf if n is None else n for n in counts)
+
+    def logits(self, images: Tensor, labels: Tensor, split: str) -> Tensor:
+        """(B, C, H, W) -> (B, K), -inf for classes that may not be answered in this split.
+
+        Raises:
+            FloatingPointError: NaN logits.
+            ValueError: labels that are no classes of the model.
+        """
+        with torch.inference_mode():
+            logits = self._target(images)
+        if labels.min() < 0 or labels.max() >= logits.shape[1]:
+            span = f"{labels.min().item()}..{labels.max().item()}"
+            raise ValueError(f"labels {span} are no classes of {self.model.name}, which has {logits.shape[1]}")
+        allowed = self.source.classes(split)
+        if allowed is None:
+            return logits
+        masked = torch.full_like(logits, -torch.inf)
+        masked[:, allowed] = logits[:, allowed]
+        return masked
+
+    def transferred(self, start: int, stop: int) -> Batch:
+        """Images start ... stop of val attacked on the surrogate, made once for each surrogate, attack and data set."""
+        images, labels = self.take("val", start, stop)
+        attack = {"eps": self.suite.transfer_eps, "smoothing": self.suite.transfer_smoothing}
+
+        def attacked() -> dict:
+            found = transfer_set(self.surrogate, images, labels, **attack)
+            return {"levels": (found * 255).round().to(torch.uint8)}
+
+        key = {"attack": attack, "start": start, "stop": stop, **self.transfer_inputs()}
+        levels = cached("transferred", key, attacked, version=TRANSFER_VERSION)["levels"]
+        return Batch(levels.to(self.model.device).float() / 255, labels)
+
+    def transfer_inputs(self) -> dict:
+        """What transferred images are made of, as digests."""
+        return {"surrogate": model_digest(self.surrogate), "clean": self.source.identity("val")}
+
+
+def _check_surrogate(surrogate: nn.Module, model: StagedViT) -> None:
+    if surrogate.training:
+        raise ValueError(f"surrogate {name_of(surrogate)} is in training mode: call surrogate.eval() first")
+    if isinstance(surrogate, StagedViT) and surrogate.image_shape != model.image_shape:
+        raise ValueError(
+            f"surrogate {surrogate.name} takes images {surrogate.image_shape}, {model.name} {model.image_shape}: "
+            "name one of the same size"
+        )
+    with torch.inference_mode():
+        classes = surrogate(torch.zeros(1, *model.image_shape, device=model.device)).shape[1]
+    if classes != model.num_classes:
+        raise ValueError(
+            f"surrogate {name_of(surrogate)} knows {classes} classes, {model.name} {model.num_classes}: "
+            "name one that was trained on the same data set"
+        )

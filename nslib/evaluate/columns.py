@@ -1,0 +1,200 @@
+"""The columns of Table 2: which images each one shows to the model, after what attack or corruption."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nslib.attacks.authors import attack_normalised
+from nslib.attacks.auto import auto_attack
+from nslib.attacks.carlini import carlini_wagner
+from nslib.attacks.gradient import fgsm, pgd
+from nslib.attacks.patchfool import patch_fool
+from nslib.config import SuiteConfig
+from nslib.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from nslib.evaluate.bench import Bench
+from nslib.runtime import generator
+
+BACKWARD = 2  # forward passes that the way back costs
+
+
+class Part(NamedTuple):
+    """The unit of an evaluation: a column, or one corruption of it, on images start ... stop, always the same ones."""
+
+    column: str
+    corruption: str  # of column c, else empty
+    start: int
+    stop: int
+
+    def __str__(self) -> str:
+        name = f"{self.column} {self.corruption}".strip()
+        return f"column {name}, images {self.start} to {self.stop}"
+
+
+class View(NamedTuple):
+    """Images (B, C, H, W) to be classified, their labels (B,), and which of a column's variants they are."""
+
+    variant: str  # such as fog/3
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column.
+
+    Attributes:
+        split: of the data set, whose classes may be answered.
+        show: what the model is asked about.
+        settings: names of the suite's settings on which this column depends, and no other.
+        costly: measured on suite.costly_images.
+        passes: forward passes an image, one way back counted as two, for the estimate: all steps of a search, but of
+            AutoAttack only its first attack, under which undefended models fall.
+    """
+
+    split: str
+    show: Callable[[Bench, Part], Iterator[View]]
+    settings: tuple[str, ...] = ()
+    costly: bool = False
+    passes: Callable[[SuiteConfig], int] = lambda suite: 1
+
+
+def _shown(split: str) -> Column:
+    """The images of a split as they are."""
+
+    def show(bench: Bench, part: Part) -> Iterator[View]:
+        yield View("", *bench.take(split, part.start, part.stop))
+
+    return Column(split, show)
+
+
+def _attacked(attack: Callable[[Bench, Tensor, Tensor, Part], Tensor], **facts) -> Column:
+    """Clean images, attacked."""
+
+    def show(bench: Bench, part: Part) -> Iterator[View]:
+        images, labels = bench.take("val", part.start, part.stop)
+        yield View("", attack(bench, images, labels, part), labels)
+
+    return Column("val", show, **facts)
+
+
+def _fgsm(bench: Bench, images: Tensor, labels: Tensor, part: Part) -> Tensor:
+    return _by_protocol(bench, images, labels, partial(fgsm, eps=bench.suite.fgsm_eps))
+
+
+def _pgd(bench: Bench, images: Tensor, labels: Tensor, part: Part) -> Tensor:
+    eps, steps = bench.suite.pgd_eps, bench.suite.pgd_steps
+    return _by_protocol(bench, images, labels, partial(pgd, eps=eps, step=eps / 4, steps=steps))
+
+
+def _by_protocol(bench: Bench, images: Tensor, labels: Tensor, attack: Callable[..., Tensor]) -> Tensor:
+    if bench.suite.protocol == "authors":
+        return attack_normalised(bench.model, images, labels, attack)
+    return attack(bench.model, images, labels)
+
+
+def _carlini(bench: Bench, images: Tensor, labels: Tensor, part: Part) -> Tensor:
+    nearest = carlini_wagner(bench.model, images, labels, steps=bench.suite.cw_steps)
+    within = (nearest.norms <= bench.suite.cw_budget).reshape(-1, 1, 1, 1)
+    return torch.where(within, nearest.images, images)
+
+
+def _auto(bench: Bench, images: Tensor, labels: Tensor, part: Part) -> Tensor:
+    return auto_attack(bench.model, images, labels, eps=bench.suite.autoattack_eps, seed=bench.suite.seed)
+
+
+def _patch_fool(bench: Bench, images: Tensor, labels: Tensor, part: Part) -> Tensor:
+    suite = bench.suite
+    layer = min(4, len(bench.model.vit.blocks) - 1)  # as published, for models that are deep enough
+    budget = {
+        "layer": layer,
+        "patches": suite.patchfool_patches,
+        "bound": suite.patchfool_bound,
+        "steps": suite.patchfool_steps,
+    }
+    return patch_fool(bench.model, images, labels, generator=generator(suite.seed + part.start), **budget)
+
+
+def _damagenet(bench: Bench, part: Part) -> Iterator[View]:
+    """The published set where the data set has it, else images attacked on the surrogate."""
+    if bench.published("damagenet"):
+        yield View("", *bench.take("damagenet", part.start, part.stop))
+    else:
+        yield View("", *bench.transferred(part.start, part.stop))
+
+
+def _corrupted(bench: Bench, part: Part) -> Iterator[View]:
+    """ImageNet-C where the data set has it, else one corruption of clean images at its five severities."""
+    variants = {severity: f"{part.corruption}/{severity}" for severity in SEVERITIES}
+    if bench.published("c"):
+        for variant in variants.values():
+            yield View(variant, *bench.take(f"c/{variant}", part.start, part.stop))
+        return
+    images, labels = bench.take("val", part.start, part.stop)
+    for severity, variant in variants.items():
+        indices = range(part.start, part.stop)
+        yield View(variant, corrupt(images, part.corruption, severity, indices=indices, seed=bench.suite.seed), labels)
+
+
+_TRANSFER = ("transfer_eps", "transfer_smoothing")
+_PATCHFOOL = ("patchfool_steps", "patchfool_patches", "patchfool_bound", "seed")
+
+COLUMNS: dict[str, Column] = {
+    "clean": _shown("val"),
+    "patchfool": _attacked(
+        _patch_fool, settings=_PATCHFOOL, costly=True, passes=lambda s: s.patchfool_steps * (1 + BACKWARD)
+    ),
+    "cw": _attacked(
+        _carlini, settings=("cw_budget", "cw_steps"), costly=True, passes=lambda s: 6 * s.cw_steps * (1 + BACKWARD)
+    ),
+    "fgsm": _attacked(_fgsm, settings=("fgsm_eps", "protocol"), passes=lambda s: 2 + BACKWARD),
+    "pgd": _attacked(
+        _pgd,
+        settings=("pgd_eps", "pgd_steps", "protocol"),
+        passes=lambda s: 1 + s.pgd_steps * (1 + BACKWARD),
+    ),
+    "autoattack": _attacked(_auto, settings=("autoattack_eps", "seed"), costly=True, passes=lambda s: 400),
+    "damagenet": Column("damagenet", _damagenet, settings=_TRANSFER, passes=lambda s: 1 + 10 * (1 + BACKWARD)),
+    "a": _shown("a"),
+    "clean_a": _shown("val:a"),
+    "c": Column("c", _corrupted, settings=("seed",), passes=lambda s: len(SEVERITIES)),
+    "v2": _shown("v2"),
+    "r": _shown("r"),
+    "clean_r": _shown("val:r"),
+    "sketch": _shown("sketch"),
+    "stylized": _shown("stylized"),
+}
+BESIDE = {"a": "clean_a", "r": "clean_r"}  # accuracy on clean images of the same classes, where these are a subset
+
+
+def parts_of(name: str, bench: Bench) -> list[Part]:
+    """The parts of a column, of fixed composition: the same whoever computes them, and in whatever order."""
+    column = COLUMNS[name]
+    wanted = bench.suite.costly_images if column.costly else bench.suite.images
+    n = min(wanted, bench.count(column.split))
+    starts = range(0, n, bench.suite.batch)
+    kinds = CORRUPTIONS if name == "c" else ("",)
+    return [Part(name, kind, start, min(start + bench.suite.batch, n)) for start in starts for kind in kinds]
+
+
+def hits_of(bench: Bench, part: Part) -> dict[str, Tensor]:
+    """Which images of a part the model gets right, (B,) bool for each variant.
+
+    Raises:
+        FloatingPointError: NaN logits; names the column and the images.
+        ValueError: labels that are no classes of the model.
+    """
+    column = COLUMNS[part.column]
+    hits = {}
+    try:
+        for variant, images, labels in column.show(bench, part):
+            logits = bench.logits(images, labels, column.split)
+            hits[variant] = (logits.argmax(1) == labels).cpu()
+    except (FloatingPointError, ValueError) as error:
+        raise type(error)(f"{part}: {error}") from error
+    return hits

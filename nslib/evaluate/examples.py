@@ -1,0 +1,35 @@
+"""What each column looks like: a few images as the model sees them, with its answers."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nslib.evaluate.bench import Bench
+from nslib.evaluate.columns import COLUMNS, Part
+
+
+class Example(NamedTuple):
+    """Images (B, C, H, W) in [0, 1] and labels and predictions (B,), on the CPU."""
+
+    images: Tensor
+    labels: Tensor
+    predictions: Tensor
+
+
+def column_examples(bench: Bench, count: int, *, corruption: str = "fog", severity: int = 3) -> dict[str, Example]:
+    """The first images of every column of the suite that is not missing; of c one corruption at one severity."""
+    found = {}
+    for name in bench.suite.columns:
+        column = COLUMNS[name]
+        if bench.missing(column.split):
+            continue
+        part = Part(name, corruption if name == "c" else "", 0, int(min(count, bench.count(column.split))))
+        views = {view.variant: view for view in column.show(bench, part)}
+        _, images, labels = views[f"{corruption}/{severity}" if name == "c" else ""]
+        with torch.inference_mode():
+            predictions = bench.logits(images, labels, column.split).argmax(1)
+        found[name] = Example(images.cpu(), labels.cpu(), predictions.cpu())
+    return found

@@ -1,0 +1,109 @@
+"""From hits to the figures of Table 2: corruption errors, the average, and paired differences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from nslib.data.corruptions import CORRUPTIONS, SEVERITIES
+from nslib.intervals import Estimate, mean_estimate
+
+# Mean error of AlexNet over the severities of ImageNet-C, the unit of mCE (arXiv:1903.12261 and its published code).
+ALEXNET_ERROR = dict(
+    zip(
+        CORRUPTIONS,
+        (0.886, 0.894, 0.923, 0.820, 0.826, 0.786, 0.798, 0.867, 0.827, 0.819, 0.565, 0.853, 0.646, 0.718, 0.607),
+        strict=True,
+    )
+)
+TABLE2 = ("clean", "patchfool", "cw", "fgsm", "damagenet", "a", "c", "v2", "r", "sketch", "stylized")
+ERRORS = ("c",)  # lower is better
+
+Hits = Mapping[str, np.ndarray]  # (n,) for each variant
+
+
+def per_image(hits: Hits) -> np.ndarray:
+    """Share of a column's variants in which each image (n,) is classified rightly."""
+    return np.mean(list(hits.values()), axis=0)
+
+
+def _errors(hits: Hits) -> dict[str, np.ndarray]:
+    """Error of each image (n,), mean over the severities, for each of the 15 corruptions.
+
+    Raises:
+        ValueError: a corruption or severity is missing or unknown.
+    """
+    expected = {f"{c}/{s}" for c in CORRUPTIONS for s in SEVERITIES}
+    if set(hits) != expected:
+        odd = ", ".join(sorted(set(hits) ^ expected)[:5])
+        raise ValueError(f"needs the 15 corruptions of ImageNet-C at 5 severities, missing or unknown: {odd}")
+    return {c: 1 - np.mean([hits[f"{c}/{s}"] for s in SEVERITIES], axis=0) for c in CORRUPTIONS}
+
+
+def mce(hits: Hits) -> Estimate:
+    """Mean over the corruptions of sum_s E / sum_s E_AlexNet, in percent; for the published ImageNet-C only.
+
+    Raises:
+        ValueError: a corruption or severity is missing or unknown.
+    Source: Hendrycks and Dietterich 2019, arXiv:1903.12261.
+    """
+    errors = _errors(hits)
+    return mean_estimate(100 * np.mean([errors[c] / ALEXNET_ERROR[c] for c in CORRUPTIONS], axis=0))
+
+
+def corruption_error(hits: Hits) -> Estimate:
+    """Mean error over corruptions and severities, in percent. Errors as `mce`."""
+    return mean_estimate(100 * np.mean(list(_errors(hits).values()), axis=0))
+
+
+def corruption_ratio(hits: Hits, base: Hits) -> float:
+    """Mean over the corruptions of sum_s E / sum_s E of the base model on the same images; 1 is no change.
+
+    As mCE, with another unit: never to be compared with it. Errors as `mce`.
+    """
+    ours, theirs = _errors(hits), _errors(base)
+    return float(np.mean([ours[c].mean() / theirs[c].mean() for c in CORRUPTIONS]))
+
+
+def average(row: Mapping[str, float]) -> float:
+    """The paper's Average: the mean of the given columns in percent, 100 - error where a column is an error.
+
+    Two averages compare only if their columns are the same ones and c is in both an mCE or in both a corruption error.
+
+    Raises:
+        ValueError: no columns, or a value is missing.
+    """
+    values = [100 - value if name in ERRORS else value for name, value in row.items()]
+    if not values or not np.isfinite(values).all():
+        raise ValueError(f"an average needs a number for every column, got {dict(row)}")
+    return float(np.mean(values))
+
+
+def paired_difference(ours: Hits, theirs: Hits) -> tuple[Estimate, float]:
+    """Top-1 of one model minus another's on the same images, in percentage points, with its interval and p-value.
+
+    The test is McNemar's exact one: among images on which the two differ, either side is as likely to be right. Over
+    several variants of an image, such as corruptions, each image has one vote, for the model that is right more often.
+
+    Raises:
+        ValueError: not the same variants and images.
+    """
+    shapes = [{name: np.shape(v) for name, v in hits.items()} for hits in (ours, theirs)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"a paired difference needs the same images, got {shapes[0]} and {shapes[1]}")
+    difference = per_image(ours) - per_image(theirs)
+    wins, losses = int((difference > 0).sum()), int((difference < 0).sum())
+    p_value = stats.binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
+    return mean_estimate(100 * difference), float(p_value)
+
+
+def corruption_table(hits: Hits) -> pd.DataFrame:
+    """Top-1 in percent, corruptions as rows and severities as columns, from variants such as fog/3."""
+    cells = {tuple(name.split("/")): 100 * float(np.mean(found)) for name, found in hits.items()}
+    table = pd.Series(cells).unstack()
+    return table.reindex([c for c in CORRUPTIONS if c in table.index]).rename_axis(
+        index="corruption", columns="severity"
+    )

@@ -1,0 +1,187 @@
+"""Measure a model on the columns of Table 2: resumable part by part, the same figures from one process or many."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from nslib.config import SuiteConfig
+from nslib.data.corruptions import CORRUPTIONS, corrupt
+from nslib.data.corruptions import VERSION as CORRUPTIONS_VERSION
+from nslib.data.source import Source
+from nslib.evaluate.bench import TRANSFER_VERSION, Bench
+from nslib.evaluate.columns import BESIDE, COLUMNS, Part, hits_of, parts_of
+from nslib.evaluate.metrics import corruption_error, mce, per_image
+from nslib.intervals import Estimate, mean_estimate, share_estimate
+from nslib.models import StagedViT
+from nslib.runtime import to_json
+from nslib.store import cached, model_digest
+
+VERSION = 1  # part of every stored result: raise it when the same settings give another one
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one model got right, image by image.
+
+    Attributes:
+        hits: for each column and variant (of c: corruption/severity; else one, without a name) (n,) bool.
+        missing: columns that could not be shown, and why.
+        published_c: column c is ImageNet-C as published, so that mCE is defined.
+    """
+
+    model: str
+    hits: dict[str, dict[str, np.ndarray]]
+    missing: dict[str, str] = field(default_factory=dict)
+    published_c: bool = False
+
+    def estimate(self, column: str) -> Estimate:
+        """Top-1 of a column in percent with its interval over images; of c the mean over all corruptions."""
+        values = per_image(self.hits[column])
+        found = mean_estimate(values) if len(self.hits[column]) > 1 else share_estimate(values)
+        return Estimate(100 * found.value, 100 * found.low, 100 * found.high, found.n)
+
+    def reported(self, column: str) -> tuple[str, Estimate]:
+        """What Table 2 prints for a column, and its name: top-1, but an error for c."""
+        if column != "c":
+            return "top-1", self.estimate(column)
+        return (
+            ("mCE", mce(self.hits[column]))
+            if self.published_c
+            else ("corruption error", corruption_error(self.hits[column]))
+        )
+
+    def table(self) -> pd.DataFrame:
+        """One row a column, in percent; one without data says what is missing."""
+        rows = []
+        for column in self.hits:
+            measure, found = self.reported(column)
+            rows.append({"model": self.model, "column": column, "measure": measure, "value": found.value,
+                         "low": found.low, "high": found.high, "n": found.n, "missing": ""})  # fmt: skip
+        rows += [{"model": self.model, "column": c, "missing": why} for c, why in self.missing.items()]
+        names = ["model", "column", "measure", "value", "low", "high", "n", "missing"]
+        return pd.DataFrame(rows, columns=names)
+
+
+def evaluate_model(
+    model: StagedViT,
+    source: Source,
+    suite: SuiteConfig = SuiteConfig(),
+    *,
+    surrogate: nn.Module | None = None,
+    rank: int = 0,
+    world: int = 1,
+    gather: Callable[[list], list] = list,
+    progress: bool = True,
+) -> Evaluation:
+    """Measure a model on the suite's columns.
+
+    Each part's result goes to the store as it comes: a killed run goes on where it was, and another suite with some
+    of the same settings computes only what differs. With several processes the parts go to the ranks in turn, and
+    since a part's composition and seeds do not depend on who computes it, so do its results.
+
+    Args:
+        source: the data set, `nslib.data.source.open_source`.
+        surrogate: network on which damagenet's images are made, where the data set has none.
+        gather: with world > 1, concatenates the ranks' lists, such as `accelerate.utils.gather_object`.
+    Raises:
+        ValueError: unknown column; a model in training mode; a surrogate or labels that do not fit the model.
+        FloatingPointError: NaN logits; names column and images.
+    """
+    bench = Bench(model, source, suite, surrogate)
+    parts, missing = plan(bench)
+    common = {"model": model_digest(model)}
+    own = []
+    total = sum(_passes(part, suite) for part in parts[rank::world])
+    bar = tqdm(
+        total=total, desc=f"evaluate {model.name}", unit="pass", unit_scale=True, disable=not progress or rank > 0
+    )
+    with bar:
+        for number in range(rank, len(parts), world):
+            part = parts[number]
+            bar.set_postfix_str(str(part.column))
+            key = common | _inputs(bench, part)
+            found = cached("evaluation", key, lambda p=part: _levels(bench, p), version=VERSION)
+            own.append((number, {variant: hits.numpy().astype(bool) for variant, hits in found.items()}))
+            bar.update(_passes(part, suite))
+    found = dict(gather(own))
+    hits: dict[str, dict[str, list]] = {}
+    for number, part in enumerate(parts):
+        for variant, values in found[number].items():
+            hits.setdefault(part.column, {}).setdefault(variant, []).append(values)
+    joined = {c: {v: np.concatenate(values) for v, values in variants.items()} for c, variants in hits.items()}
+    return Evaluation(model.name, joined, missing, "c" in joined and bench.published("c"))
+
+
+def plan(bench: Bench) -> tuple[list[Part], dict[str, str]]:
+    """The parts to compute, and the columns that cannot be, each with the folder that would have been read.
+
+    Raises:
+        ValueError: unknown column.
+    """
+    columns = bench.suite.columns
+    unknown = [c for c in columns if c not in COLUMNS]
+    if unknown:
+        raise ValueError(f"no column {', '.join(map(repr, unknown))}: there are {', '.join(COLUMNS)}")
+    beside = [BESIDE[c] for c in columns if c in BESIDE and not bench.missing(COLUMNS[BESIDE[c]].split)]
+    missing = {c: why for c in columns if (why := bench.missing(COLUMNS[c].split))}
+    shown = [c for c in dict.fromkeys([*columns, *beside]) if c not in missing]
+    return [part for c in shown for part in parts_of(c, bench)], missing
+
+
+def _passes(part: Part, suite: SuiteConfig) -> int:
+    return (part.stop - part.start) * COLUMNS[part.column].passes(suite)
+
+
+def _inputs(bench: Bench, part: Part) -> dict[str, Any]:
+    """Everything besides the model on which a part's result depends."""
+    column = COLUMNS[part.column]
+    settings = {name: getattr(bench.suite, name) for name in column.settings}
+    data = [bench.source.identity(split) for split in bench.reads(column.split)]
+    made = {}
+    if part.column == "damagenet" and not bench.published("damagenet"):
+        made = {"transfer": TRANSFER_VERSION, **bench.transfer_inputs()}
+    elif part.column == "c" and not bench.published("c"):
+        made = {"corruptions": CORRUPTIONS_VERSION}
+    return {"part": part._asdict(), "settings": json.loads(to_json(settings)), "data": data, **made}
+
+
+def _levels(bench: Bench, part: Part) -> dict[str, torch.Tensor]:
+    return {variant: hits.to(torch.uint8) for variant, hits in hits_of(bench, part).items()}
+
+
+def dry_run(bench: Bench) -> pd.DataFrame:
+    """What an evaluation would do: columns, images, forward passes, minutes by the speed of a small batch."""
+    parts, missing = plan(bench)
+    n = min(16, bench.suite.batch, int(min(bench.count("val"), 16)))
+    images, _ = bench.take("val", 0, n)
+    with torch.inference_mode():
+        bench.model(images)  # the first pass is slower
+        started = time.perf_counter()
+        bench.model(images)
+    forward = (time.perf_counter() - started) / n
+    started = time.perf_counter()
+    for name in CORRUPTIONS:
+        corrupt(images[:4], name, 3, indices=range(len(images[:4])))
+    corruption = (time.perf_counter() - started) / len(images[:4]) / len(CORRUPTIONS)
+    rows = []
+    for name in dict.fromkeys([p.column for p in parts]):
+        own = [p for p in parts if p.column == name]
+        passes = sum(_passes(p, bench.suite) for p in own)
+        made = passes * corruption if name == "c" and not bench.published("c") else 0
+        images_shown = max(p.stop for p in own)
+        rows.append({"column": name, "images": images_shown, "forward passes": passes,
+                     "minutes": (passes * forward + made) / 60, "missing": ""})  # fmt: skip
+    rows += [
+        {"column": c, "images": 0, "forward passes": 0, "minutes": 0.0, "missing": why} for c, why in missing.items()
+    ]
+    return pd.DataFrame(rows)

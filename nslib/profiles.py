@@ -1,0 +1,195 @@
+"""The profiles: which settings a run takes, and how a user overrides them."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from nslib.config import (
+    ApproximateStudy,
+    ClosureStudy,
+    DataConfig,
+    PatchStudy,
+    PretrainConfig,
+    RobustnessStudy,
+    SuiteConfig,
+    SurrogateConfig,
+    SynthesisStudy,
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything a notebook can be asked to do differently. The defaults are those of the `laptop` profile."""
+
+    profile: str = "laptop"
+    run_name: str = "laptop"
+    seed: int = 0
+    device: str = "auto"
+    data: DataConfig = DataConfig()
+    models: tuple[str, ...] = ("shapes_vit",)
+    weights: str = "shipped"  # shipped, pretrained, random, train (from scratch, kept in the store), a file or folder
+    pool: int = 2048  # images of split train to learn noise from
+    heldout: int = 512  # further images of split train, for stopping tests
+    images: int = 2000  # of split val, for everything reported
+    pretrain: PretrainConfig = PretrainConfig()
+    surrogate_pretrain: SurrogateConfig = SurrogateConfig()
+    patch: PatchStudy = PatchStudy()
+    synthesis: SynthesisStudy = SynthesisStudy()
+    approximate: ApproximateStudy = ApproximateStudy()
+    closure: ClosureStudy = ClosureStudy()
+    robustness: RobustnessStudy = RobustnessStudy()
+    suite: SuiteConfig = SuiteConfig()
+    surrogate: str = "surrogate_cnn"  # network on which transferred images are made, or a timm tag; empty: none
+    surrogate_weights: str = "shipped"  # shipped, pretrained, train, a file or folder
+
+
+PROFILES: dict[str, dict[str, Any]] = {
+    "smoke": {
+        "pool": 256,
+        "heldout": 128,
+        "images": 256,
+        "patch.images": 16,
+        "synthesis.lambdas": (0.1, 1.0),
+        "synthesis.noise.steps": 20,
+        "approximate.eps": (0.03, 0.1),
+        "approximate.starts": 2,
+        "approximate.noise.steps": 60,
+        "approximate.reach_images": 128,
+        "closure.noises": 8,
+        "closure.noise.limit": 2.0,
+        "closure.images": 32,
+        "closure.grid_images": 8,
+        "closure.step": 0.5,
+        "closure.grid_step": 0.5,
+        "closure.pairs": 8,
+        "closure.spans": (1, 2, 8),
+        "closure.draws": 20,
+        "robustness.eps": (0.0, 1 / 255, 16 / 255),
+        "robustness.images": 32,
+        "robustness.authors_images": 64,
+        "suite.images": 64,
+        "suite.costly_images": 16,
+        "suite.batch": 64,
+        "suite.patchfool_steps": 50,
+        "suite.cw_steps": 20,
+    },
+    "laptop": {},
+    "full": {
+        "images": 4000,
+        "synthesis.starts": 3,
+        "synthesis.noise.lr": 0.02,
+        "synthesis.noise.steps": 400,
+        "approximate.starts": 10,
+        "closure.images": 512,
+        "closure.grid_images": 32,
+        "closure.grid_step": 0.1,
+    },
+    "gpu": {
+        "models": ("vit_small_patch32_224", "vit_base_patch32_224"),
+        "weights": "train",
+        "pretrain.size": 224,
+        "pretrain.steps": 10000,
+        "pretrain.batch": 256,
+        "pretrain.lr": 1e-3,
+        "surrogate_weights": "train",
+        "surrogate_pretrain.size": 224,
+        "images": 4000,
+        "synthesis.starts": 3,
+    },
+    "imagenet": {
+        "data.kind": "folder",
+        "models": ("vit_small_patch32_224.augreg_in21k_ft_in1k", "vit_base_patch32_224.augreg_in21k_ft_in1k"),
+        "weights": "pretrained",
+        "surrogate": "deit_tiny_patch16_224.fb_in1k",
+        "surrogate_weights": "pretrained",
+        "suite.transfer_smoothing": 1,  # between two ViTs more costs
+        # Sized for two cores without a GPU; the README has the paper's own sizes for a GPU.
+        "pool": 768,
+        "heldout": 192,
+        "images": 400,
+        "synthesis.lambdas": (0.01, 0.1, 0.3, 0.6, 1.0, 2.0),
+        "synthesis.noise.limit": 0.1,
+        "synthesis.noise.lr": 0.005,
+        "synthesis.noise.steps": 100,
+        "synthesis.noise.batch": 16,
+        "approximate.eps": (0.03, 0.1),
+        "approximate.starts": 1,
+        "approximate.noise.limit": 0.5,
+        "approximate.noise.lr": 0.02,
+        "approximate.noise.steps": 120,
+        "approximate.noise.batch": 16,
+        "approximate.reach_images": 128,
+        "closure.noises": 8,
+        "closure.noise.limit": 0.5,
+        "closure.noise.lr": 0.02,
+        "closure.noise.steps": 120,
+        "closure.noise.batch": 16,
+        "closure.images": 32,
+        "closure.grid_images": 8,
+        "closure.step": 0.25,
+        "closure.grid_step": 0.5,
+        "closure.pairs": 10,
+        "closure.spans": (1, 2, 4, 8),
+        "closure.draws": 40,
+    },
+}
+
+
+def resolve(profile: str, run_name: str = "", overrides: dict[str, Any] | None = None) -> Settings:
+    """The settings of a profile, with overrides by dotted name such as {"synthesis.noise.steps": 100}.
+
+    At `imagenet` the image folder and the weights default to $NSLIB_IMAGENET and $NSLIB_WEIGHTS, and with a folder of
+    weights the models to the plain ViTs that it holds, and the surrogate's weights to that folder if they are there.
+
+    Raises:
+        ValueError: unknown profile or name, or a value of another type than the default's.
+    """
+    if profile not in PROFILES:
+        raise ValueError(f"profile must be one of {', '.join(PROFILES)}, got {profile!r}")
+    chosen = {**PROFILES[profile], **(_real_input(overrides or {}) if profile == "imagenet" else overrides or {})}
+    settings = Settings(profile=profile, run_name=run_name or profile)
+    for name, value in chosen.items():
+        settings = _override(settings, name, name.split("."), value)
+    return settings
+
+
+def _real_input(overrides: dict[str, Any]) -> dict[str, Any]:
+    """Fill in folders from the environment, and models from the folder of weights."""
+    environment = {"data.root": os.environ.get("NSLIB_IMAGENET"), "weights": os.environ.get("NSLIB_WEIGHTS")}
+    chosen = {k: v for k, v in environment.items() if v} | overrides
+    folder = Path(chosen.get("weights", ""))
+    surrogate = chosen.get("surrogate", PROFILES["imagenet"]["surrogate"])
+    if "surrogate_weights" not in chosen and surrogate and (folder / f"{surrogate}.safetensors").is_file():
+        chosen["surrogate_weights"] = str(folder)
+    if "models" not in chosen and chosen.get("weights") and folder.is_dir():
+        found = tuple(sorted(p.stem for p in folder.glob("vit_*.safetensors")))
+        if not found:
+            raise ValueError(f"no vit_*.safetensors in {folder}: name the models with --set models=TAG")
+        chosen["models"] = found
+    return chosen
+
+
+def _override(part: Any, full_name: str, path: list[str], value: Any) -> Any:
+    known = {f.name: getattr(part, f.name) for f in fields(part)}
+    head, *rest = path
+    if head not in known or (rest and not is_dataclass(known[head])) or (not rest and is_dataclass(known[head])):
+        raise ValueError(f"no setting {full_name!r}: {type(part).__name__} has {', '.join(known)}")
+    if rest:
+        return replace(part, **{head: _override(known[head], full_name, rest, value)})
+    return replace(part, **{head: _typed(full_name, get_type_hints(type(part))[head], known[head], value)})
+
+
+def _typed(name: str, hint: Any, default: Any, value: Any) -> Any:
+    """The value in the type of its setting: JSON and command lines know no tuples, and write 1 for 1.0."""
+    if get_origin(hint) is tuple:
+        values = value if isinstance(value, list | tuple) else [value]
+        return tuple(_typed(name, get_args(hint)[0], default, v) for v in values)
+    allowed = get_args(hint) or (hint,)
+    if float in allowed and type(value) is int:
+        return float(value)
+    if type(value) not in allowed:
+        raise ValueError(f"setting {name} must be a {allowed[0].__name__} such as {default!r}, got {value!r}")
+    return value

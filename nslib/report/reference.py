@@ -1,0 +1,35 @@
+"""The paper's printed tables, and ours beside them."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from nslib.evaluate.comparison import table2_row
+from nslib.evaluate.metrics import TABLE2
+from nslib.evaluate.suite import Evaluation
+from nslib.runtime import data_path
+
+
+def printed(name: str) -> pd.DataFrame:
+    """A table of the paper as printed, such as `table2`.
+
+    Raises:
+        FileNotFoundError: there is no such table; names those there are.
+    """
+    path = data_path("reference", f"{name}.csv")
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("table*.csv")))
+        raise FileNotFoundError(f"no printed table {name!r}: there are {known}")
+    return pd.read_csv(path)
+
+
+def beside_table2(*evaluations: Evaluation) -> pd.DataFrame:
+    """Table 2 with a row for each evaluation above the printed ones; a column that was not measured stays empty."""
+    rows = []
+    for evaluation in evaluations:
+        shown = [c for c in TABLE2 if c in evaluation.hits]
+        row = table2_row(evaluation, shown)
+        if len(shown) < len(TABLE2):
+            row.pop("average")  # of other columns than the printed one
+        rows.append({"model": f"{evaluation.model} (ours)", **row})
+    return pd.concat([pd.DataFrame(rows, columns=["model", *TABLE2, "average"]), printed("table2")], ignore_index=True)

@@ -1,0 +1,125 @@
+"""The figures of Table 2 from hits: hand-computed, and the paper's own Average recomputed from its printed rows."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from nslib.data.corruptions import CORRUPTIONS, SEVERITIES
+from nslib.evaluate.metrics import (
+    ALEXNET_ERROR,
+    TABLE2,
+    average,
+    corruption_error,
+    corruption_ratio,
+    corruption_table,
+    mce,
+    paired_difference,
+    per_image,
+)
+from nslib.runtime import data_path
+
+PRINTED = pd.read_csv(data_path("reference", "table2.csv"))
+COMPLETE = PRINTED.dropna()
+
+
+def hits_with(error: dict[str, float], n: int = 20) -> dict[str, np.ndarray]:
+    """Hits over n images: of corruption c a share error[c] is wrong at every severity."""
+    return {f"{c}/{s}": np.arange(n) >= round(error[c] * n) for c in CORRUPTIONS for s in SEVERITIES}
+
+
+@pytest.mark.parametrize("row", COMPLETE.to_dict("records"), ids=lambda r: r["model"])
+def test_average_of_the_printed_rows(row):
+    """Table 2's Average is the mean of its eleven columns with 100 - mCE, to the second decimal."""
+    assert average({c: row[c] for c in TABLE2}) == pytest.approx(row["average"], abs=0.0075)
+
+
+def test_printed_table_is_whole():
+    assert list(PRINTED.columns) == ["model", *TABLE2, "average"]
+    assert len(COMPLETE) == 6
+    assert len(PRINTED) == 14
+
+
+def test_average_refuses_gaps():
+    with pytest.raises(ValueError, match="a number for every column"):
+        average({"clean": 80.0, "c": float("nan")})
+    with pytest.raises(ValueError, match="a number for every column"):
+        average({})
+
+
+def test_mce_of_alexnet_is_one_hundred():
+    """A model with AlexNet's own errors: 1000 images make every published error exact."""
+    found = mce(hits_with(ALEXNET_ERROR, n=1000))
+    assert found.value == pytest.approx(100)
+    assert found.n == 1000
+
+
+def test_mce_weighs_by_alexnet_and_the_error_does_not():
+    error = dict.fromkeys(CORRUPTIONS, 0.0) | {"brightness": 0.5}
+    hits = hits_with(error)
+    assert mce(hits).value == pytest.approx(100 * 0.5 / 0.565 / 15)
+    assert corruption_error(hits).value == pytest.approx(100 * 0.5 / 15)
+
+
+def test_ratio_to_a_base_model():
+    base = hits_with(dict.fromkeys(CORRUPTIONS, 0.5))
+    ours = hits_with(dict.fromkeys(CORRUPTIONS, 0.5) | {"fog": 0.25})
+    assert corruption_ratio(base, base) == 1
+    assert corruption_ratio(ours, base) == pytest.approx((14 + 0.5) / 15)
+
+
+def test_a_missing_corruption_is_named():
+    hits = hits_with(dict.fromkeys(CORRUPTIONS, 0.5))
+    del hits["fog/3"]
+    for figure in (mce, corruption_error):
+        with pytest.raises(ValueError, match="missing or unknown: fog/3"):
+            figure(hits)
+    with pytest.raises(ValueError, match="missing or unknown: frog/3"):
+        mce(hits | {"fog/3": hits["fog/2"], "frog/3": hits["fog/2"]})
+
+
+def test_table_keeps_the_published_order():
+    hits = {name: np.array([True, False, False, True]) for name in ("fog/2", "fog/1", "shot_noise/2", "shot_noise/1")}
+    hits["fog/2"] = np.array([True, True, True, False])
+    table = corruption_table(hits)
+    assert list(table.index) == ["shot_noise", "fog"]
+    assert list(table.columns) == ["1", "2"]
+    assert table.loc["fog"].tolist() == [50, 75]
+
+
+def test_paired_difference_by_hand():
+    """Ours wins three images and loses one: +2 of 8, and McNemar's exact p is 2 * (1 + 4) / 16."""
+    ours = {"": np.array([1, 1, 1, 0, 1, 1, 0, 0], bool)}
+    theirs = {"": np.array([0, 0, 0, 1, 1, 1, 0, 0], bool)}
+    found, p_value = paired_difference(ours, theirs)
+    assert found.value == 25
+    assert found.low < 25 < found.high
+    assert found.n == 8
+    assert p_value == pytest.approx(0.625)
+
+
+def test_paired_difference_of_a_model_with_itself():
+    hits = {"": np.array([1, 0, 1], bool)}
+    found, p_value = paired_difference(hits, hits)
+    assert (found.value, found.low, found.high, p_value) == (0, 0, 0, 1)
+
+
+def test_pairing_is_narrower_than_two_intervals():
+    """Two models that differ on 4 % of the images: the paired interval excludes 0, unpaired ones would overlap."""
+    rng = np.random.default_rng(0)
+    theirs = rng.random(1000) < 0.6
+    ours = theirs | (np.arange(1000) % 10 == 0)
+    found, p_value = paired_difference({"": ours}, {"": theirs})
+    assert found.low > 0
+    assert found.high - found.low < 3
+    assert p_value < 1e-6
+
+
+def test_paired_difference_needs_the_same_images():
+    with pytest.raises(ValueError, match="same images"):
+        paired_difference({"": np.ones(3, bool)}, {"": np.ones(4, bool)})
+    with pytest.raises(ValueError, match="same images"):
+        paired_difference({"fog/1": np.ones(3, bool)}, {"fog/2": np.ones(3, bool)})
+
+
+def test_per_image_is_the_mean_over_variants():
+    assert per_image({"a": np.array([1, 0], bool), "b": np.array([1, 1], bool)}).tolist() == [1, 0.5]

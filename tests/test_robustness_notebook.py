@@ -1,0 +1,140 @@
+"""What notebook 06 calls: curves over strengths, their sanity table, examples of columns, and the printed tables."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import random_images
+
+from nslib.analysis.attack_curves import attack_curves, random_signs, right, sanity_table
+from nslib.config import DataConfig, SuiteConfig
+from nslib.data.source import open_source
+from nslib.evaluate.bench import Bench
+from nslib.evaluate.columns import hits_of, parts_of
+from nslib.evaluate.comparison import compare_protocols
+from nslib.evaluate.examples import column_examples
+from nslib.evaluate.metrics import TABLE2
+from nslib.evaluate.suite import Evaluation
+from nslib.experiment import open_bench, open_surrogate
+from nslib.profiles import resolve
+from nslib.report.reference import beside_table2, printed
+
+SUITE = SuiteConfig(images=6, costly_images=3, batch=3, columns=("clean", "fgsm", "c", "a"))
+
+
+@pytest.fixture
+def bench(vit):
+    return Bench(vit, open_source(DataConfig(), vit), SUITE)
+
+
+def test_curves(vit):
+    images = random_images(vit, 12)
+    with torch.no_grad():
+        labels = vit(images).argmax(1)
+    table = attack_curves(vit, images, labels, (0.0, 0.5), steps=3, seed=0, batch=5)
+    assert table.attack.unique().tolist() == ["random signs", "FGSM", "PGD"]
+    assert (table[table.eps == 0].value == 100).all()  # the labels are the model's own
+    assert (table.n == 12).all()
+    fgsm = table[(table.attack == "FGSM") & (table.eps == 127.5)].value.item()
+    assert fgsm < 100
+
+
+def test_random_signs():
+    images = torch.full((2, 3, 8, 8), 0.5)
+    moved = random_signs(images, 0.1, seed=0)
+    assert torch.allclose((moved - images).abs(), torch.tensor(0.1))
+    assert 0.3 < (moved > images).float().mean() < 0.7
+    assert torch.equal(moved, random_signs(images, 0.1, seed=0))
+    assert random_signs(images, 0.9, seed=0).max() == 1
+    with pytest.raises(ValueError, match="divide 8-bit levels by 255"):
+        random_signs(images, 8, seed=0)
+
+
+def falling(**changes) -> pd.DataFrame:
+    values = {"random signs": [90, 90, 88], "FGSM": [90, 60, 30], "PGD": [90, 50, 0]} | changes
+    return pd.DataFrame(
+        [{"attack": a, "eps": e, "value": v} for a, row in values.items() for e, v in zip((0, 1, 8), row, strict=True)]
+    )
+
+
+def test_sanity_of_attacks_that_work():
+    table = sanity_table(falling(), np.array([0, 0, 1], bool), np.array([0, 1, 1], bool))
+    assert table.holds.all()
+    assert len(table) == 6
+
+
+@pytest.mark.parametrize(
+    ("line", "changes", "auto"),
+    [
+        (0, {"FGSM": [85, 60, 30]}, [0, 0, 1]),
+        (1, {"PGD": [90, 95, 0]}, [0, 0, 1]),
+        (2, {"PGD": [90, 50, 10]}, [0, 0, 1]),
+        (3, {"PGD": [90, 70, 0]}, [0, 0, 1]),
+        (4, {}, [1, 1, 1]),
+        (5, {"random signs": [90, 40, 20]}, [0, 0, 1]),
+    ],
+)
+def test_sanity_notices(line, changes, auto):
+    table = sanity_table(falling(**changes), np.array(auto, bool), np.array([0, 1, 1], bool))
+    assert not table.holds[line]
+
+
+def test_right_is_top1(vit):
+    images = random_images(vit, 5)
+    with torch.no_grad():
+        answers = vit(images).argmax(1)
+    wrong = (answers + 1) % 10
+    assert right(vit, images, torch.where(torch.arange(5) < 2, answers, wrong)).tolist() == [True] * 2 + [False] * 3
+
+
+def test_examples_are_what_the_columns_show(bench):
+    examples = column_examples(bench, 3)
+    assert list(examples) == list(SUITE.columns)
+    for name in ("clean", "fgsm", "a"):
+        images, labels, predictions = examples[name]
+        assert images.shape == (3, 3, 32, 32)
+        part = parts_of(name, bench)[0]
+        assert (predictions == labels).tolist() == hits_of(bench, part)[""].tolist()
+    foggy = hits_of(bench, next(p for p in parts_of("c", bench) if p.corruption == "fog"))["fog/3"]
+    assert (examples["c"].predictions == examples["c"].labels).tolist() == foggy.tolist()
+
+
+def test_protocols_side_by_side(bench):
+    table = compare_protocols(bench, (0.0, 4 / 255), images=6)
+    assert table.eps.tolist() == ["0/255", "4/255"]
+    assert (table.n == 6).all()
+    assert table[["pixels", "authors"]].stack().between(0, 100).all()
+
+
+def test_printed_tables():
+    assert printed("table3").model.tolist() == ["ViT-S", "ViT-S + Madry", "ViT-S + TRADES", "ViT-S + NS"]
+    ours, theirs = printed("table3").set_index("model").loc["ViT-S"], printed("table2").set_index("model").loc["ViT-S"]
+    assert (ours == theirs[ours.index].astype(float)).all()  # printed twice in the paper
+    assert len(printed("table4")) == 6
+    assert printed("table5").mse_probability.max() < 0.03
+    with pytest.raises(FileNotFoundError, match=r"no printed table 'table9': there are table1, table2"):
+        printed("table9")
+
+
+def test_our_row_beside_theirs():
+    hits = {c: {"": np.array([True, False])} for c in TABLE2 if c != "c"}
+    table = beside_table2(Evaluation("vit", hits))
+    assert table.model[0] == "vit (ours)"
+    assert table.clean[0] == 50
+    assert np.isnan(table.c[0])
+    assert np.isnan(table.average[0])  # of other columns than the printed average
+    assert table.model[1] == "ViT-S"
+
+
+def test_bench_of_settings(monkeypatch):
+    settings = resolve("smoke")
+    bench = open_bench(settings)
+    assert bench.missing("damagenet") == ""
+    assert bench.suite == settings.suite
+    assert open_surrogate(resolve("smoke", overrides={"surrogate": ""}), bench.model) is None
+
+
+def test_surrogate_that_cannot_be_had(vit):
+    settings = resolve("smoke", overrides={"surrogate_weights": "nowhere.safetensors"})
+    with pytest.warns(UserWarning, match=r"no transferred images: no weights at nowhere"):
+        assert open_surrogate(settings, vit) is None
