@@ -1,6 +1,7 @@
 """The ImageNet family: small trees in each published layout, with real image files; labels, masks, and every error."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -415,17 +416,22 @@ def test_reasons_for_what_is_missing(tmp_path, vit):
         "val:a": f"no images in {tmp_path}/val: expected some of the 200 classes",
         "a": f"no folder {tmp_path}/imagenet-a: expected <wnid>/*.jpg of 200 classes in the folder of ImageNet-A: set "
         "data.a, or put it at <data.root>/imagenet-a",
-        "r": f"2 of 2 folders in {tmp_path}/imagenet-r are no class of ImageNet-R",
         "c/fog/3": f"no folder {tmp_path}/imagenet-c: expected <corruption>",
         "cue_conflict": f"no folder {tmp_path}/cue-conflict: expected <shape>",
+    }.items():
+        assert source.missing(split).startswith(told)
+        with pytest.raises(FileNotFoundError) as error:
+            source.take(split, 1)
+        assert str(error.value) == source.missing(split)
+    for split, told in {
+        "r": f"2 of 2 folders in {tmp_path}/imagenet-r are no class of ImageNet-R",
         "c": "split must be one of train, val, val:a, val:r, a, r, v2, sketch, stylized, damagenet, cue_conflict, c/<",
         "sketch/2": "split must be one of train",
         "test": "split must be one of train, val, val:a, val:r, a, ",
     }.items():
-        assert source.missing(split).startswith(told)
-        with pytest.raises((FileNotFoundError, ValueError)) as error:
-            source.take(split, 1)
-        assert str(error.value) == source.missing(split)
+        for ask in (source.missing, source.count):
+            with pytest.raises(ValueError, match=f"^{re.escape(told)}"):
+                ask(split)
 
 
 def test_model_with_other_classes_is_refused(family):
@@ -499,7 +505,7 @@ def test_names_are_in_the_order_of_labels(family, vit):
 
 
 def test_another_family_in_the_folder_is_a_mistake_and_not_a_gap(tmp_path):
-    """A folder that is not there leaves a column missing; one that holds ImageNet-V2 and is named as A stops the run."""
+    """A folder that is not there leaves a column missing; ImageNet-V2 given as A stops the run."""
     (tmp_path / "v2" / "7").mkdir(parents=True)
     Image.new("RGB", (32, 32)).save(tmp_path / "v2" / "7" / "image.jpeg")
     source = open_source(

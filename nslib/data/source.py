@@ -133,7 +133,7 @@ class FolderSource:
     def missing(self, split: str) -> str:
         try:
             self.count(split)
-        except (OSError, ValueError) as error:
+        except FileNotFoundError as error:  # a folder that is there but of another data set is a mistake, not a gap
             return str(error)
         return ""
 
