@@ -40,7 +40,7 @@ class StagedViT(nn.Module):
         mean, std: of each channel, in units in which images lie in [0, 1].
     Raises:
         TypeError: not a VisionTransformer of timm, or its patch embedding is not one convolution of fixed size.
-        ValueError: mean or std of another number of channels.
+        ValueError: mean or std of another number of channels, or an image smaller than a patch.
     Source: arXiv:2403.10476, Section 3.1.
     """
 
@@ -53,6 +53,9 @@ class StagedViT(nn.Module):
         channels = vit.patch_embed.proj.in_channels
         if not len(mean) == len(std) == channels:
             raise ValueError(f"mean and std must have a number for each of {channels} channels, got {mean} and {std}")
+        if not vit.patch_embed.num_patches:
+            sizes = f"{vit.patch_embed.img_size}, a patch {vit.patch_embed.patch_size}"
+            raise ValueError(f"{name} takes images {sizes}: img_size must be at least one patch")
         for key, value in (("mean", mean), ("std", std)):
             self.register_buffer(key, torch.tensor(value, dtype=torch.float32).reshape(1, -1, 1, 1), persistent=False)
 
@@ -185,7 +188,13 @@ def build_model(name: str, *, num_classes: int | None = None, img_size: int | No
     except RuntimeError as error:
         if "Unknown model" not in str(error) and "Invalid pretrained tag" not in str(error):
             raise
-        near = ", ".join(timm.list_models(f"{name.split('.')[0][:12]}*", module="vision_transformer")[:4])
+        architecture, _, tag = name.partition(".")
+        if tag and timm.is_model(architecture):
+            known = timm.list_pretrained(f"{architecture}.*")
+            raise ValueError(
+                f"{architecture} has no tag {tag!r} in timm {timm.__version__}: {', '.join(known)}"
+            ) from error
+        near = ", ".join(timm.list_models(f"{architecture[:12]}*", module="vision_transformer")[:4])
         raise ValueError(
             f"no model named {name!r} in timm {timm.__version__}; near it: {near or SHAPES_VIT}"
         ) from error

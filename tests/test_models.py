@@ -170,7 +170,7 @@ def test_unknown_model_names_its_neighbours():
 
 @pytest.mark.parametrize("weights", ["random", "pretrained"])
 def test_unknown_tag_of_a_known_model(weights):
-    with pytest.raises(ValueError, match=r"vit_tiny_patch16_224\.nonsense"):
+    with pytest.raises(ValueError, match=r"has no tag 'nonsense' in timm .*: vit_tiny_patch16_224\.augreg_in21k,"):
         load_model("vit_tiny_patch16_224.nonsense", weights)
 
 
@@ -291,3 +291,8 @@ def test_frozen_restores_the_flags(vit):
     with pytest.raises(ZeroDivisionError), frozen(vit):
         _ = 1 / 0
     assert [p.requires_grad for p in vit.parameters()] == flags
+
+
+def test_image_smaller_than_a_patch():
+    with pytest.raises(ValueError, match=r"takes images \(8, 8\), a patch \(16, 16\): img_size must be at least one"):
+        build_model("vit_tiny_patch16_224", img_size=8)
