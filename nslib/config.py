@@ -197,6 +197,15 @@ class ClosureStudy:
 
 
 @dataclass(frozen=True)
+class WatermarkStudy:
+    """Notebooks 09 and 10: Appendices E and F."""
+
+    images: int = 200
+    strengths: tuple[float, ...] = (0.1, 0.3, 0.6, 1.0)  # 1 aims at the other picture itself
+    saliency_images: int = 64
+
+
+@dataclass(frozen=True)
 class SuiteConfig:
     """What is measured of a model, and how hard. Budgets are in pixel units, images lying in [0, 1]."""
 
@@ -238,3 +247,18 @@ class RobustnessStudy:
     eps: tuple[float, ...] = (0.0, 0.25 / 255, 0.5 / 255, 1 / 255, 2 / 255, 4 / 255, 8 / 255, 16 / 255)  # linf, pixels
     images: int = 128  # of the curves
     authors_images: int = 256  # of the comparison with the authors' handling
+
+
+@dataclass(frozen=True)
+class FinetuningStudy:
+    """Notebooks 05 to 08 and 11: which models are finetuned, and on what they are measured."""
+
+    objectives: tuple[str, ...] = ("nullspace", "plain", "random", "permuted", "madry", "trades")
+    seeded: tuple[str, ...] = ("nullspace", "plain", "random", "permuted")  # those that get more than one seed
+    seeds: int = 1
+    columns: tuple[str, ...] = ("clean", "fgsm", "damagenet", "a", "c", "v2", "r", "sketch", "stylized")
+    images: int = 400  # of each column
+    trace_images: int = 200  # of each column after every round, Fig. 4
+    eps: tuple[float, ...] = (0.03,)  # Table 4
+    fresh: int = 2  # new noises along which the eps set is measured before and after
+    fixed_steps: int = 0  # T of the run without early stopping, C19; 0: not run

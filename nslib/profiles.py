@@ -11,12 +11,15 @@ from nslib.config import (
     ApproximateStudy,
     ClosureStudy,
     DataConfig,
+    FinetuneConfig,
+    FinetuningStudy,
     PatchStudy,
     PretrainConfig,
     RobustnessStudy,
     SuiteConfig,
     SurrogateConfig,
     SynthesisStudy,
+    WatermarkStudy,
 )
 
 
@@ -40,8 +43,11 @@ class Settings:
     synthesis: SynthesisStudy = SynthesisStudy()
     approximate: ApproximateStudy = ApproximateStudy()
     closure: ClosureStudy = ClosureStudy()
+    watermark: WatermarkStudy = WatermarkStudy()
     robustness: RobustnessStudy = RobustnessStudy()
     suite: SuiteConfig = SuiteConfig()
+    finetune: FinetuneConfig = FinetuneConfig(rounds=5, steps=20, lr=1e-4, lr_min=1e-5)
+    finetuning: FinetuningStudy = FinetuningStudy()
     surrogate: str = "surrogate_cnn"  # network on which transferred images are made, or a timm tag; empty: none
     surrogate_weights: str = "shipped"  # shipped, pretrained, train, a file or folder
 
@@ -67,9 +73,21 @@ PROFILES: dict[str, dict[str, Any]] = {
         "closure.pairs": 8,
         "closure.spans": (1, 2, 8),
         "closure.draws": 20,
+        "watermark.images": 32,
+        "watermark.strengths": (0.3, 1.0),
+        "watermark.saliency_images": 16,
         "robustness.eps": (0.0, 1 / 255, 16 / 255),
         "robustness.images": 32,
         "robustness.authors_images": 64,
+        "finetune.rounds": 2,
+        "finetune.steps": 3,
+        "finetune.batch": 32,
+        "finetune.pool": 96,
+        "finetune.heldout": 64,
+        "finetune.noise.steps": 150,
+        "finetuning.images": 32,
+        "finetuning.trace_images": 32,
+        "finetuning.fresh": 1,
         "suite.images": 64,
         "suite.costly_images": 16,
         "suite.batch": 64,
@@ -79,6 +97,17 @@ PROFILES: dict[str, dict[str, Any]] = {
     "laptop": {},
     "full": {
         "images": 4000,
+        "finetune.rounds": 20,
+        "finetune.steps": 40,
+        "finetuning.seeds": 3,
+        "finetuning.images": 4000,
+        "finetuning.eps": (0.01, 0.03, 0.1),
+        "finetuning.fresh": 4,
+        "finetuning.fixed_steps": 300,
+        "finetuning.objectives": (
+            *("nullspace", "plain", "random", "permuted", "random_boundary", "madry", "madry_authors", "trades"),
+            *("mixup", "randaugment", "augmix", "sam"),
+        ),
         "synthesis.starts": 3,
         "synthesis.noise.lr": 0.02,
         "synthesis.noise.steps": 400,
@@ -94,6 +123,14 @@ PROFILES: dict[str, dict[str, Any]] = {
         "pretrain.steps": 10000,
         "pretrain.batch": 256,
         "pretrain.lr": 1e-3,
+        "finetune.rounds": 20,
+        "finetune.steps": 40,
+        "finetune.lr": 1e-5,
+        "finetune.lr_min": 1e-6,
+        "finetuning.seeds": 3,
+        "finetuning.images": 2000,
+        "finetuning.eps": (0.01, 0.03, 0.1),
+        "finetuning.fresh": 4,
         "surrogate_weights": "train",
         "surrogate_pretrain.size": 224,
         "images": 4000,
@@ -105,7 +142,32 @@ PROFILES: dict[str, dict[str, Any]] = {
         "weights": "pretrained",
         "surrogate": "deit_tiny_patch16_224.fb_in1k",
         "surrogate_weights": "pretrained",
+        "suite.images": 200,
+        "suite.costly_images": 16,
+        "suite.batch": 40,
+        "suite.patchfool_steps": 100,
+        "suite.cw_steps": 30,
+        "finetune.rounds": 3,
+        "finetune.steps": 10,
+        "finetune.batch": 16,
+        "finetune.lr": 1e-5,
+        "finetune.lr_min": 1e-6,
+        "finetune.pool": 192,
+        "finetune.heldout": 96,
+        "finetune.noise.limit": 0.5,
+        "finetune.noise.lr": 0.02,
+        "finetune.noise.steps": 120,
+        "finetune.noise.batch": 16,
+        "finetuning.objectives": ("nullspace", "plain", "random"),
+        "finetuning.columns": ("clean", "fgsm", "damagenet", "c"),
+        "finetuning.images": 100,
+        "finetuning.trace_images": 80,
+        "finetuning.fresh": 1,
+        "suite.transfer_eps": 8 / 255,
         "suite.transfer_smoothing": 1,  # between two ViTs more costs
+        "robustness.eps": (0.0, 0.25 / 255, 1 / 255, 4 / 255, 16 / 255),
+        "robustness.images": 40,
+        "robustness.authors_images": 80,
         # Sized for two cores without a GPU; the README has the paper's own sizes for a GPU.
         "pool": 768,
         "heldout": 192,
@@ -134,6 +196,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "closure.pairs": 10,
         "closure.spans": (1, 2, 4, 8),
         "closure.draws": 40,
+        "watermark.saliency_images": 32,
     },
 }
 

@@ -18,10 +18,10 @@ STOPPING = ("heldout", "batch")
 
 
 def eps_noises(
-    model: StagedViT, pool: Pool, study: ApproximateStudy, *, seed: int
+    model: StagedViT, pool: Pool, study: ApproximateStudy, *, seed: int, stops: tuple[str, ...] = STOPPING
 ) -> dict[tuple[float, str, int], LearnedNoise]:
     """A noise for each (eps, kind of stopping, start): the same starts and batches for all of them."""
-    keys = [(eps, stop, start) for eps in study.eps for stop in STOPPING for start in range(study.starts)]
+    keys = [(eps, stop, start) for eps in study.eps for stop in stops for start in range(study.starts)]
     return {
         (eps, stop, start): stored_noise(model, pool, replace(study.noise, eps=eps, stop_on=stop), seed=seed + start)
         for eps, stop, start in keys

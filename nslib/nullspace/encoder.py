@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 
 import torch
 from torch import Tensor
 
 from nslib.config import NoiseConfig
 from nslib.models import StagedViT, frozen
-from nslib.nullspace.membership import CleanPass, Pool, agreement, inside, probability_gap
+from nslib.nullspace.membership import CleanPass, EpsTest, Pool, agreement, inside, probability_gap
+from nslib.processes import ALONE, Share
 
 VERSION = 2  # part of every stored noise: raise it when the same settings give another result
 
@@ -43,8 +44,20 @@ class LearnedNoise:
     trace: Trace
 
 
+@dataclass
+class Memory:
+    """Lets a search go on after a kill: `save` is given its state, tensors and plain values, every so many steps.
+
+    `state` is what an earlier search of the same model, pool, settings and generator has left; None begins anew.
+    """
+
+    every: int
+    save: Callable[[dict], None]
+    state: dict | None = None
+
+
 class NoiseDiverged(FloatingPointError):
-    """The loss was not finite. `noise` is the last one whose loss was; `step` and `cfg` say where."""
+    """The loss was not finite. `noise` is the last one whose loss was, or the start; `step` and `cfg` say where."""
 
     def __init__(self, step: int, loss: float, cfg: NoiseConfig, noise: Tensor):
         super().__init__(
@@ -54,9 +67,9 @@ class NoiseDiverged(FloatingPointError):
 
 
 def start_noise(model: StagedViT, limit: float, *, generator: torch.Generator) -> Tensor:
-    """v_0 ~ U(-limit, limit), (1, N, D), on the model's device; its norm is near limit * sqrt(N D / 3)."""
+    """v_0 ~ U(-limit, limit), (1, N, D), in the model's device and type; its norm is near limit * sqrt(N D / 3)."""
     uniform = torch.rand(1, *model.token_shape, generator=generator) * 2 - 1
-    return (uniform * limit).to(model.device)
+    return (uniform * limit).to(model.vit.patch_embed.proj.weight)
 
 
 def learn_noise(
@@ -66,6 +79,8 @@ def learn_noise(
     *,
     generator: torch.Generator,
     start: Tensor | None = None,
+    share: Share = ALONE,
+    memory: Memory | None = None,
     on_step: Callable[[int, Trace], None] | None = None,
 ) -> LearnedNoise:
     """Learn one noise, shared by all images, that leaves predictions unchanged.
@@ -80,9 +95,13 @@ def learn_noise(
         cfg: eps is a squared l2 gap between softmax vectors; None makes cfg.steps updates, Eq. (4).
         generator: draws the start and the batches.
         start: (1, N, D), instead of a drawn one.
+        share: of each batch, for several processes that hold the same model and pool and draw the same batches; they
+            learn the same noise.
+        memory: of a search that may be killed; it goes on to the noise of an unbroken one.
         on_step: called before each update, for a progress bar.
     Raises:
-        ValueError: model in training mode, empty pool, start of the wrong shape, device or dtype.
+        ValueError: model in training mode, empty pool, start of the wrong shape, device or dtype; a batch that cannot
+            be shared equally.
         NoiseDiverged: the loss is not finite; keeps the last good noise.
     Source: arXiv:2403.10476, Eq. (4) with regularization, Eqs. (7)-(8) without.
     """
@@ -96,20 +115,23 @@ def learn_noise(
     noise.requires_grad_(True)
     optimizer = torch.optim.AdamW([noise], lr=cfg.lr, weight_decay=cfg.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=cfg.steps)
-    trace, stop = Trace(), _Stopping(model, pool, cfg)
-    batches = _batches(pool.train, min(cfg.batch, len(pool.train)), generator)
+    trace, stop = Trace(), _Stopping(model, pool, cfg, share)
+    batches = _Batches(pool.train, min(cfg.batch, len(pool.train)), generator, share)
+    parts = {"optimizer": optimizer, "schedule": schedule, "batches": batches, "stop": stop}
+    first, seconds = _restore(memory.state, noise, trace, parts) if memory and memory.state else (0, 0.0)
     last_good = noise.detach().clone()
     converged = cfg.eps is None
-    started = time.monotonic()
+    started = time.monotonic() - seconds
     with frozen(model), torch.enable_grad():
-        for step in range(cfg.steps + 1):
-            clean = next(batches)
+        for step in range(first, cfg.steps + 1):
+            clean = batches.next()
             logits = model.logits_from_tokens(clean.tokens + noise)
             loss = (logits - clean.logits).norm(dim=1).mean()
             if cfg.regularization:
                 loss = loss - cfg.regularization * noise.norm().log()
             gap = probability_gap(logits.detach(), clean.logits).mean()
-            told = torch.stack((loss.detach(), gap, noise.detach().norm())).tolist()  # at once: a GPU waits for each
+            told = torch.stack((loss.detach(), gap, noise.detach().norm()))
+            told = share.mean(told).tolist()  # at once: a GPU waits for each
             if not math.isfinite(told[0]):
                 raise NoiseDiverged(step, told[0], cfg, last_good)
             last_good.copy_(noise.detach())
@@ -124,8 +146,13 @@ def learn_noise(
                 break
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            noise.grad = share.mean(noise.grad)
             optimizer.step()
             schedule.step()
+            if memory and (step + 1) % memory.every == 0:
+                state = {name: part.state_dict() for name, part in parts.items()}
+                told = {"step": step + 1, "seconds": time.monotonic() - started, "trace": asdict(trace)}
+                memory.save({**state, **told, "noise": noise.detach()})
     return _result(model, pool, noise.detach(), step, time.monotonic() - started, converged, trace)
 
 
@@ -146,13 +173,36 @@ def _result(
     )
 
 
-def _batches(clean: CleanPass, size: int, generator: torch.Generator) -> Iterator[CleanPass]:
-    """Batches for ever: each pass over the images in a new order, remainders dropped."""
-    while True:
-        order = torch.randperm(len(clean), generator=generator).to(clean.tokens.device)
-        for rows in order.split(size):
-            if len(rows) == size:
-                yield clean[rows]
+def _restore(state: dict, noise: Tensor, trace: Trace, parts: dict) -> tuple[int, float]:
+    """Put a search back to where its state was saved; returns the next step and the seconds spent."""
+    noise.detach().copy_(state["noise"])
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    for column, values in state["trace"].items():
+        getattr(trace, column).extend(values)
+    return state["step"], state["seconds"]
+
+
+class _Batches:
+    """This process's share of batches, for ever: each pass over the images in a new order, remainders dropped."""
+
+    def __init__(self, clean: CleanPass, size: int, generator: torch.Generator, share: Share):
+        share.size(size)  # refuses what cannot be shared
+        self.clean, self.size, self.generator, self.share = clean, size, generator, share
+        self.order = torch.empty(0, dtype=torch.int64)
+
+    def next(self) -> CleanPass:
+        if len(self.order) < self.size:
+            self.order = torch.randperm(len(self.clean), generator=self.generator)
+        rows, self.order = self.order[: self.size], self.order[self.size :]
+        return self.clean[rows[self.share.rank :: self.share.count].to(self.clean.tokens.device)]
+
+    def state_dict(self) -> dict:
+        return {"order": self.order.clone(), "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.order = state["order"].cpu()
+        self.generator.set_state(state["generator"].cpu())
 
 
 class _Stopping:
@@ -163,20 +213,34 @@ class _Stopping:
     longer the search, the rarer the tests, about 30 in the time in which the number of steps doubles.
     """
 
-    def __init__(self, model: StagedViT, pool: Pool, cfg: NoiseConfig):
-        self.model, self.heldout, self.cfg = model, pool.heldout, cfg
+    def __init__(self, model: StagedViT, pool: Pool, cfg: NoiseConfig, share: Share):
+        self.model, self.heldout, self.cfg, self.share = model, pool.heldout, cfg, share
         self.due = 0
-        self.sorted = False
+        self.order: Tensor | None = None  # hardest first
 
     def now(self, step: int, noise: Tensor, trace: Trace) -> bool:
         if self.cfg.stop_on == "batch":
             return trace.gap[-1] < self.cfg.eps
         if step < self.due or not trace.gap[-1] < self.cfg.eps:
             return False
-        if not self.sorted:
-            hardest_first = agreement(self.model, self.heldout, noise).gap.argsort(descending=True)
-            self.heldout, self.sorted = self.heldout[hardest_first], True
-        test = inside(self.model, self.heldout, noise, self.cfg.eps, batch=self.cfg.batch)
+        if self.order is not None:
+            test = inside(self.model, self.heldout, noise, self.cfg.eps, batch=self.cfg.batch)
+        else:
+            gaps = agreement(self.model, self.heldout, noise, batch=self.cfg.batch).gap
+            test = EpsTest(gaps.mean().item() < self.cfg.eps, gaps.mean().item(), len(gaps))
+            self._sort(gaps.argsort(descending=True))
         trace.tests.append((step, test.gap, test.seen))
         self.due = step + 1 + step // 30
-        return test.inside
+        inside_everywhere = self.share.mean(noise.new_tensor(float(test.inside)))  # no process stops without the others
+        return inside_everywhere.item() == 1
+
+    def _sort(self, order: Tensor) -> None:
+        self.heldout, self.order = self.heldout[order], order
+
+    def state_dict(self) -> dict:
+        return {"due": self.due, "order": self.order}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.due = state["due"]
+        if state["order"] is not None:
+            self._sort(state["order"].to(self.heldout.tokens.device))

@@ -1,0 +1,146 @@
+"""Section 6: the nullspace of the patch embedding is a fingerprint of a set of weights, kept as a key."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import scipy.linalg
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nslib.intervals import Estimate, share_estimate
+from nslib.models import StagedViT
+from nslib.nullspace.patch import PatchNullspace
+from nslib.runtime import atomic_path
+
+THRESHOLD = 0.01  # of `leak`: below it, weights are said to be of the key's model
+
+
+def make_key(model: StagedViT) -> Tensor:
+    """The key: an orthonormal basis (C P P, R) of the nullspace of a model's patch embedding, float64, in pixels.
+
+    Raises:
+        ValueError: the nullspace is trivial, so that there is nothing to keep.
+    """
+    null = PatchNullspace(model)
+    if null.dim == 0:
+        pixels, width = null.matrix.shape[::-1]
+        raise ValueError(
+            f"{model.name} has no key: its patch embedding, {pixels} -> {width}, has the trivial nullspace only; "
+            "models of patch side 32, or narrow ones such as vit_tiny_patch16_224, have one"
+        )
+    return null.basis
+
+
+def write_key(path: str | Path, key: Tensor) -> Path:
+    """Save a key as a safetensors file, atomically."""
+    with atomic_path(Path(path)) as partial:
+        save_file({"key": key.contiguous()}, partial)
+    return Path(path)
+
+
+def read_key(path: str | Path) -> Tensor:
+    """A key from its file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it holds no key.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no key at {path}: make one with write_key(path, make_key(model))")
+    try:
+        return load_file(path)["key"]
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"{path} holds no key ({error!r}): make one with write_key(path, make_key(model))") from error
+
+
+def leak(model: StagedViT, key: Tensor) -> float:
+    """How much of the key a patch embedding W sees: ||W B||^2 / ||W||^2 over what a random W sees of it, R / (C P P).
+
+    0 for the key's own model, whatever invertible matrix is multiplied to its tokens; 1 on average for weights that
+    know nothing of each other. Trained embeddings prefer smooth patches, so that unrelated ones can be well below 1.
+
+    Raises:
+        ValueError: the key was made from patches of another number of pixels.
+    """
+    matrix = PatchNullspace(model).matrix
+    pixels, dim = key.shape
+    if matrix.shape[1] != pixels:
+        raise ValueError(
+            f"key is for patches of {pixels} pixels, {model.name} has {matrix.shape[1]}: not the same model"
+        )
+    return ((matrix @ key).square().sum() / matrix.square().sum() * pixels / dim).item()
+
+
+def principal_angles(model: StagedViT, key: Tensor) -> np.ndarray:
+    """Angles in degrees, rising, between what a patch embedding sees and what the key's model saw.
+
+    The row spaces are compared and not the nullspaces, which must share directions where R > C P P / 2. All are 0 for
+    the key's own model.
+    """
+    null = PatchNullspace(model)
+    seen = torch.linalg.svd(null.matrix, full_matrices=False).Vh[: null.rank].T
+    own = scipy.linalg.null_space(key.T.numpy())
+    return np.degrees(scipy.linalg.subspace_angles(seen.numpy(), own))[::-1]
+
+
+def fingerprint_table(key: Tensor, suspects: Mapping[str, StagedViT], *, threshold: float = THRESHOLD) -> pd.DataFrame:
+    """One row a suspect: leak, median and largest principal angle in degrees, and whether it is said to be the model.
+
+    A suspect with patches of another size is said not to be; its numbers are NaN.
+    """
+    rows = []
+    for name, model in suspects.items():
+        comparable = PatchNullspace(model).matrix.shape[1] == len(key)
+        found = leak(model, key) if comparable else float("nan")
+        angles = principal_angles(model, key) if comparable else np.array([np.nan])
+        rows.append({"suspect": name, "leak": found, "median_angle": float(np.median(angles)),
+                     "largest_angle": float(angles.max()), "identified": bool(found < threshold)})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def false_positives(key: Tensor, strangers: Mapping[str, StagedViT], *, threshold: float = THRESHOLD) -> Estimate:
+    """Share of unrelated models that are taken for the key's own, with Wilson's interval."""
+    return share_estimate(fingerprint_table(key, strangers, threshold=threshold).identified)
+
+
+def rotated(model: StagedViT, side: str, *, generator: torch.Generator) -> StagedViT:
+    """A copy whose patch weight is multiplied by a random rotation, of the `tokens` or of the `pixels`.
+
+    The first leaves the nullspace as it is, and a thief could undo it in the next layer to keep the model's function.
+    The second moves the nullspace, and no later layer can undo it.
+
+    Raises:
+        ValueError: neither side.
+    """
+    if side not in ("tokens", "pixels"):
+        raise ValueError(f"side must be tokens or pixels, got {side!r}")
+    other = copy.deepcopy(model)
+    weight = other.vit.patch_embed.proj.weight
+    matrix = weight.detach().flatten(1).double().cpu()
+    size = matrix.shape[0 if side == "tokens" else 1]
+    rotation = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64)).Q
+    turned = rotation @ matrix if side == "tokens" else matrix @ rotation
+    weight.data.copy_(turned.reshape(weight.shape))
+    return other
+
+
+def moved(model: StagedViT, size: float, *, generator: torch.Generator) -> StagedViT:
+    """A copy whose patch weight is moved at random by `size` times its own norm: what a finetuning of that reach leaks.
+
+    Raises:
+        ValueError: negative size.
+    """
+    if size < 0:
+        raise ValueError(f"size must be >= 0, got {size}")
+    other = copy.deepcopy(model)
+    weight = other.vit.patch_embed.proj.weight
+    step = torch.randn(weight.shape, generator=generator).to(weight)
+    weight.data.add_(step * (weight.detach().norm() / step.norm() * size))
+    return other

@@ -1,0 +1,92 @@
+"""CP-LRP for vision transformers: relevance that adds up to the logit, as gradient x input of a linearised model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from timm.layers import Attention, Mlp
+from torch import Tensor, nn
+
+from nslib.models import StagedViT, frozen
+
+
+@contextmanager
+def conservative(model: StagedViT) -> Iterator[StagedViT]:
+    """Inside the block, gradients follow the rules of CP-LRP; outputs are as ever.
+
+    Attention weights, the standard deviation of LayerNorm and the gate f(x) / x of activations count as constants.
+    What is left is affine in the tokens, so that gradient x input, summed over tokens and over everything constant
+    (biases, position embedding, prefix tokens), is the logit.
+
+    Raises:
+        TypeError: a block without timm's standard Attention and Mlp, or a head that pools by attention.
+    Source: Ali et al., XAI for Transformers, ICML 2022.
+    """
+    _check(model)
+    hooks, fused = [], []
+    try:
+        for module in model.vit.modules():
+            if isinstance(module, nn.LayerNorm):
+                hooks.append(module.register_forward_hook(_constant_deviation))
+            elif isinstance(module, Mlp):
+                hooks.append(module.act.register_forward_hook(_constant_gate))
+            elif isinstance(module, Attention):
+                fused.append((module, module.fused_attn))
+                module.fused_attn = False  # else no attention weights are formed that could be held constant
+                hooks.append(module.attn_drop.register_forward_hook(lambda _, __, weights: weights.detach()))
+        yield model
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, was in fused:
+            module.fused_attn = was
+
+
+def token_relevance(model: StagedViT, images: Tensor, labels: Tensor) -> Tensor:
+    """Relevance (B, N) of each patch token for the logits of these classes (B,)."""
+    with conservative(model), torch.no_grad():
+        tokens = model.embed(images)
+    return _relevance(model, tokens, labels, model.logits_from_tokens).sum(2)
+
+
+def pixel_relevance(model: StagedViT, images: Tensor, labels: Tensor) -> Tensor:
+    """Relevance (B, C, H, W) of each pixel in [0, 1], with black as zero."""
+    return _relevance(model, images, labels, model)
+
+
+def _relevance(model: StagedViT, start: Tensor, labels: Tensor, forward: Callable[[Tensor], Tensor]) -> Tensor:
+    model.check_frozen_use()
+    start = start.detach().clone().requires_grad_()
+    with conservative(model), frozen(model), torch.enable_grad():
+        chosen = forward(start).gather(1, labels.unsqueeze(1)).sum()
+        (gradient,) = torch.autograd.grad(chosen, start)
+    return (gradient * start).detach()
+
+
+def _constant_deviation(layer: nn.LayerNorm, args: tuple[Tensor], _: Tensor) -> Tensor:
+    (x,) = args
+    centred = x - x.mean(-1, keepdim=True)
+    deviation = (centred.square().mean(-1, keepdim=True) + layer.eps).sqrt().detach()
+    scaled = centred / deviation
+    if layer.weight is not None:
+        scaled = scaled * layer.weight
+    return scaled if layer.bias is None else scaled + layer.bias
+
+
+def _constant_gate(_: nn.Module, args: tuple[Tensor], out: Tensor) -> Tensor:
+    (x,) = args
+    gate = torch.where(x == 0, 0.0, out / torch.where(x == 0, 1.0, x))
+    return x * gate.detach()
+
+
+def _check(model: StagedViT) -> None:
+    for i, block in enumerate(model.vit.blocks):
+        for part, kind in (("attn", Attention), ("mlp", Mlp), ("norm1", nn.LayerNorm)):
+            found = getattr(block, part, None)
+            if not isinstance(found, kind):
+                name = type(found).__name__
+                raise TypeError(f"block {i} of {model.name} has {part} {name}: CP-LRP needs {kind.__name__}")
+    if getattr(model.vit, "attn_pool", None) is not None:
+        raise TypeError(f"{model.name} pools by attention: CP-LRP needs a class token or average pooling")

@@ -1,0 +1,142 @@
+"""Saliency maps of an image, and whether nullspace noise changes them: Figures 8(b) and 10."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from types import ModuleType
+
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nslib.analysis.lrp import pixel_relevance
+from nslib.attacks.attention import attention_maps
+from nslib.intervals import Estimate, mean_estimate
+from nslib.models import StagedViT, frozen
+
+# Which maps are equal for equal tokens by algebra alone. Summed over a patch all are; pixel by pixel only the gradient,
+# which comes back through one linear map, and the two that are made of tokens.
+METHODS = ("CP-LRP", "gradient", "input x gradient", "integrated gradients", "Grad-CAM", "attention rollout")
+ALGEBRA = {
+    "pixel": ("gradient", "Grad-CAM", "attention rollout"),
+    "patch": METHODS,
+}
+
+
+def saliency_map(model: StagedViT, images: Tensor, labels: Tensor, method: str, *, ig_steps: int = 16) -> Tensor:
+    """Saliency (B, H, W) of images (B, C, H, W) in [0, 1] for the logits of classes (B,), summed over channels.
+
+    The gradient keeps its sign; integrated gradients start at black; Grad-CAM reads the last block's first LayerNorm;
+    attention rollout multiplies the attention maps, averaged over heads and mixed half and half with the identity, and
+    has no class.
+
+    Raises:
+        ValueError: no such method, or the model is in training mode.
+        ModuleNotFoundError: captum or grad-cam is missing; says what to install.
+        TypeError: as `conservative` and `attention_maps`.
+    """
+    makers: dict[str, Callable[[], Tensor]] = {
+        "CP-LRP": lambda: pixel_relevance(model, images, labels).sum(1),
+        "gradient": lambda: _by_captum("Saliency", model, images, labels, abs=False),
+        "input x gradient": lambda: _by_captum("InputXGradient", model, images, labels),
+        "integrated gradients": lambda: _by_captum(
+            "IntegratedGradients", model, images, labels, n_steps=ig_steps, internal_batch_size=64
+        ),
+        "Grad-CAM": lambda: _grad_cam(model, images, labels),
+        "attention rollout": lambda: _rollout(model, images),
+    }
+    if method not in makers:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    model.check_frozen_use()
+    return makers[method]().detach()
+
+
+def patch_map(model: StagedViT, saliency: Tensor) -> Tensor:
+    """Maps (B, H, W) summed over each patch, (B, N)."""
+    side = model.vit.patch_embed.patch_size
+    return F.avg_pool2d(saliency.unsqueeze(1), side, divisor_override=1).flatten(1)
+
+
+def correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's correlation (B,) of maps (B, ...); NaN where one of the two is flat."""
+    a, b = (m.double().flatten(1) - m.double().flatten(1).mean(1, keepdim=True) for m in (a, b))
+    return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
+
+
+def correlation_table(
+    model: StagedViT, source: Tensor, transformed: Tensor, target: Tensor, *, methods: tuple[str, ...] = METHODS
+) -> pd.DataFrame:
+    """How alike the maps of source and transformed are, and those of target and transformed.
+
+    Each image is explained for the class that the model gives it.
+
+    Returns:
+        one row for each method, level (pixel, patch) and pair: mean correlation over images with its interval, n images
+        whose maps are not flat, and whether equality is `algebra` for an image with exactly the source's tokens.
+    """
+    with torch.no_grad():
+        labels = [torch.cat([model(x) for x in images.split(32)]).argmax(1) for images in (source, transformed, target)]
+    rows = []
+    for method in methods:
+        maps = [
+            torch.cat([saliency_map(model, x, y, method) for x, y in zip(images.split(32), own.split(32), strict=True)])
+            for images, own in zip((source, transformed, target), labels, strict=True)
+        ]
+        for level in ALGEBRA:
+            levelled = [patch_map(model, m) if level == "patch" else m for m in maps]
+            for name, other in (("source", levelled[0]), ("target", levelled[2])):
+                found = correlation(other, levelled[1])
+                estimate = mean_estimate(found[found.isfinite()].cpu())
+                rows.append({"method": method, "level": level, "pair": f"{name}, transformed"} | vars(estimate)
+                            | {"algebra": name == "source" and method in ALGEBRA[level]})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def estimates(table: pd.DataFrame, *, level: str = "patch", pair: str = "source, transformed") -> list[Estimate]:
+    """The estimates of a `correlation_table`, one a method."""
+    rows = table[(table.level == level) & (table.pair == pair)]
+    return [Estimate(r.value, r.low, r.high, r.n, r.seeds) for r in rows.itertuples()]
+
+
+def _by_captum(name: str, model: StagedViT, images: Tensor, labels: Tensor, **options) -> Tensor:
+    explain = getattr(_optional("captum.attr"), name)(model)
+    images = images.detach().clone().requires_grad_()  # captum warns where it has to do this itself
+    with frozen(model), torch.enable_grad():
+        return explain.attribute(images, target=labels, **options).sum(1).to(images)
+
+
+def _grad_cam(model: StagedViT, images: Tensor, labels: Tensor) -> Tensor:
+    cam = _optional("pytorch_grad_cam")
+    rows, columns = model.vit.patch_embed.grid_size
+
+    def as_image(tokens: Tensor) -> Tensor:  # (B, T, D) -> (B, D, rows, columns)
+        return tokens[:, model.vit.num_prefix_tokens :].unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
+
+    targets = [_optional("pytorch_grad_cam.utils.model_targets").ClassifierOutputTarget(y) for y in labels.tolist()]
+    images = images.detach().clone().requires_grad_()  # parameters are frozen, so that no gradient stays on them
+    layers = [model.vit.blocks[-1].norm1]
+    with frozen(model), torch.enable_grad(), cam.GradCAM(model, layers, reshape_transform=as_image) as explain:
+        return torch.from_numpy(explain(images, targets)).to(images)
+
+
+@torch.no_grad()
+def _rollout(model: StagedViT, images: Tensor) -> Tensor:
+    prefix = model.vit.num_prefix_tokens
+    with attention_maps(model, range(len(model.vit.blocks))) as maps:
+        model(images)
+    rolled = None
+    for i in sorted(maps):
+        mixed = maps[i].mean(1) / 2 + torch.eye(maps[i].shape[-1]).to(images) / 2  # (B, T, T)
+        rolled = mixed if rolled is None else mixed @ rolled
+    read = rolled[:, 0] if prefix else rolled.mean(1)  # by the class token, or by all that are averaged
+    grid = read[:, prefix:].unflatten(1, model.vit.patch_embed.grid_size)
+    return F.interpolate(grid.unsqueeze(1), images.shape[2:], mode="nearest")[:, 0]
+
+
+def _optional(module: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"this map needs {module}: pip install 'nslib[xai]'", name=module) from error

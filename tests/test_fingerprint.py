@@ -1,0 +1,124 @@
+"""The nullspace as a fingerprint: whose it is, whose not, and what moves it."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from test_patch_nullspace import tiny
+
+from nslib.analysis import fingerprint
+from nslib.models import StagedViT, build_model
+from nslib.runtime import generator
+
+UNEQUAL = dict(mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.7))
+
+
+def stranger(seed: int, **kwargs) -> StagedViT:
+    """48 pixels -> 16 numbers, of another seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_model("shapes_vit", img_size=16, patch_size=4, embed_dim=16, depth=1, num_heads=2, **kwargs).eval()
+
+
+@pytest.fixture
+def model():
+    return tiny(**UNEQUAL)
+
+
+@pytest.fixture
+def key(model):
+    return fingerprint.make_key(model)
+
+
+def test_own_model_and_strangers(model, key):
+    assert key.shape == (48, 32)
+    assert fingerprint.leak(model, key) < 1e-12
+    assert fingerprint.principal_angles(model, key).max() < 1e-4
+    found = [fingerprint.leak(stranger(seed), key) for seed in range(1, 21)]
+    assert np.mean(found) == pytest.approx(1, abs=0.1)
+    assert min(found) > 0.5
+
+
+def test_leak_by_hand(model):
+    """A key of three pixels: the energy of their columns, over 3 / 48 of all."""
+    key = torch.eye(48, dtype=torch.float64)[:, [0, 5, 17]]
+    matrix = (model.vit.patch_embed.proj.weight.detach().double() / model.std.double().reshape(1, 3, 1, 1)).flatten(1)
+    expected = matrix[:, [0, 5, 17]].square().sum() / matrix.square().sum() * 16
+    assert fingerprint.leak(model, key) == pytest.approx(expected.item())
+
+
+def test_angles_by_hand():
+    """W sees the first 16 of 48 pixels; the other model one direction of them turned by 30 degrees."""
+    model = tiny(std=(1.0, 1.0, 1.0))
+    weight = model.vit.patch_embed.proj.weight
+    weight.data = torch.eye(48)[:16].reshape(weight.shape).contiguous()
+    key = fingerprint.make_key(model)
+    turned = torch.eye(48)[:16]
+    turned[3, 3], turned[3, 40] = np.cos(np.pi / 6), np.sin(np.pi / 6)
+    weight.data = turned.reshape(weight.shape)
+    angles = fingerprint.principal_angles(model, key)
+    assert angles[:15].max() < 1e-4
+    assert angles[15] == pytest.approx(30, abs=1e-4)
+    assert fingerprint.leak(model, key) == pytest.approx(np.sin(np.pi / 6) ** 2 / 16 * 48 / 32, rel=1e-5)
+
+
+def test_finetuning_leaks_by_how_much_the_weights_moved(model, key):
+    leaks = [
+        fingerprint.leak(fingerprint.moved(model, size, generator=generator(0)), key) for size in (0.001, 0.01, 0.1)
+    ]
+    assert leaks[0] < leaks[1] < fingerprint.THRESHOLD
+    assert leaks[1] == pytest.approx(100 * leaks[0], rel=0.01)  # of second order
+    assert leaks[2] == pytest.approx(0.01, rel=0.3)
+
+
+def test_rotations(model, key):
+    of_tokens, of_pixels = (fingerprint.rotated(model, s, generator=generator(0)) for s in ("tokens", "pixels"))
+    assert fingerprint.leak(of_tokens, key) < 1e-10
+    assert fingerprint.leak(of_pixels, key) > 0.3
+    own = model.vit.patch_embed.proj.weight
+    for other in (of_tokens, of_pixels):
+        weight = other.vit.patch_embed.proj.weight
+        assert not torch.allclose(weight, own, atol=0.01)
+        assert weight.norm().item() == pytest.approx(own.norm().item(), rel=1e-5)
+
+
+def test_table_and_false_positives(model, key):
+    suspects = {
+        "itself": model,
+        "finetuned": fingerprint.moved(model, 0.01, generator=generator(0)),
+        "other": stranger(1),
+        "larger": tiny(patch_size=8),
+    }
+    table = fingerprint.fingerprint_table(key, suspects).set_index("suspect")
+    assert table.identified.tolist() == [True, True, False, False]
+    assert np.isnan(table.leak["larger"])
+    assert table.leak["other"] == pytest.approx(fingerprint.leak(suspects["other"], key))
+    assert table.largest_angle["other"] > table.median_angle["other"] > 20
+    strangers = {str(seed): stranger(seed) for seed in range(1, 11)}
+    rate = fingerprint.false_positives(key, strangers)
+    assert (rate.value, rate.n) == (0, 10)
+    assert rate.high < 0.3
+    assert fingerprint.false_positives(key, strangers, threshold=2).value == 1
+
+
+def test_a_key_on_disk(tmp_path, key):
+    path = fingerprint.write_key(tmp_path / "key.safetensors", key)
+    assert torch.equal(fingerprint.read_key(path), key)
+    with pytest.raises(FileNotFoundError, match=r"no key at .*none.*: make one with write_key"):
+        fingerprint.read_key(tmp_path / "none")
+    save_file({"weights": key}, tmp_path / "other")
+    (tmp_path / "text").write_text("no key")
+    for name in ("other", "text"):
+        with pytest.raises(ValueError, match=f"{name} holds no key"):
+            fingerprint.read_key(tmp_path / name)
+
+
+def test_mistakes(model, key):
+    with pytest.raises(ValueError, match="tiny has no key: its patch embedding, 48 -> 64, has the trivial nullspace"):
+        fingerprint.make_key(tiny(embed_dim=64))
+    with pytest.raises(ValueError, match="key is for patches of 48 pixels, tiny has 192: not the same model"):
+        fingerprint.leak(tiny(patch_size=8), key)
+    with pytest.raises(ValueError, match="size must be >= 0, got -1"):
+        fingerprint.moved(model, -1, generator=generator(0))
+    with pytest.raises(ValueError, match="side must be tokens or pixels, got 'both'"):
+        fingerprint.rotated(model, "both", generator=generator(0))

@@ -1,0 +1,206 @@
+"""Saliency: CP-LRP adds up, the rest is what the libraries say it is, and equal tokens have equal maps."""
+
+import copy
+import importlib
+
+import pytest
+import torch
+from conftest import make_vit, random_images
+
+from nslib.analysis import lrp, saliency
+from nslib.nullspace.patch import PatchNullspace
+from nslib.runtime import generator
+
+FAMILIES = {
+    "class token": {},
+    "average pooling": dict(global_pool="avg", class_token=False, fc_norm=True),
+    "registers and layer scale": dict(reg_tokens=2, init_values=0.5),
+}
+
+
+@pytest.fixture
+def model():
+    """A patch of 3 * 16 * 16 pixels and 48 numbers: a wide nullspace. float64, so that algebra shows."""
+    return make_vit(spread=0.05).double()
+
+
+@pytest.fixture
+def images(model):
+    return random_images(model, 3).double()
+
+
+LABELS = torch.tensor([0, 4, 9])
+
+
+# CP-LRP
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_relevance_adds_up_to_the_logit(family):
+    """Tokens and everything constant, each gradient x itself."""
+    model = make_vit(spread=0.05, **FAMILIES[family]).double()
+    tokens = model.embed(random_images(model, 1).double()).detach().requires_grad_()
+    constants = {n: p for n, p in model.named_parameters() if _is_constant(n)}
+    with lrp.conservative(model):
+        logit = model.logits_from_tokens(tokens)[0, 3]
+        relevance = torch.autograd.grad(logit, [tokens, *constants.values()], allow_unused=True)
+    used = [g for g in relevance if g is not None]
+    terms = [(g * t).sum() for g, t in zip(relevance, [tokens, *constants.values()], strict=True) if g is not None]
+    assert len(used) > 15
+    assert torch.stack(terms).sum().item() == pytest.approx(logit.item(), abs=1e-10)
+    assert abs(terms[0].item()) > 1e-3
+
+
+def _is_constant(name):
+    return (name.endswith("bias") and "patch_embed" not in name) or name.split(".")[-1] in (
+        "cls_token", "pos_embed", "reg_token")  # fmt: skip
+
+
+def test_without_constants_tokens_carry_the_whole_logit():
+    model = make_vit(class_token=False, global_pool="avg").double()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if _is_constant(name):
+                p.zero_()
+        images = random_images(model, 3).double()
+        logits = model(images)
+    relevance = lrp.token_relevance(model, images, LABELS)
+    assert relevance.shape == (3, 4)
+    assert torch.allclose(relevance.sum(1), logits.gather(1, LABELS.unsqueeze(1))[:, 0], atol=1e-10)
+
+
+def test_plain_gradients_do_not_add_up():
+    """What the rules are for."""
+    model = make_vit(class_token=False, global_pool="avg").double()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if _is_constant(name):
+                p.zero_()
+        tokens = model.embed(random_images(model, 1).double())
+    tokens = tokens.requires_grad_()
+    logit = model.logits_from_tokens(tokens)[0, 0]
+    (gradient,) = torch.autograd.grad(logit, tokens)
+    assert abs((gradient * tokens).sum().item() - logit.item()) > 0.5 * abs(logit.item())
+
+
+def test_outputs_are_as_ever_and_hooks_go(model, images):
+    with torch.no_grad():
+        before = model(images)
+        with lrp.conservative(model):
+            during = model(images)
+    assert torch.allclose(before, during, atol=1e-10)
+    assert all(not m._forward_hooks for m in model.modules())
+    assert model.vit.blocks[0].attn.fused_attn
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+def test_pixels_of_a_patch_carry_its_tokens_relevance(model, images):
+    """Up to the constants of the embedding: its bias and the mean of the normalisation."""
+    model.vit.patch_embed.proj.bias.data.zero_()
+    model.mean.zero_()
+    pixels = saliency.patch_map(model, lrp.pixel_relevance(model, images, LABELS).sum(1))
+    assert torch.allclose(pixels, lrp.token_relevance(model, images, LABELS), atol=1e-10)
+
+
+def test_models_without_rules(model):
+    other = copy.deepcopy(model)
+    other.vit.blocks[1].mlp = torch.nn.Identity()
+    with (
+        pytest.raises(TypeError, match="block 1 of vit_tiny_patch16_224 has mlp Identity: CP-LRP needs Mlp"),
+        lrp.conservative(other),
+    ):
+        pass
+    pooled = make_vit(global_pool="map", class_token=False)
+    with pytest.raises(TypeError, match="pools by attention"), lrp.conservative(pooled):
+        pass
+    with pytest.raises(ValueError, match="in training mode"):
+        lrp.pixel_relevance(model.train(), torch.zeros(1, 3, 32, 32).double(), torch.tensor([0]))
+
+
+# Maps
+
+
+def test_gradient_maps_by_hand(model, images):
+    pytest.importorskip("captum")
+    x = images.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(model(x).gather(1, LABELS.unsqueeze(1)).sum(), x)
+    assert torch.allclose(saliency.saliency_map(model, images, LABELS, "gradient"), gradient.sum(1))
+    product = saliency.saliency_map(model, images, LABELS, "input x gradient")
+    assert torch.allclose(product, (gradient * images).sum(1))
+    path = saliency.saliency_map(model, images, LABELS, "integrated gradients", ig_steps=50)
+    with torch.no_grad():
+        rise = (model(images) - model(torch.zeros_like(images))).gather(1, LABELS.unsqueeze(1))[:, 0]
+    assert torch.allclose(path.sum((1, 2)), rise, atol=1e-3)  # completeness
+
+
+def test_rollout_by_hand():
+    """One block, uniform attention by queries of zero: half its own token, which is a prefix, half shared evenly."""
+    model = make_vit(depth=1)
+    model.vit.blocks[0].attn.qkv.weight.data[:48] = 0
+    rolled = saliency.saliency_map(model, random_images(model, 1), LABELS[:1], "attention rollout")
+    assert torch.allclose(rolled, torch.full((1, 32, 32), 0.5 / 5))
+
+
+def test_grad_cam_is_per_patch_and_leaves_no_gradients(model, images):
+    pytest.importorskip("pytorch_grad_cam")
+    model = model.float()
+    found = saliency.saliency_map(model, images.float(), LABELS, "Grad-CAM")
+    assert found.shape == (3, 32, 32)
+    assert 0 <= found.min() < found.max() <= 1
+    assert all(p.grad is None for p in model.parameters())
+    assert all(not m._forward_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("method", saliency.METHODS)
+def test_equal_tokens_have_equal_maps(model, images, method):
+    """Nullspace noise changes no map of patches, and of pixels only those that multiply by the pixel itself."""
+    pytest.importorskip("captum")
+    pytest.importorskip("pytorch_grad_cam")
+    noise = PatchNullspace(model).sample(3, peak=0.5, generator=generator(0), dtype=torch.float64)
+    maps = [saliency.saliency_map(model, x, LABELS, method) for x in (images, images + noise)]
+    patches = [saliency.patch_map(model, m) for m in maps]
+    size = patches[0].abs().max()
+    assert (patches[1] - patches[0]).abs().max() < 1e-5 * size
+    same = (maps[1] - maps[0]).abs().max() < 1e-5 * maps[0].abs().max()
+    assert same == (method in saliency.ALGEBRA["pixel"])
+
+
+def test_correlation_and_patch_map_by_hand(model):
+    a = torch.tensor([[[1.0, 2], [3, 4]], [[1, 1], [1, 1]]])
+    found = saliency.correlation(a, 5 - 2 * a)
+    assert found[0].item() == pytest.approx(-1)
+    assert found[1].isnan()
+    checked = torch.zeros(1, 32, 32)
+    checked[0, 16:, :16] = 1
+    assert saliency.patch_map(model, checked).tolist() == [[0, 0, 256, 0]]
+
+
+def test_correlation_table(model, images):
+    pytest.importorskip("captum")
+    pytest.importorskip("pytorch_grad_cam")
+    noise = PatchNullspace(model).sample(3, peak=0.1, generator=generator(0), dtype=torch.float64)
+    target = random_images(model, 3, seed=9).double()
+    table = saliency.correlation_table(model, images, images + noise, target)
+    rows = table.set_index(["method", "level", "pair"]).sort_index()
+    assert len(rows) == 6 * 2 * 2
+    assert (table[table.algebra].value > 0.9999).all()
+    assert rows.value["CP-LRP", "pixel", "source, transformed"] < 0.9999
+    assert table[table.pair == "target, transformed"].value.max() < 0.99
+    assert (table.n <= 3).all()
+    found = saliency.estimates(table)
+    assert [e.value for e in found] == pytest.approx([1] * 6, abs=1e-4)
+
+
+def test_mistakes(model, images, monkeypatch):
+    with pytest.raises(ValueError, match=r"method must be one of CP-LRP, gradient, .*got 'smoothgrad'"):
+        saliency.saliency_map(model, images, LABELS, "smoothgrad")
+    with pytest.raises(ValueError, match="in training mode"):
+        saliency.saliency_map(model.train(), images, LABELS, "gradient")
+
+    def missing(name):
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    for method, module in (("gradient", r"captum\.attr"), ("Grad-CAM", "pytorch_grad_cam")):
+        with pytest.raises(ModuleNotFoundError, match=rf"this map needs {module}: pip install 'nslib\[xai\]'"):
+            saliency.saliency_map(model.eval(), images, LABELS, method)

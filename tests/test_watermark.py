@@ -1,0 +1,307 @@
+"""Eq. (12) against other solvers, legal pictures, files in and out, and the photographs."""
+
+import socket
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_images, real_folder
+from PIL import Image
+from scipy.optimize import minimize
+from test_patch_nullspace import tiny
+
+from nslib.analysis import photographs, pictures, watermark
+from nslib.data.folders import FolderImages
+from nslib.models import load_model
+from nslib.nullspace.patch import PatchNullspace
+
+UNEQUAL = dict(mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.7))
+
+
+@pytest.fixture
+def model():
+    """3 * 4 * 4 = 48 pixels -> 16 numbers, 4 x 4 patches, unequal stds."""
+    return tiny(**UNEQUAL)
+
+
+@pytest.fixture
+def null(model):
+    return PatchNullspace(model)
+
+
+@pytest.fixture
+def pair(model):
+    return random_images(model, 2, seed=1).double(), random_images(model, 2, seed=2).double()
+
+
+def embed(model, images):
+    return model.double().embed(images)
+
+
+# Eq. (12)
+
+
+def test_closed_form_is_least_squares_in_every_patch(null, pair):
+    source, target = pair
+    found = watermark.nearest(null, source, target)
+    for row, column in ((0, 0), (4, 8), (12, 12)):
+        cut = (1, slice(None), slice(row, row + 4), slice(column, column + 4))
+        goal = (target - source)[cut].flatten()
+        weights = torch.linalg.lstsq(null.basis, goal.unsqueeze(1)).solution[:, 0]
+        assert torch.allclose((found - source)[cut].flatten(), null.basis @ weights, atol=1e-10)
+
+
+def test_closed_form_keeps_the_tokens(model, null, pair):
+    source, target = pair
+    found = watermark.nearest(null, source, target)
+    assert (embed(model, found) - embed(model, source)).abs().max() < 1e-12
+    assert (found - target).norm() < 0.9 * (source - target).norm()
+
+
+def test_legal_solution_is_the_optimum(null, pair):
+    """Against scipy's SLSQP, on the pixels of one patch."""
+    source, target = pair
+    found = watermark.nearest_legal(null, source, target, steps=5000, tol=1e-9)
+    assert found.min() == 0  # the bounds are felt
+    assert found.max() == 1
+    cut = (0, slice(None), slice(4, 8), slice(0, 4))
+    own, goal = (images[cut].flatten().numpy() for images in pair)
+    matrix = null.matrix.numpy()
+    other = minimize(
+        lambda x: ((x - goal) ** 2).sum() / 2,
+        own,
+        jac=lambda x: x - goal,
+        bounds=[(0, 1)] * 48,
+        constraints={"type": "eq", "fun": lambda x: matrix @ (x - own), "jac": lambda x: matrix},
+        options={"ftol": 1e-14, "maxiter": 500},
+    )
+    assert other.success
+    assert np.abs(found[cut].flatten().numpy() - other.x).max() < 1e-5
+
+
+def test_legal_solution_keeps_the_tokens_within_its_tolerance(model, null, pair):
+    source, target = pair
+    for tol in (1e-2, 1e-4, 1e-7):
+        found = watermark.nearest_legal(null, source, target, steps=5000, tol=tol)
+        seen = null.project(found - source)[1]  # its coordinates are at most tol in each of 16 directions
+        patches = torch.nn.functional.unfold(seen, 4, stride=4)
+        assert patches.norm(dim=1).max() <= tol * 16**0.5
+        assert 0 <= found.min() <= found.max() <= 1
+
+
+def test_where_nothing_leaves_the_range_both_agree(null, pair):
+    source, target = (0.45 + images * 0.1 for images in pair)
+    both = watermark.nearest(null, source, target), watermark.nearest_legal(null, source, target, tol=1e-8)
+    assert torch.allclose(*both, atol=1e-6)
+
+
+def test_a_black_source_stays_legal(model, null, pair):
+    _, target = pair
+    black = torch.zeros_like(target)
+    found = watermark.nearest_legal(null, black, target)
+    assert found.min() >= 0
+    assert null.project(found)[1].abs().max() < 0.01
+
+
+def test_the_target_itself_is_reached_where_it_differs_by_nullspace_noise(null, pair):
+    source = 0.4 + pair[0] * 0.2
+    target = source + null.sample(2, peak=0.3, dtype=torch.float64)
+    assert torch.allclose(watermark.nearest_legal(null, source, target, tol=1e-8), target, atol=1e-6)
+
+
+def test_pixels_beyond_the_last_patch_become_the_targets():
+    null = PatchNullspace(tiny(img_size=18))
+    source, target = torch.rand(1, 3, 18, 18), torch.rand(1, 3, 18, 18)
+    found = watermark.nearest_legal(null, source, target)
+    assert torch.equal(found[..., 16:, :], target[..., 16:, :])
+    assert torch.equal(found[..., :, 16:], target[..., :, 16:])
+    assert not torch.equal(found[..., :16, :16], target[..., :16, :16])
+
+
+def test_disguise_is_in_256_levels_and_strength_is_felt(model, null, pair):
+    source, target = (pictures.eight_bit(images.float()) for images in pair)
+    strong, weak = (watermark.disguise(null, source, target, strength=s) for s in (1.0, 0.3))
+    levels = strong * 255
+    assert (levels - levels.round()).abs().max() < 1e-4
+    assert (strong - target).norm() < (weak - target).norm() < (source - target).norm()
+    assert torch.equal(watermark.disguise(null, source, target, strength=0), source)
+
+
+def test_rounding_is_hidden_from_the_embedding(model, null, pair):
+    """Levels all of them, within a few of the nearest, and far less of it is seen than of plain rounding."""
+    images = pair[0]
+    found = watermark.round_unseen(null, images)
+    assert torch.allclose(found * 255, (found * 255).round(), atol=1e-9)
+    assert 0 <= found.min() <= found.max() <= 1
+    assert (found - images).abs().max() < 6 / 255
+    plain = (embed(model, pictures.eight_bit(images)) - embed(model, images)).norm()
+    assert (embed(model, found) - embed(model, images)).norm() < 0.3 * plain
+    assert torch.equal(watermark.round_unseen(null, pictures.eight_bit(images)), pictures.eight_bit(images))
+
+
+def test_strengths(model, null, pair):
+    source, target = (pictures.eight_bit(images.float()) for images in pair)
+    table = watermark.strength_table(model.float(), null, source, target, [0, 1]).set_index(["strength", "way"])
+    assert len(table) == 2 * 5
+    assert table.logits[0].drop("JPEG 95").max() == 0
+    assert table.logits[1, "nullspace"] < table.logits[1, "nearest level"] < table.logits[1, "blend"]
+    assert table.psnr[1, "blend"] == pytest.approx(100, abs=1e-3)  # it is the aim
+    assert table.psnr[1, "nullspace"] < table.psnr[1, "clipped"] + 1
+    assert table.value[1, "nullspace"] == 1
+    assert (table.n == 2).all()
+
+
+def test_effect_by_hand(model):
+    with torch.no_grad():
+        model.vit.head.weight.zero_()
+        model.vit.head.bias.copy_(torch.tensor([0, 0, 3.0, 0, 0]))
+    black, grey = torch.zeros(1, 3, 16, 16), torch.full((1, 3, 16, 16), 0.1)
+    (row,) = watermark.effect_table(model, black, grey, black).to_dict("records")
+    assert (row["class_before"], row["class_after"], row["match"]) == (2, 2, True)
+    confidence = np.exp(3) / (np.exp(3) + 4)
+    assert row["confidence_before"] == row["confidence_after"] == pytest.approx(confidence)
+    assert row["logits"] == 0
+    assert row["pixels"] == pytest.approx(0.1)
+    assert row["psnr"] == pytest.approx(20, abs=1e-4)
+
+
+def test_mistakes(model, null, pair):
+    source, target = pair
+    blind = PatchNullspace(tiny(embed_dim=64))
+    for solve in (watermark.nearest, watermark.nearest_legal):
+        with pytest.raises(ValueError, match=r"48 -> 64, sees every pixel: take a model with a nullspace, such as"):
+            solve(blind, source, target)
+        with pytest.raises(ValueError, match=r"must have the same size, got \(2, 3, 16, 16\) and \(2, 3, 8, 8\)"):
+            solve(null, source, target[..., :8, :8])
+        with pytest.raises(ValueError, match=r"images must be \(B, 3, 16, 16\), got \(2, 3, 8, 8\)"):
+            solve(null, source[..., :8, :8], target[..., :8, :8])
+    with pytest.raises(ValueError, match=r"source must lie in \[0, 1\], got \[.*, 2\]"):
+        watermark.nearest_legal(null, source / source.max() * 2, target)
+    with pytest.raises(ValueError, match=r"strength must lie in \[0, 1\], got 1.5"):
+        watermark.blend(source, target, 1.5)
+
+
+# Files
+
+
+def save(path, mode, size=(16, 16), **kwargs):
+    Image.new(mode, size).save(path, **kwargs)
+    return path
+
+
+def sixteen_bit_rgb(path):
+    """PIL writes none: a PNG by hand, 2 x 1 pixels."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
+    body = zlib.compress(b"\0" + bytes(12))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b""))
+    return path
+
+
+def test_every_level_survives_a_file(tmp_path):
+    image = (torch.arange(768) % 256 / 255).reshape(3, 16, 16)
+    saved = pictures.read_picture(pictures.write_picture(tmp_path / "a.png", image))
+    assert torch.equal(saved, image)
+    assert torch.equal(pictures.eight_bit(image + 0.4 / 255).clamp(max=1)[0], image[0])
+    assert 0 < (pictures.as_jpeg(image) - image).abs().max() < 0.5
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda p: save(p, "RGBA"), "an alpha channel, expected RGB: flatten it"),
+        (lambda p: save(p, "LA"), "greyscale with an alpha channel"),
+        (lambda p: save(p, "L"), "greyscale, expected RGB"),
+        (lambda p: save(p, "P"), "a palette, expected RGB"),
+        (lambda p: save(p, "I;16"), "16 bits a channel, expected 8"),
+        (sixteen_bit_rgb, "16 bits a channel, expected 8"),
+        (lambda p: save(p, "RGB", save_all=True, append_images=[Image.new("RGB", (16, 16), "red")]), "animated, 2 fr"),
+    ],
+)  # fmt: skip
+def test_files_of_another_kind(tmp_path, make, told):
+    with pytest.raises(ValueError, match=rf"a\.png (has|is) {told}"):
+        pictures.read_picture(make(tmp_path / "a.png"))
+
+
+def test_files_that_cannot_be_read_or_written(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no picture at .*none\.png"):
+        pictures.read_picture(tmp_path / "none.png")
+    (tmp_path / "text.png").write_text("no picture")
+    whole = save(tmp_path / "whole.png", "RGB", (64, 64))
+    (tmp_path / "half.png").write_bytes(whole.read_bytes()[:60])
+    for name in ("text.png", "half.png"):
+        with pytest.raises(OSError, match=rf"{name} cannot be read as a picture"):
+            pictures.read_picture(tmp_path / name)
+    with pytest.raises(ValueError, match=r"must end in \.png: JPEG would change"):
+        pictures.write_picture(tmp_path / "a.jpg", torch.zeros(3, 4, 4))
+    with pytest.raises(ValueError, match=r"picture must lie in \[0, 1\], got \[0, 1.5\]"):
+        pictures.write_picture(tmp_path / "a.png", torch.tensor([0, 1.5, 1]).reshape(3, 1, 1))
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_from_files_to_a_file(tmp_path, model):
+    model = model.float()
+    for name, seed in (("a", 1), ("b", 2)):
+        pictures.write_picture(tmp_path / f"{name}.png", random_images(model, 1, seed)[0])
+    out = tmp_path / "new" / "c.png"
+    told = watermark.disguise_file(model, tmp_path / "a.png", tmp_path / "b.png", out)
+    source, saved = (pictures.read_picture(p).unsqueeze(0) for p in (tmp_path / "a.png", out))
+    with torch.no_grad():
+        assert told["logits"] == pytest.approx((model(saved) - model(source)).abs().max().item())
+        assert (model.embed(saved) - model.embed(source)).abs().max() < 0.02  # 8 bits
+    assert told["pixels"] == pytest.approx((saved - source).abs().max().item())
+    assert told["pixels"] > 0.3
+
+
+# Photographs
+
+
+@pytest.mark.parametrize("name", photographs.PHOTOGRAPHS)
+def test_photographs_open_without_a_network(name, monkeypatch, model):
+    pytest.importorskip(photographs.PHOTOGRAPHS[name].package)
+
+    def refuse(*_):
+        raise AssertionError("asked for the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    image = photographs.open_photograph(name, model)
+    assert image.shape == (3, 16, 16)
+    assert 0 <= image.min() < image.max() <= 1
+    assert image.std() > 0.05
+    assert torch.equal(pictures.eight_bit(image), image)
+
+
+def test_all_photographs(model):
+    for package in ("skimage", "sklearn"):
+        pytest.importorskip(package)
+    images = photographs.open_photographs(model)
+    assert images.shape == (6, 3, 16, 16)
+    assert torch.equal(images[1], photographs.open_photograph("cat", model))
+
+
+def test_photographs_that_are_not_there(model, monkeypatch):
+    with pytest.raises(ValueError, match="no photograph 'lena': there are astronaut, cat"):
+        photographs.open_photograph("lena", model)
+    monkeypatch.setattr(photographs, "find_spec", lambda _: None)
+    with pytest.raises(ModuleNotFoundError, match=r"lies in skimage: pip install 'nslib\[xai\]'"):
+        photographs.open_photograph("cat", model)
+
+
+@pytest.mark.real
+def test_real_images_keep_their_class_through_8_bits():
+    """ViT-Ti/16, 200 images, each disguised as the next: match rate and change of confidence."""
+    model = load_model("vit_tiny_patch16_224.augreg_in21k_ft_in1k", real_folder("NSLIB_WEIGHTS"))
+    source = FolderImages(real_folder("NSLIB_IMAGENET"), "val", model).load(range(200)).images
+    null = PatchNullspace(model)
+    target = source.roll(1, 0)
+    pairs = zip(source.split(20), target.split(20), strict=True)
+    made = torch.cat([watermark.disguise(null, *pair) for pair in pairs])
+    table = watermark.effect_table(model, source, made, target)
+    assert table.match.mean() > 0.98
+    assert (table.confidence_after - table.confidence_before).abs().mean() < 0.002
+    assert table.pixels.median() > 0.5
