@@ -68,3 +68,18 @@ def _finite(values: ArrayLike) -> np.ndarray:
             f"{np.count_nonzero(~np.isfinite(values))} of {len(values)} values are not finite: look at the model"
         )
     return values
+
+
+def slope_estimate(values: ArrayLike) -> Estimate:
+    """Slope of values (n,) against their place 0, 1, ..., relative to their mean, with the interval of least squares.
+
+    Raises:
+        ValueError: fewer than three values, or some are not finite.
+    """
+    values = _finite(values)
+    if len(values) < 3:
+        raise ValueError(f"a slope with an interval needs three values or more, got {len(values)}")
+    fit = stats.linregress(np.arange(len(values)), values)
+    half = fit.stderr * stats.t.ppf((1 + LEVEL) / 2, len(values) - 2)
+    slope, low, high = (float(s / values.mean()) for s in (fit.slope, fit.slope - half, fit.slope + half))
+    return Estimate(slope, low, high, len(values))

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 
 import timm
@@ -155,6 +156,15 @@ def _check_architecture(vit: nn.Module, name: str) -> None:
         raise TypeError(f"{name} has a patch embedding {type(stem).__name__}: {_EXPECTED}")
     if not stem.flatten or stem.img_size is None:
         raise TypeError(f"{name} was made with dynamic_img_size: make it with a fixed img_size, {_EXPECTED}")
+
+
+def renormalised(model: StagedViT, *, mean: tuple[float, ...], std: tuple[float, ...]) -> StagedViT:
+    """A copy of a model behind another mean and std of each channel, in evaluation mode.
+
+    Raises:
+        ValueError: mean or std of another number of channels.
+    """
+    return StagedViT(deepcopy(model.vit), mean=mean, std=std, name=model.name).to(model.device).eval()
 
 
 @contextmanager

@@ -26,6 +26,10 @@ COLOURS = {
     "FGSM": "#0072B2",
     "PGD": "#009E73",
     "random signs": "#E69F00",
+    "plain": "#000000",
+    "madry": "#CC79A7",
+    "trades": "#56B4E9",
+    "base": "#7F7F7F",
     "paper": "#7F7F7F",
 }
 DASHES = {
@@ -162,3 +166,22 @@ def answers(examples: Mapping[str, Any], class_names: Sequence[str]) -> plt.Figu
         picture(images[0], ax, f"{name}\n{truth}" if truth == answer else f"{name}\n{truth} → {answer}")
         ax.title.set(fontsize=6, color="black" if truth == answer else COLOURS["permuted"])
     return figure
+
+
+def differences(table: pd.DataFrame, ax: Axes, *, x: str = "column", by: str = "model") -> Axes:
+    """Differences in percentage points with their intervals, beside each other for each x, around a line at zero."""
+    groups, methods = list(dict.fromkeys(table[x])), list(dict.fromkeys(table[by]))
+    for i, name in enumerate(methods):
+        rows = table[table[by] == name].set_index(x).reindex(groups)
+        place = np.arange(len(groups)) + (i - (len(methods) - 1) / 2) * 0.7 / len(methods)
+        reach = [
+            (rows.difference - rows.difference_low).clip(lower=0),
+            (rows.difference_high - rows.difference).clip(lower=0),
+        ]
+        ax.errorbar(
+            place, rows.difference, reach, fmt=MARKERS.get(name, "o"), color=COLOURS.get(name), capsize=1.5, label=name
+        )
+    ax.axhline(0, color="0.3", linewidth=0.8)
+    ax.set_xticks(range(len(groups)), groups, rotation=30, ha="right")
+    ax.grid(axis="x", visible=False)
+    return ax

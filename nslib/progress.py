@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from tqdm.auto import tqdm
 
-from nslib.config import NoiseConfig
+from nslib.config import FinetuneConfig, NoiseConfig
 
 
 @contextmanager
@@ -19,5 +19,23 @@ def noise_bar(cfg: NoiseConfig, label: str = "noise") -> Iterator[Callable]:
             bar.n = step
             bar.set_postfix(gap=f"{trace.gap[-1]:.4f}", norm=f"{trace.norm[-1]:.1f}", refresh=False)
             bar.refresh() if step % 10 == 0 else None
+
+        yield on_step
+
+
+@contextmanager
+def finetune_bar(cfg: FinetuneConfig, label: str = "finetune", *, disable: bool = False) -> Iterator[Callable]:
+    """A bar over the updates for `finetune_model(..., on_step=...)`: round, loss, and gap and norm of the noise."""
+    with tqdm(total=cfg.rounds * cfg.steps, desc=label, leave=False, disable=disable) as bar:
+        told: dict[str, str] = {}
+
+        def on_step(moment) -> None:
+            if moment.phase == "noise" and moment.step % 10:
+                return
+            values = {f"noise {k}" if moment.phase == "noise" else k: v for k, v in moment.values.items()}
+            told.update({k: f"{v:.3g}" for k, v in values.items()})
+            bar.n = moment.round * cfg.steps + (moment.step if moment.phase == "update" else 0)
+            bar.set_postfix(told | {"round": f"{moment.round + 1}/{cfg.rounds}"}, refresh=False)
+            bar.refresh()
 
         yield on_step

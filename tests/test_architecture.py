@@ -20,6 +20,7 @@ FLOORS = (
     {"data", "nullspace", "attacks"},
     {"evaluate", "finetune", "analysis", "pretrain"},
     {"experiment"},
+    {"trials"},
     {"report", "plots"},
     {"reproduce"},
     {"cli"},

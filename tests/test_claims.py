@@ -173,3 +173,15 @@ def test_figures_are_the_same_bytes_every_time(folders):
     assert contents[0] == contents[1]
     names = [name for name, _ in contents[0]]
     assert names == [f"00_overview_{n}" for n in ("line.csv", "line.pdf", "line.png", "picture.pdf", "picture.png")]
+
+
+def test_a_record_names_no_folder_of_this_machine(tmp_path):
+    given = {"data.root": str(tmp_path / "images"), "weights": "random", "models": "vit"}
+    record = Record("06_robustness", resolve("imagenet", overrides=given))
+    why = f"no folder {tmp_path}/images/sketch: expected"
+    record.table("columns", pd.DataFrame([{"column": "sketch", "missing": why}]))
+    record.save(missing={"sketch": why})
+    for file in ("records/06_robustness.json", "06_robustness_columns.csv"):
+        text = (record.folder / file).read_text()
+        assert str(tmp_path) not in text
+        assert "no folder <data.root>/sketch: expected" in text

@@ -8,11 +8,15 @@ import sys
 
 import pandas as pd
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 import nslib
 from nslib import cli
-from nslib.cli import _overrides, main
+from nslib.analysis.pictures import read_picture, write_picture
+from nslib.cli import main
+from nslib.cli.options import overrides
+from nslib.data.shapes import render
 from nslib.models import load_model
 from nslib.reproduce import DONE, FAILED, SKIPPED, Outcome
 
@@ -75,6 +79,9 @@ def paper(monkeypatch):
         (("noise", "--weights", "random", "--imagenet", "x"), "use a model with the head of ImageNet-1k"),
         (("evaluate", "--columns", "clean,frog"), "no column 'frog': there are clean, patchfool"),
         (("evaluate", "--set", "suite.fgsm_eps=8"), "fgsm_eps must be in [0, 1], 8-bit levels divided by 255, got 8.0"),
+        (("finetune", "--objective", "mystery"), "objective must be one of nullspace, permuted, random"),
+        (("finetune", "--set", "epochs=3"), "no setting 'finetune.epochs'"),
+        (("disguise", "--source", "a.png", "--target", "b.png", "--out", "c.png"), "a.png"),
         (("evaluate", "--protocol", "paper"), "protocol must be pixels or authors, got 'paper'"),
         (("pretrain", "--profile", "fast"), "profile must be one of"),
         (("pretrain", "--set", "epochs=3"), "no setting 'pretrain.epochs'"),
@@ -196,7 +203,7 @@ def test_reproduce_by_default_is_all_at_laptop(call, paper):
 
 def test_settings_are_json_where_they_can_be():
     given = ["a=1", "b=0.5", "c=[1, 2]", "d=null", "e=text", "f=vit.tag=x", 'g="1"']
-    assert _overrides(given, data__root="here", empty="") == {
+    assert overrides(given, data__root="here", empty="") == {
         "a": 1, "b": 0.5, "c": [1, 2], "d": None, "e": "text", "f": "vit.tag=x", "g": "1", "data.root": "here",
     }  # fmt: skip
 
@@ -276,3 +283,66 @@ def test_evaluate_dry_run_only_counts(call):
     assert code == 0
     assert re.search(r"c\s+1000\s+75000", printed)
     assert "minutes on one process" in printed
+
+
+# Finetuning
+
+
+def test_finetune_writes_weights_that_load(call, tmp_path):
+    target = tmp_path / "tuned.safetensors"
+    tiny = ("--set", "rounds=1", "steps=2", "batch=4", "pool=8", "heldout=4", "noise.batch=4", "noise.eps=0.5")
+    code, printed, _ = call("finetune", "--target", str(target), *tiny)
+    assert code == 0
+    assert "1 rounds of 2 updates" in printed
+    assert load_model("shapes_vit", target).num_classes == 10
+    assert json.loads(target.with_suffix(".json").read_text())["config"]["finetune"]["noise"]["eps"] == 0.5
+    assert len(target.with_suffix(".jsonl").read_text().splitlines()) == 1
+
+
+def test_finetune_says_which_rounds_missed_eps(call, tmp_path):
+    tiny = ("--set", "rounds=1", "steps=1", "batch=4", "pool=8", "heldout=4", "noise.batch=4", "noise.steps=1")
+    with pytest.warns(UserWarning, match="did not reach eps"):
+        code, printed, _ = call("finetune", "--target", str(tmp_path / "tuned.safetensors"), *tiny)
+    assert code == 0
+    assert "round 0: noise did not reach eps = 0.03 in 1 steps" in printed
+
+
+def test_finetune_starts_from_a_training_checkpoint(call, tmp_path):
+    checkpoint = tmp_path / "dat.pth.tar"
+    state = {f"module.{k}": v for k, v in load_model().vit.state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 3}, checkpoint)
+    tiny = ("--objective", "plain", "--set", "rounds=1", "steps=1", "batch=4", "pool=8", "heldout=4")
+    code, _, _ = call("finetune", "--weights", str(checkpoint), "--target", str(tmp_path / "a.safetensors"), *tiny)
+    assert code == 0
+    assert call("finetune", "--target", str(tmp_path / "b.safetensors"), *tiny)[0] == 0
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+# Pictures
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Two drawn pictures of the shipped model's size."""
+    images, _ = render("val", [0, 1])
+    return [str(write_picture(tmp_path / f"{i}.png", image)) for i, image in enumerate(images)]
+
+
+@pytest.mark.parametrize(("command", "other"), [("watermark", "--mark"), ("disguise", "--target")])
+def test_pictures_in_pictures(call, pictures, tmp_path, command, other):
+    out = tmp_path / "out.png"
+    code, printed, _ = call(command, "--source", pictures[0], other, pictures[1], "--out", str(out))
+    assert code == 0
+    before, made, target = (read_picture(p) for p in (pictures[0], out, pictures[1]))
+    assert (made - target).norm() < (before - target).norm()
+    assert "confidence" in printed
+
+
+def test_fingerprint_makes_a_key_and_knows_it_again(call, tmp_path):
+    key, other = str(tmp_path / "key.safetensors"), str(tmp_path / "other.safetensors")
+    save_file(load_model(weights="random").vit.state_dict(), other)
+    code, printed, _ = call("fingerprint", "--key", key)
+    assert code == 0
+    assert printed.split()[-1] == "True"
+    code, printed, _ = call("fingerprint", "--key", key, "--models", other)
+    assert printed.split()[-1] == "False"

@@ -25,6 +25,7 @@ from nslib.evaluate.comparison import differences, table2_row
 from nslib.evaluate.metrics import TABLE2
 from nslib.evaluate.suite import dry_run, evaluate_model
 from nslib.models import load_model
+from nslib.processes import Share
 
 SUITE = SuiteConfig(images=10, costly_images=4, batch=4, pgd_steps=2, cw_steps=3, patchfool_steps=2)
 CHEAP = replace(SUITE, columns=("clean", "fgsm", "v2"))
@@ -214,10 +215,10 @@ def test_ranks_share_the_parts(vit, source, counted, world, monkeypatch, tmp_pat
     for rank in range(world):
         monkeypatch.setenv("NSLIB_STORE", str(tmp_path / f"rank{rank}"))
         with pytest.raises(KeyError):  # the others' parts are missing
-            evaluate_model(vit, source, CHEAP, rank=rank, world=world, gather=lambda own: lists.append(own) or own)
+            evaluate_model(vit, source, CHEAP, share=Share(rank, world, gather=lambda own: lists.append(own) or own))
     assert len(counted) == len(set(counted)) == 9
     together = [item for own in lists for item in own]
-    joined = evaluate_model(vit, source, CHEAP, rank=0, world=world, gather=lambda own: together)
+    joined = evaluate_model(vit, source, CHEAP, share=Share(0, world, gather=lambda own: together))
     for column in CHEAP.columns:
         assert joined.hits[column][""].tolist() == single.hits[column][""].tolist()
 

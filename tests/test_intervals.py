@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nslib.intervals import Estimate, mean_estimate, share_estimate
+from nslib.intervals import Estimate, mean_estimate, share_estimate, slope_estimate
 
 
 def test_share_by_hand():
@@ -91,3 +91,25 @@ def test_values_that_are_not_finite(estimate):
 def test_hits_outside_of_the_unit_range(hits):
     with pytest.raises(ValueError, match=r"hits must lie in \[0, 1\]"):
         share_estimate(hits)
+
+
+def test_slope_of_a_line_is_exact():
+    found = slope_estimate([2.0, 3.0, 4.0, 5.0, 6.0])
+    assert found.value == pytest.approx(1 / 4)
+    assert found.low == pytest.approx(found.value)
+    assert found.n == 5
+
+
+def test_slope_covers_the_truth():
+    """A slope of .1 under noise of 1 over 40 places: about 95 of 100 intervals hold it."""
+    rng = np.random.default_rng(0)
+    places = np.arange(40)
+    found = [slope_estimate(50 + 0.1 * places + rng.normal(size=40)) for _ in range(200)]
+    truth = 0.1 / (50 + 0.1 * 19.5)
+    covered = sum(e.low <= truth <= e.high for e in found)
+    assert 180 <= covered <= 199
+
+
+def test_slope_needs_three_values():
+    with pytest.raises(ValueError, match="three values or more, got 2"):
+        slope_estimate([1.0, 2.0])

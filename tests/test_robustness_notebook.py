@@ -4,18 +4,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import random_images
+from conftest import random_images, real_folder
 
-from nslib.analysis.attack_curves import attack_curves, random_signs, right, sanity_table
+from nslib.analysis.attack_curves import attack_curves, pgd_hits, random_signs, right, sanity_table
+from nslib.attacks.gradient import pgd
 from nslib.config import DataConfig, SuiteConfig
 from nslib.data.source import open_source
 from nslib.evaluate.bench import Bench
 from nslib.evaluate.columns import hits_of, parts_of
 from nslib.evaluate.comparison import compare_protocols
+from nslib.evaluate.cue import cue_conflict_table
 from nslib.evaluate.examples import column_examples
 from nslib.evaluate.metrics import TABLE2
 from nslib.evaluate.suite import Evaluation
 from nslib.experiment import open_bench, open_surrogate
+from nslib.models import load_model
 from nslib.profiles import resolve
 from nslib.report.reference import beside_table2, printed
 
@@ -87,6 +90,15 @@ def test_right_is_top1(vit):
     assert right(vit, images, torch.where(torch.arange(5) < 2, answers, wrong)).tolist() == [True] * 2 + [False] * 3
 
 
+def test_pgd_hits_are_those_of_the_attack(vit):
+    images = random_images(vit, 6)
+    with torch.no_grad():
+        labels = vit(images).argmax(1)
+    attacked = pgd(vit, images, labels, eps=0.2, step=0.05, steps=3)
+    assert pgd_hits(vit, images, labels, eps=0.2, steps=3).tolist() == right(vit, attacked, labels).tolist()
+    assert pgd_hits(vit, images, labels, eps=0.0, steps=1).all()
+
+
 def test_examples_are_what_the_columns_show(bench):
     examples = column_examples(bench, 3)
     assert list(examples) == list(SUITE.columns)
@@ -138,3 +150,21 @@ def test_surrogate_that_cannot_be_had(vit):
     settings = resolve("smoke", overrides={"surrogate_weights": "nowhere.safetensors"})
     with pytest.warns(UserWarning, match=r"no transferred images: no weights at nowhere"):
         assert open_surrogate(settings, vit) is None
+
+
+def test_cue_conflict_is_missing_on_shapes(bench):
+    table = cue_conflict_table(bench)
+    assert table.decision.tolist() == ["missing"]
+    assert "cue_conflict" in table.reason[0]
+
+
+@pytest.mark.real
+def test_cue_conflict_of_a_real_model():
+    """The shares of Geirhos' protocol that are known of the pretrained ViT-Ti, within two of 320 images."""
+    root, weights = real_folder("NSLIB_IMAGENET"), real_folder("NSLIB_WEIGHTS")
+    model = load_model("vit_tiny_patch16_224.augreg_in21k_ft_in1k", weights)
+    source = open_source(DataConfig(kind="folder", root=str(root)), model)
+    table = cue_conflict_table(Bench(model, source, SuiteConfig(batch=64))).set_index("decision")
+    assert table.images.sum() == 320
+    assert abs(table.images["shape"] - 0.169 * 320) <= 2
+    assert abs(table.images["texture"] - 0.428 * 320) <= 2

@@ -68,6 +68,11 @@ def right(model: StagedViT, images: Tensor, labels: Tensor) -> np.ndarray:
         return (model(images).argmax(1) == labels).cpu().numpy()
 
 
+def pgd_hits(model: StagedViT, images: Tensor, labels: Tensor, *, eps: float, steps: int) -> np.ndarray:
+    """Which images (B, C, H, W) the model gets right under PGD in steps of eps / 4, (B,) bool."""
+    return right(model, pgd(model, images, labels, eps=eps, step=eps / 4, steps=steps), labels)
+
+
 def sanity_table(curves: pd.DataFrame, auto_hits: np.ndarray, pgd_hits: np.ndarray) -> pd.DataFrame:
     """What must be true of attacks that work, each with the two figures (top-1 in percent) that show it.
 

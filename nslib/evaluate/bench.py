@@ -38,6 +38,10 @@ class Bench:
         self._published: dict[str, bool] = {}
         self._last: tuple[tuple[str, int, int], Batch] | None = None
 
+    def of(self, model: StagedViT) -> Bench:
+        """The same data and settings for another model of the same images."""
+        return Bench(model, self.source, self.suite, self.surrogate)
+
     def take(self, split: str, start: int, stop: int) -> Batch:
         """Images start ... stop of a split on the model's device; the last ones asked for are kept."""
         wanted = (split, start, stop)

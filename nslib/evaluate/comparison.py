@@ -1,19 +1,21 @@
-"""Two models side by side: differences on the same images, each with its interval and test."""
+"""Models side by side: differences on the same images, each with its interval and test."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 
 from nslib.evaluate.bench import Bench
-from nslib.evaluate.metrics import average, corruption_ratio, paired_difference
+from nslib.evaluate.metrics import average, corruption_ratio, paired_difference, per_image
 from nslib.evaluate.suite import Evaluation, evaluate_model
+from nslib.intervals import Estimate
 
 
 def differences(ours: Evaluation, base: Evaluation) -> pd.DataFrame:
-    """One row for each column that both have: top-1 of ours minus the base's, in percentage points, low, high, p.
+    """One row for each column that both have: top-1 of ours minus the base's, in percentage points, low, high, p, n.
 
     Of c it is the top-1 over all corruptions, and beside it stands the ratio of the corruption errors.
     """
@@ -28,8 +30,50 @@ def differences(ours: Evaluation, base: Evaluation) -> pd.DataFrame:
                 "difference_high": found.high,
             }
             ratio = corruption_ratio(ours.hits["c"], base.hits["c"]) if column == "c" else None
-            rows.append(row | {"p": p_value, "ratio_to_base": ratio})
+            rows.append(row | {"p": p_value, "n": found.n, "ratio_to_base": ratio})
     return pd.DataFrame(rows)
+
+
+def pool_seeds(evaluations: Sequence[Evaluation], name: str) -> Evaluation:
+    """Several seeds of one method as one: each image's share of seeds that are right, variant by variant.
+
+    Raises:
+        ValueError: the seeds were not measured on the same columns and images.
+    """
+    first = evaluations[0]
+    for other in evaluations[1:]:
+        if _shapes(other) != _shapes(first):
+            raise ValueError(f"seeds of {name} must be measured alike, got {_shapes(first)} and {_shapes(other)}")
+    hits = {
+        column: {v: np.mean([e.hits[column][v] for e in evaluations], axis=0) for v in variants}
+        for column, variants in first.hits.items()
+    }
+    return Evaluation(name, hits, first.missing, first.published_c)
+
+
+def _shapes(evaluation: Evaluation) -> dict[str, int]:
+    return {f"{c} {v}".strip(): len(h) for c, variants in evaluation.hits.items() for v, h in variants.items()}
+
+
+def mean_difference(ours: Evaluation, theirs: Evaluation, columns: Sequence[str]) -> Estimate:
+    """Mean over columns of the paired difference of top-1, in percentage points; of c that over all corruptions.
+
+    Columns show different images, so their errors add up as independent ones: the interval is the normal one.
+
+    Raises:
+        ValueError: no columns, or one that is not in both.
+    """
+    absent = [c for c in columns if c not in ours.hits or c not in theirs.hits]
+    if absent or not columns:
+        raise ValueError(f"a mean difference needs columns that both have, lacking are {', '.join(absent) or 'all'}")
+    means, variances, n = [], [], 0
+    for column in columns:
+        difference = 100 * (per_image(ours.hits[column]) - per_image(theirs.hits[column]))
+        means.append(difference.mean())
+        variances.append(difference.var(ddof=1) / len(difference))
+        n += len(difference)
+    value, half = float(np.mean(means)), 1.96 * float(np.sqrt(np.sum(variances))) / len(columns)
+    return Estimate(value, value - half, value + half, n)
 
 
 def table2_row(evaluation: Evaluation, columns: list[str]) -> dict[str, float]:

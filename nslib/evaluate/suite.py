@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +22,7 @@ from nslib.evaluate.columns import BESIDE, COLUMNS, Part, hits_of, parts_of
 from nslib.evaluate.metrics import corruption_error, mce, per_image
 from nslib.intervals import Estimate, mean_estimate, share_estimate
 from nslib.models import StagedViT
+from nslib.processes import ALONE, Share
 from nslib.runtime import to_json
 from nslib.store import cached, model_digest
 
@@ -78,21 +78,19 @@ def evaluate_model(
     suite: SuiteConfig = SuiteConfig(),
     *,
     surrogate: nn.Module | None = None,
-    rank: int = 0,
-    world: int = 1,
-    gather: Callable[[list], list] = list,
+    share: Share = ALONE,
     progress: bool = True,
 ) -> Evaluation:
     """Measure a model on the suite's columns.
 
     Each part's result goes to the store as it comes: a killed run goes on where it was, and another suite with some
     of the same settings computes only what differs. With several processes the parts go to the ranks in turn, and
-    since a part's composition and seeds do not depend on who computes it, so do its results.
+    since a part's composition and seeds do not depend on who computes it, neither do its results.
 
     Args:
         source: the data set, `nslib.data.source.open_source`.
         surrogate: network on which damagenet's images are made, where the data set has none.
-        gather: with world > 1, concatenates the ranks' lists, such as `accelerate.utils.gather_object`.
+        share: of the parts, from `nslib.processes`.
     Raises:
         ValueError: unknown column; a model in training mode; a surrogate or labels that do not fit the model.
         FloatingPointError: NaN logits; names column and images.
@@ -101,19 +99,19 @@ def evaluate_model(
     parts, missing = plan(bench)
     common = {"model": model_digest(model)}
     own = []
-    total = sum(_passes(part, suite) for part in parts[rank::world])
+    total = sum(_passes(part, suite) for part in parts[share.rank :: share.count])
     bar = tqdm(
-        total=total, desc=f"evaluate {model.name}", unit="pass", unit_scale=True, disable=not progress or rank > 0
+        total=total, desc=f"evaluate {model.name}", unit="pass", unit_scale=True, disable=not progress or share.rank > 0
     )
     with bar:
-        for number in range(rank, len(parts), world):
+        for number in range(share.rank, len(parts), share.count):
             part = parts[number]
             bar.set_postfix_str(str(part.column))
             key = common | _inputs(bench, part)
             found = cached("evaluation", key, lambda p=part: _levels(bench, p), version=VERSION)
             own.append((number, {variant: hits.numpy().astype(bool) for variant, hits in found.items()}))
             bar.update(_passes(part, suite))
-    found = dict(gather(own))
+    found = dict(share.gather(own))
     hits: dict[str, dict[str, list]] = {}
     for number, part in enumerate(parts):
         for variant, values in found[number].items():
@@ -132,8 +130,9 @@ def plan(bench: Bench) -> tuple[list[Part], dict[str, str]]:
     unknown = [c for c in columns if c not in COLUMNS]
     if unknown:
         raise ValueError(f"no column {', '.join(map(repr, unknown))}: there are {', '.join(COLUMNS)}")
-    beside = [BESIDE[c] for c in columns if c in BESIDE and not bench.missing(COLUMNS[BESIDE[c]].split)]
     missing = {c: why for c in columns if (why := bench.missing(COLUMNS[c].split))}
+    beside = [BESIDE[c] for c in columns if c in BESIDE and c not in missing]
+    beside = [c for c in beside if not bench.missing(COLUMNS[c].split)]
     shown = [c for c in dict.fromkeys([*columns, *beside]) if c not in missing]
     return [part for c in shown for part in parts_of(c, bench)], missing
 

@@ -32,7 +32,8 @@ class Record:
     def table(self, name: str, table: pd.DataFrame) -> None:
         """Save a table as CSV, six significant digits."""
         file = f"{self.notebook}_{name}.csv"
-        write_text(self.folder / file, table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+        text = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+        write_text(self.folder / file, self._without_paths(text))
         self._files.append(file)
 
     def figure(self, name: str, figure: plt.Figure, table: pd.DataFrame | None) -> None:
@@ -66,8 +67,15 @@ class Record:
             files=sorted(self._files),
             facts=facts,
         )
-        write_text(self.folder / "records" / f"{self.notebook}.json", to_json(record) + "\n")
+        text = self._without_paths(to_json(record))
+        write_text(self.folder / "records" / f"{self.notebook}.json", text + "\n")
         return record
+
+    def _without_paths(self, text: str) -> str:
+        """Folders of this machine, such as in the reason why a column is missing, by the setting that named them."""
+        for name, path in self.settings.data.paths().items():
+            text = text.replace(str(Path(path).expanduser()), f"<data.{name}>")
+        return text
 
 
 def _portable(settings: Settings) -> Settings:

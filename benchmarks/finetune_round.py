@@ -1,0 +1,135 @@
+"""A round of `finetune_model` against a plain transcription of Algorithm 1: same starts, batches, optimisers and goal.
+
+    python benchmarks/finetune_round.py
+
+The transcription recomputes patch tokens and clean logits at each noise step, lets every parameter take a gradient
+there, and in the updates computes the patch embedding for each branch and a gradient for the noise. Both learn their
+noise to the same held-out eps; our passes over the pool and our held-out tests are on the clock, its own tests are off
+it. Updates of the two are interleaved, so that a drift of the machine's speed falls on both; reading images is off the
+clock. `noise_ratio`, `update_ratio` and `round_ratio` are the transcription's seconds over ours. `warm_start_ratio` is
+another algorithm, not a faster one: seconds to a noise in a second round begun anew over one begun past the boundary
+along the first round's noise; the norms and gaps that the two reach are printed beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from copy import deepcopy
+from dataclasses import replace
+
+import torch
+from noise_step import transcription
+from timm.optim import param_groups_weight_decay
+from torch.nn import functional as F
+
+from nslib.config import DataConfig, FinetuneConfig
+from nslib.data.source import open_source
+from nslib.finetune.draws import draws, number
+from nslib.finetune.noises import Search, find_noises, pool_of
+from nslib.finetune.objectives import OBJECTIVES
+from nslib.finetune.stream import Stream
+from nslib.finetune.updates import Trainer
+from nslib.models import load_model
+from nslib.processes import ALONE
+
+
+class PlainUpdates:
+    """Lines 8 to 12 of Algorithm 1 as printed."""
+
+    def __init__(self, model, noise, cfg):
+        self.model, self.cfg = model.train(), cfg
+        self.noise = noise.clone().requires_grad_(True)  # what the learning phase leaves
+        groups = param_groups_weight_decay(
+            model.vit, cfg.weight_decay, no_weight_decay_list=model.vit.no_weight_decay()
+        )
+        self.optimizer = torch.optim.AdamW(groups, lr=cfg.lr)
+
+    def update(self, images, labels) -> float:
+        """One update; returns its loss."""
+        clean = self.model.logits_from_tokens(self.model.embed(images))
+        noisy = self.model.logits_from_tokens(self.model.embed(images) + self.noise)
+        loss = F.cross_entropy(clean, labels) + F.cross_entropy(noisy, labels)
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.clip)
+        self.optimizer.step()
+        return loss.item()
+
+
+def timed(action):
+    """Seconds, and what the action returned."""
+    started = time.perf_counter()
+    result = action()
+    return time.perf_counter() - started, result
+
+
+def learn(model, images, cfg, *, round_=0, last=None):
+    """Our learning phase: the pool passed through the model, then the search."""
+    pool = pool_of(model, images, cfg)
+    noise, facts = find_noises(
+        "learned", model, pool, cfg, round_=round_, last=last, share=ALONE, search=Search(), on_step=None
+    )
+    return noise, facts[0]
+
+
+def updates(model, noise, stream, cfg):
+    """Seconds of the S updates of the transcription and of ours, interleaved, and our model after them."""
+    theirs = PlainUpdates(deepcopy(model), noise, cfg)
+    ours = Trainer(deepcopy(model), OBJECTIVES["nullspace"], cfg, ALONE)
+    seconds, losses = {"theirs": 0.0, "ours": 0.0}, []
+    for step, (images, labels) in enumerate(stream.batches(0, cfg.steps)):
+        one, reference = timed(lambda x=images, y=labels: theirs.update(x, y))
+        two, loss = timed(lambda x=images, y=labels, s=step: ours.update(x, y, noise, draws(cfg.seed, "attack", s)))
+        seconds["theirs"] += one
+        seconds["ours"] += two
+        losses.append((reference, loss))
+    return seconds, losses, ours.result()
+
+
+def main() -> None:
+    """Run the pairs, print a line for each, and close with one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pairs", type=int, default=5, help="rounds by each, from a start of their own")
+    parser.add_argument("--steps", type=int, default=40, help="updates in a round")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--pool", type=int, default=512)
+    parser.add_argument("--heldout", type=int, default=256)
+    args = parser.parse_args()
+
+    model = load_model()
+    cfg = FinetuneConfig(steps=args.steps, batch=args.batch, pool=args.pool, heldout=args.heldout)
+    cfg = replace(cfg, noise=replace(cfg.noise, batch=args.batch))
+    stream = Stream(open_source(DataConfig(), model), model, cfg, ALONE)
+    images = stream.for_noise
+    learn(model, images, replace(cfg, noise=replace(cfg.noise, eps=0.3)))  # warm up
+    updates(model, torch.zeros(1, *model.token_shape), stream, replace(cfg, steps=2))
+
+    ratios = {"noise_ratio": [], "update_ratio": [], "round_ratio": [], "warm_start_ratio": []}
+    for seed in range(args.pairs):
+        cfg = replace(cfg, seed=seed)
+        stopping = pool_of(model, images, cfg)  # of the transcription, off its clock
+        theirs = sum(transcription(model, images[: cfg.pool], stopping, cfg.noise, number(seed, "noise", 0, 0)))
+        ours, (noise, facts) = timed(lambda c=cfg: learn(model, images, c))
+        update, losses, after = updates(model, noise, stream, cfg)
+
+        past = replace(cfg, warm_start=1.5)
+        cold, (_, fresh) = timed(lambda c=cfg, m=after: learn(m, images, c, round_=1))
+        warm, (_, further) = timed(lambda c=past, m=after, v=noise: learn(m, images, c, round_=1, last=v))
+        ratios["noise_ratio"].append(theirs / ours)
+        ratios["update_ratio"].append(update["theirs"] / update["ours"])
+        ratios["round_ratio"].append((theirs + update["theirs"]) / (ours + update["ours"]))
+        ratios["warm_start_ratio"].append(cold / warm)
+        print(
+            f"start {seed}: noise {theirs:.2f} s, ours {ours:.2f} s, {facts.steps} steps to {facts.gap_heldout:.4f}; "
+            f"updates {update['theirs']:.2f} s, ours {update['ours']:.2f} s, last losses {losses[-1][0]:.4f} "
+            f"and {losses[-1][1]:.4f}; next noise anew {fresh.steps} steps to {fresh.gap_heldout:.4f} at norm "
+            f"{fresh.norm:.1f}, past the boundary {further.steps} to {further.gap_heldout:.4f} at {further.norm:.1f}"
+        )
+    print(json.dumps({name: round(statistics.median(values), 3) for name, values in ratios.items()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""The command line: `nslib COMMAND --help`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import tyro
+
+from nslib.cli.nullspaces import noise, nulldim
+from nslib.cli.paper import notebooks, reproduce
+from nslib.cli.pictures import disguise, fingerprint, watermark
+from nslib.cli.training import evaluate, finetune, pretrain
+
+_ALL = (reproduce, evaluate, finetune, pretrain, nulldim, noise, watermark, disguise, fingerprint, notebooks)
+COMMANDS = {command.__name__: command for command in _ALL}
+
+
+def main() -> int:
+    """Run a command; mistakes of the user are one line, not a traceback."""
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # else every kernel prints the debugger's warning
+    try:
+        return tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="nslib", description=__doc__)
+    except (ValueError, TypeError, KeyError, OSError, FloatingPointError) as error:
+        if os.environ.get("NSLIB_TRACEBACK"):
+            raise
+        print(f"nslib: {error}", file=sys.stderr)
+        return 2

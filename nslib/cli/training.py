@@ -1,0 +1,159 @@
+"""Commands that train models and measure them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from nslib.cli.options import Setting, absolute, overrides, show
+from nslib.profiles import resolve
+
+
+def pretrain(
+    profile: str = "laptop", model: str = "", target: str = "", device: str = "auto", set: Setting = ()
+) -> int:
+    """Train a model on the embedded data from scratch; a second call goes on where a killed one was.
+
+    Args:
+        profile: whose training settings to take.
+        model: shapes_vit, a timm tag, or surrogate_cnn, on which attacks are made; default: the profile's first.
+        target: the safetensors file to write; default: runs/pretrain/<profile>/<model>.safetensors.
+        device: auto, cpu, cuda or mps.
+        set: override a setting of the training, such as --set steps=500 lr=0.001.
+    """
+    from nslib.pretrain import pretrain as train
+    from nslib.runtime import pick_device, runs_path
+
+    training = "surrogate_pretrain" if model == "surrogate_cnn" else "pretrain"
+    settings = resolve(profile, overrides={f"{training}.{k}": v for k, v in overrides(set).items()})
+    cfg = replace(getattr(settings, training), model=model or settings.models[0])
+    path = Path(target) if target else runs_path("pretrain") / profile / f"{cfg.model}.safetensors"
+    record = train(cfg, path, device=pick_device(device))
+    print(f"{path}: {record['minutes']} minutes; top-1 of {record['n']} images a split:")
+    for split, top1 in record["top1"].items():
+        print(f"  {split:10} {100 * top1:5.1f} %")
+    return 0
+
+
+def evaluate(
+    model: str = "shapes_vit",
+    weights: str = "",
+    columns: str = "",
+    imagenet: str = "",
+    profile: str = "",
+    against: str = "",
+    protocol: str = "pixels",
+    dry_run: bool = False,
+    device: str = "auto",
+    out: str = "",
+    set: Setting = (),
+) -> int:
+    """Measure a model the way Table 2 does; a second call goes on where a killed one was, also under torchrun.
+
+    Args:
+        model: shapes_vit or a timm tag.
+        weights: shipped, pretrained, random, a safetensors file, or a folder of <model>.safetensors.
+        columns: such as clean,fgsm,c; default: those of Table 2, pgd and autoattack.
+        imagenet: ImageNet-style folder with val/; its relatives beside it or by --set data.a=FOLDER and so on.
+        profile: whose numbers of images to take; default: laptop, or imagenet with --imagenet.
+        against: weights of another model of this architecture, for differences on the same images.
+        protocol: pixels, or authors: FGSM and PGD on normalised images, as the paper's code does.
+        dry_run: only list columns, images, forward passes and minutes.
+        device: auto, cpu, cuda or mps.
+        out: write the table to this CSV file, its record beside it as .json.
+        set: override a setting, such as --set suite.images=500 suite.fgsm_eps=4/255.
+    """
+    from nslib.evaluate.comparison import differences
+    from nslib.evaluate.suite import dry_run as estimate
+    from nslib.evaluate.suite import evaluate_model
+    from nslib.experiment import open_bench, open_model
+    from nslib.processes import processes
+    from nslib.runtime import run_record, to_json, write_text
+
+    profile = profile or ("imagenet" if imagenet else "laptop")
+    options = {
+        "data__root": imagenet,
+        "weights": weights,
+        "models": model,
+        "suite__protocol": protocol,
+        "suite__columns": columns.split(",") if columns else "",
+        "device": "" if device == "auto" else device,
+    }
+    settings = resolve(profile, overrides=overrides(set, **options))
+    with processes(settings.device) as (share, place):
+        settings = replace(settings, device=str(place))
+        bench = open_bench(settings)
+        if dry_run:
+            planned = estimate(bench)
+            show(planned)
+            print(f"{planned.minutes.sum():.1f} minutes on one process as fast as this one")
+            return 0
+        found = evaluate_model(bench.model, bench.source, settings.suite, surrogate=bench.surrogate, share=share)
+        table = found.table()
+        if against:
+            other = bench.of(open_model(replace(settings, weights=absolute(against))))
+            base = evaluate_model(other.model, other.source, settings.suite, surrogate=other.surrogate, share=share)
+            table = table.merge(differences(found, base).drop(columns="n"), on="column", how="left")
+    if share.rank == 0:
+        show(table)
+        if out:
+            write_text(Path(out), table.to_csv(index=False))
+            write_text(Path(out).with_suffix(".json"), to_json(run_record(settings, against=Path(against))) + "\n")
+    return 0
+
+
+def finetune(
+    model: str = "shapes_vit",
+    weights: str = "",
+    objective: str = "nullspace",
+    imagenet: str = "",
+    profile: str = "",
+    target: str = "",
+    device: str = "auto",
+    set: Setting = (),
+) -> int:
+    """Finetune a model by Algorithm 1, or a control; a second call goes on where a killed one was, also under torchrun.
+
+    Args:
+        model: shapes_vit or a timm tag.
+        weights: shipped, pretrained, random, a safetensors file, a folder of <model>.safetensors, or a training
+            checkpoint (.pth, .pt, .tar) such as EasyRobust's.
+        objective: nullspace, plain, random, random_boundary, permuted, madry, madry_authors, trades, mixup,
+            randaugment, augmix or sam.
+        imagenet: ImageNet-style folder with train/; default: the embedded data.
+        profile: whose settings to take; default: laptop, or imagenet with --imagenet.
+        target: the safetensors file to write, its record and log beside it; default:
+            runs/finetune/<profile>/<model>_<objective>.safetensors.
+        device: auto, cpu, cuda or mps.
+        set: override a setting of the finetuning, such as --set rounds=20 noise.eps=0.01.
+    """
+    from nslib.data.source import open_source
+    from nslib.experiment import open_model
+    from nslib.finetune.checkpoints import load_checkpoint
+    from nslib.finetune.rounds import finetune_model
+    from nslib.processes import processes
+    from nslib.progress import finetune_bar
+    from nslib.runtime import runs_path
+
+    profile = profile or ("imagenet" if imagenet else "laptop")
+    options = {"data__root": imagenet, "weights": weights, "models": model, "finetune__objective": objective,
+               "device": "" if device == "auto" else device}  # fmt: skip
+    given = overrides((), **options) | {f"finetune.{k}": v for k, v in overrides(set).items()}
+    settings = resolve(profile, overrides=given)
+    cfg = settings.finetune
+    path = Path(target) if target else runs_path("finetune") / profile / f"{model}_{objective}.safetensors"
+    with processes(settings.device) as (share, place):
+        if Path(settings.weights).suffix in (".pth", ".pt", ".tar"):
+            vit = load_checkpoint(settings.weights, model, device=place)
+        else:
+            vit = open_model(replace(settings, device=str(place)))
+        with finetune_bar(cfg, f"{objective} {model}", disable=share.rank > 0) as on_step:
+            done = finetune_model(vit, open_source(settings.data, vit), cfg, target=path, share=share, on_step=on_step)
+    if share.rank == 0:
+        record = done.record
+        print(f"{path}: {record['minutes']} minutes, {cfg.rounds} rounds of {cfg.steps} updates")
+        print(f"cost of {record['images_of_standard_training']:.0f} images of standard training; forward passes: "
+              f"{record['units']['noise']} for noise, {record['units']['updates']} for updates")  # fmt: skip
+        for number in record["missed_eps"]:
+            print(f"round {number}: noise did not reach eps = {cfg.noise.eps} in {cfg.noise.steps} steps")
+    return 0

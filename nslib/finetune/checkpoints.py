@@ -1,0 +1,100 @@
+"""Weights from published training checkpoints, such as EasyRobust's `.pth.tar`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nslib.models import StagedViT, build_model
+
+_NORMALISATION = re.compile(r"^0\.(mean|std)$")
+
+
+class Checkpoint(NamedTuple):
+    """Weights by timm's names, and the mean and std (C,) of the normalisation layer if the file has one."""
+
+    weights: dict[str, Tensor]
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+
+
+def read_checkpoint(path: str | Path, *, averaged: bool = True) -> Checkpoint:
+    """Read a training checkpoint without running code that it may contain.
+
+    Understood are a bare state dict, or one under `state_dict_ema`, `state_dict` or `model`; names prefixed with
+    `module.` by torch's parallel wrappers; and a model that is the second layer of a Sequential whose first, `0.mean`
+    and `0.std`, normalises images in [0, 1].
+
+    Args:
+        averaged: take `state_dict_ema` where there is one.
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is damaged, holds objects other than tensors and plain values, or holds no weights.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # timm keeps its arguments in one
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"{path} is damaged or holds more than tensors and plain values, which could run code ({first}): "
+            "open it where you trust it, and save its state dict alone"
+        ) from error
+    names = (*(("state_dict_ema",) if averaged else ()), "state_dict", "model")
+    state = (
+        next((content[n] for n in names if isinstance(content.get(n), dict)), content)
+        if isinstance(content, dict)
+        else {}
+    )
+    state = {_without_wrappers(k): v for k, v in state.items() if isinstance(v, Tensor)}
+    if not state:
+        raise ValueError(f"{path} holds no weights: expected a state dict, or one under {', '.join(names)}")
+    found = {k[2:]: tuple(v.flatten().tolist()) for k, v in state.items() if _NORMALISATION.match(k)}
+    if found or all(re.match(r"[01]\.", k) for k in state):
+        state = {_without_wrappers(k[2:]): v for k, v in state.items() if k.startswith("1.")}
+    return Checkpoint(state, found.get("mean"), found.get("std"))
+
+
+def load_checkpoint(
+    path: str | Path,
+    name: str,
+    *,
+    averaged: bool = True,
+    num_classes: int | None = None,
+    img_size: int | None = None,
+    device: str | torch.device = "cpu",
+    **architecture,
+) -> StagedViT:
+    """A model with the weights of a training checkpoint, in evaluation mode.
+
+    Mean and std are the file's own where it has a normalisation layer, else those of the model's tag.
+
+    Args:
+        name: of the architecture, `shapes_vit` or a tag of timm.
+    Raises:
+        ValueError: the checkpoint is of another architecture, or as `read_checkpoint`.
+    """
+    found = read_checkpoint(path, averaged=averaged)
+    model = build_model(name, num_classes=num_classes, img_size=img_size, **architecture)
+    try:
+        model.vit.load_state_dict(found.weights)
+    except RuntimeError as error:
+        told = " ".join(str(error).split())[:300]
+        raise ValueError(f"{path} does not fit {name} ({told}): name the model that it was made for") from error
+    if found.mean and found.std:
+        model = StagedViT(model.vit, mean=found.mean, std=found.std, name=name)
+    return model.to(device).eval()
+
+
+def _without_wrappers(name: str) -> str:
+    while name.startswith("module."):
+        name = name.removeprefix("module.")
+    return name

@@ -1,0 +1,112 @@
+"""The noise that a round begins with: learned against the model as it is now, or drawn as one of the controls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nslib.config import FinetuneConfig
+from nslib.finetune.draws import draws
+from nslib.models import StagedViT
+from nslib.nullspace.encoder import Memory, Trace, learn_noise
+from nslib.nullspace.membership import Pool, agreement, boundary_scale, make_pool, permute, random_noise_at
+from nslib.processes import Share
+
+
+@dataclass(frozen=True)
+class NoiseFacts:
+    """Of a noise in use: norm, gaps (see `Agreement`) and how many steps the search took and whether it reached eps.
+
+    A permuted noise has steps and `converged` of the learned one of which it is a permutation. A noise that was not
+    learned has no gap on a batch and no steps.
+    """
+
+    norm: float
+    gap_heldout: float
+    match_heldout: float
+    gap_batch: float | None = None
+    steps: int = 0
+    converged: bool = True
+
+
+def pool_of(model: StagedViT, images: Tensor, cfg: FinetuneConfig) -> Pool:
+    """The images (pool + heldout, C, H, W) passed through the model as it is now, in the type of its weights.
+
+    Under autocast the passes themselves come in bfloat16, as those of the noisy tokens will.
+    """
+    pool = make_pool(model, images, heldout=cfg.heldout, batch=cfg.batch)
+    weight = model.vit.patch_embed.proj.weight
+    return Pool(*(replace(part, tokens=part.tokens.to(weight), logits=part.logits.to(weight)) for part in pool))
+
+
+@dataclass
+class Search:
+    """The state of a search under way: `begun` is what an earlier one has given to `save`, or nothing."""
+
+    begun: dict[str, Any] = field(default_factory=dict)
+    save: Callable[[dict[str, Any]], None] = lambda state: None
+
+
+def find_noises(
+    kind: str,
+    model: StagedViT,
+    pool: Pool,
+    cfg: FinetuneConfig,
+    *,
+    round_: int,
+    last: Tensor | None,
+    share: Share,
+    search: Search,
+    on_step: Callable[[int, Trace], None] | None,
+) -> tuple[Tensor, list[NoiseFacts]]:
+    """cfg.noises noises (n, N, D) of a round and what they are; lines 2 to 7 of Algorithm 1 where they are learned.
+
+    Args:
+        kind: `learned`, `permuted` (the learned one with its elements in another order), or a rule of
+            `random_noise_at`.
+        last: the noises of the round before, from which cfg.warm_start begins.
+        search: goes on with what was begun, and is told its state every cfg.checkpoint_every steps.
+    Raises:
+        NoiseDiverged, ValueError: as `learn_noise` and `random_noise_at`.
+    """
+    found = [noise.to(model.device) for noise in search.begun.get("noises", [])]
+    facts = [NoiseFacts(**f) for f in search.begun.get("facts", [])]
+    begun = search.begun.get("state")
+
+    def save(state: dict[str, Any]) -> None:
+        search.save({"noises": found, "facts": [asdict(f) for f in facts], "state": state})
+
+    for i in range(len(found), cfg.noises):
+        generator = draws(cfg.seed, "noise", round_, i)
+        if kind in ("learned", "permuted"):
+            memory, begun = Memory(cfg.checkpoint_every, save, begun), None
+            warm = cfg.warm_start and last is not None and not memory.state
+            start = _past_boundary(model, pool, cfg, last[i : i + 1]) if warm else None
+            learned = learn_noise(
+                model, pool, cfg.noise, generator=generator, start=start, share=share, memory=memory, on_step=on_step
+            )
+            noise = learned.noise
+            fact = NoiseFacts(learned.norm, learned.gap_heldout, learned.match_heldout, learned.gap_batch,
+                              learned.steps, learned.converged)  # fmt: skip
+            if kind == "permuted":
+                noise = permute(noise, generator=generator)
+                fact = replace(fact, **_on_heldout(model, pool, noise), gap_batch=None)
+        else:
+            noise = random_noise_at(model, pool.heldout, cfg.noise.eps, rule=kind, generator=generator).noise
+            fact = NoiseFacts(noise.norm().item(), **_on_heldout(model, pool, noise))
+        found.append(noise)
+        facts.append(fact)
+    return torch.cat(found), facts
+
+
+def _on_heldout(model: StagedViT, pool: Pool, noise: Tensor) -> dict[str, float]:
+    held = agreement(model, pool.heldout, noise)
+    return {"gap_heldout": held.gap.mean().item(), "match_heldout": held.match.float().mean().item()}
+
+
+def _past_boundary(model: StagedViT, pool: Pool, cfg: FinetuneConfig, last: Tensor) -> Tensor:
+    return last * (boundary_scale(model, pool.heldout, last, cfg.noise.eps).scale * cfg.warm_start)

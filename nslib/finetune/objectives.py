@@ -1,0 +1,146 @@
+"""What the updates of a round minimise: the paper's objective, its baselines and its controls, one entry each.
+
+The weights of the cross-entropies of each loss add up to two, as in Algorithm 1, so that gradient clipping, the one
+part of the recipe that depends on the scale of a loss, treats all alike: `plain` is the paper's loss at v = 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nslib.attacks.budget import project, random_point
+from nslib.attacks.gradient import pgd
+from nslib.config import FinetuneConfig
+from nslib.models import StagedViT, frozen
+
+
+class View(NamedTuple):
+    """What a loss sees: images (B, C, H, W), targets (B,) or (B, K), and where the objective has them a noise
+    (1, N, D), which takes no gradient, and adversarial images (B, C, H, W)."""
+
+    images: Tensor
+    targets: Tensor
+    noise: Tensor | None = None
+    adversarial: Tensor | None = None
+
+
+Loss = Callable[[StagedViT, View, FinetuneConfig], Tensor]
+Attack = Callable[[StagedViT, View, FinetuneConfig, torch.Generator], Tensor]
+
+
+def clean(model: StagedViT, view: View, cfg: FinetuneConfig) -> Tensor:
+    """2 CE(f(x), y)."""
+    return 2 * F.cross_entropy(model(view.images), view.targets)
+
+
+def clean_and_noised(model: StagedViT, view: View, cfg: FinetuneConfig) -> Tensor:
+    """CE(z, y) + CE(z', y), z' from the same tokens plus the noise: line 11 of Algorithm 1.
+
+    The patch embedding is computed once. Both branches go through the encoder as one batch where that saves launches
+    of kernels, on a GPU, and one after the other on a CPU, whose caches hold one better.
+    """
+    tokens = model.embed(view.images)
+    noised = tokens + view.noise
+    if tokens.is_cuda:
+        return _both(model.logits_from_tokens(torch.cat([tokens, noised])), view.targets)
+    return sum(F.cross_entropy(model.logits_from_tokens(u), view.targets) for u in (tokens, noised))
+
+
+def adversarial(model: StagedViT, view: View, cfg: FinetuneConfig) -> Tensor:
+    """2 CE(f(x'), y). Source: Madry et al. 2018, arXiv:1706.06083."""
+    return 2 * F.cross_entropy(model(view.adversarial), view.targets)
+
+
+def clean_and_adversarial(model: StagedViT, view: View, cfg: FinetuneConfig) -> Tensor:
+    """CE(f(x), y) + CE(f(x'), y): what the authors' code trains in its row "Madry"."""
+    return _both(model(torch.cat([view.images, view.adversarial])), view.targets)
+
+
+def trades(model: StagedViT, view: View, cfg: FinetuneConfig) -> Tensor:
+    """2 CE(f(x), y) + 2 beta KL(f(x) || f(x')). Source: Zhang et al. 2019, arXiv:1901.08573."""
+    z, other = model(torch.cat([view.images, view.adversarial])).chunk(2)
+    return 2 * F.cross_entropy(z, view.targets) + 2 * cfg.trades_beta * _divergence(z, other) / len(z)
+
+
+def _both(logits: Tensor, targets: Tensor) -> Tensor:
+    return 2 * F.cross_entropy(logits, torch.cat([targets, targets]))
+
+
+def _divergence(z: Tensor, other: Tensor) -> Tensor:
+    """Sum over images of KL(softmax z || softmax other)."""
+    return F.kl_div(other.log_softmax(1), z.log_softmax(1), reduction="sum", log_target=True)
+
+
+def against_labels(model: StagedViT, view: View, cfg: FinetuneConfig, generator: torch.Generator) -> Tensor:
+    """PGD on the cross-entropy from a random start; of mixed targets the class with the largest share is attacked."""
+    labels = view.targets if view.targets.ndim == 1 else view.targets.argmax(1)
+    return pgd(model, view.images, labels, eps=cfg.attack_eps, step=cfg.attack_step, steps=cfg.attack_steps,
+               random_start=True, generator=generator)  # fmt: skip
+
+
+def against_itself(model: StagedViT, view: View, cfg: FinetuneConfig, generator: torch.Generator) -> Tensor:
+    """Projected sign ascent on KL(f(x) || f(x')) from a random start: the inner problem of TRADES, labels unseen."""
+    images = view.images
+    points = random_point(images, cfg.attack_eps, "linf", generator)
+    with torch.enable_grad(), frozen(model):
+        z = model(images)
+        for _ in range(cfg.attack_steps):
+            points = points.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(_divergence(z, model(points)), points)
+            points = project(points + cfg.attack_step * gradient.sign(), images, cfg.attack_eps, "linf")
+    return points.detach()
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss, and what it needs.
+
+    Args:
+        noise: which noise a round begins with, a name of `nslib.finetune.noises`; empty: none.
+        attack: makes the adversarial images of each batch, the model being in evaluation mode.
+        sharpness: take the gradient at the worst point within sam_rho of the weights.
+        recipe: settings that this row of the paper's tables replaces.
+    """
+
+    loss: Loss
+    noise: str = ""
+    attack: Attack | None = None
+    sharpness: bool = False
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "nullspace": Objective(clean_and_noised, noise="learned"),
+    "permuted": Objective(clean_and_noised, noise="permuted"),
+    "random": Objective(clean_and_noised, noise="authors"),
+    "random_boundary": Objective(clean_and_noised, noise="boundary"),
+    "plain": Objective(clean),
+    "madry": Objective(adversarial, attack=against_labels),
+    "madry_authors": Objective(clean_and_adversarial, attack=against_labels),
+    "trades": Objective(trades, attack=against_itself),
+    "mixup": Objective(clean, recipe={"mixup": 0.8}),
+    "randaugment": Objective(clean, recipe={"augment": "rand-m9-mstd0.5-inc1"}),
+    "augmix": Objective(clean, recipe={"augment": "augmix-m3-w3"}),
+    "sam": Objective(clean, sharpness=True),
+}
+
+
+def recipe_of(cfg: FinetuneConfig) -> tuple[Objective, FinetuneConfig]:
+    """The objective of a configuration, and the configuration with the settings that this objective replaces.
+
+    Raises:
+        ValueError: no such objective; or one whose noise needs an eps, without one.
+    """
+    if cfg.objective not in OBJECTIVES:
+        raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {cfg.objective!r}")
+    objective = OBJECTIVES[cfg.objective]
+    if cfg.noise.eps is None and (objective.noise in ("authors", "boundary") or cfg.warm_start):
+        what = "warm_start" if cfg.warm_start else f"objective {cfg.objective}"
+        raise ValueError(f"{what} needs the eps up to whose boundary a noise is scaled: set noise.eps, such as 0.03")
+    return objective, replace(cfg, **objective.recipe)

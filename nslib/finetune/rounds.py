@@ -1,0 +1,197 @@
+"""Algorithm 1: rounds of learning a noise that the model does not notice, and of training the model with it."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nslib.config import FinetuneConfig
+from nslib.data.source import Source
+from nslib.finetune.augment import Augment
+from nslib.finetune.cost import metered
+from nslib.finetune.draws import draws, number, seeded
+from nslib.finetune.noises import Search, find_noises, pool_of
+from nslib.finetune.objectives import recipe_of
+from nslib.finetune.result import Log, finished, write_result
+from nslib.finetune.state import Place, Round, StateFile
+from nslib.finetune.stream import Stream
+from nslib.finetune.updates import Trainer, precision
+from nslib.models import StagedViT
+from nslib.nullspace.encoder import NoiseDiverged, Trace
+from nslib.processes import ALONE, Share
+from nslib.store import model_digest
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a run is, for a progress bar: before a noise step (phase `noise`), or after an update (`update`)."""
+
+    round: int
+    phase: str
+    step: int
+    values: dict[str, float]  # gap and norm of the noise; loss and learning rate of the update
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """The model in evaluation mode, what happened in each round, and the record that lies beside the target."""
+
+    model: StagedViT
+    history: list[Round] = field(default_factory=list)
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+class FinetuneDiverged(FloatingPointError):
+    """A loss was not finite. `model` has the weights with which the round began, or went on after a stop; `round` and
+    `step` say where."""
+
+    def __init__(self, round_: int, where: str, step: int, model: StagedViT, error: Exception):
+        super().__init__(
+            f"round {round_}, {where} {step}: {error}; lower lr or noise.lr "
+            f"(the weights with which round {round_} began are in .model)"
+        )
+        self.round, self.step, self.model = round_, step, model
+
+
+def finetune_model(
+    model: StagedViT,
+    source: Source,
+    cfg: FinetuneConfig,
+    *,
+    target: Path | None = None,
+    share: Share = ALONE,
+    on_step: Callable[[Moment], None] | None = None,
+    on_round: Callable[[int, StagedViT], dict[str, Any]] | None = None,
+) -> Finetuned:
+    """Finetune a copy of a model: K rounds of finding a noise and of S updates with it.
+
+    With a target the state is saved beside it before and after each learning of noise, and in both phases every
+    cfg.checkpoint_every steps. A run that was stopped in any way goes on from there, and on a CPU ends with the weights
+    of an unbroken one, bit for bit. At the end `target` is a safetensors file that timm loads, `.json` its record and
+    `.jsonl` its log. Where the target was made with the same settings from the same weights it is loaded, not made
+    again.
+
+    Args:
+        model: in evaluation mode, on the device on which to train; not changed.
+        source: of split train only. Its first pool + heldout images are for the noise, the model is trained on others.
+        share: of each batch, from `nslib.processes`.
+        on_step: called at each noise step and each update, on every process. May raise to stop the run.
+        on_round: called after each round with its number, from 0, and the model as it would be delivered; the plain
+            values it returns are kept as the round's `measured`.
+    Raises:
+        ValueError: settings, data or number of processes do not fit; a saved state or its settings do not.
+        FinetuneDiverged: a loss was not finite; names round and step, and holds the weights from before the round.
+        OSError: the disk is full; the state saved before is kept.
+    Warns:
+        UserWarning: cfg.noise.steps did not bring a noise inside eps. The round goes on with it.
+    Source: arXiv:2403.10476, Eqs. (6)-(8), Algorithm 1.
+    """
+    model.check_frozen_use()
+    settings = {"finetune": cfg, "model": model.name, "weights": model_digest(model), "data": source.identity("train")}
+    done = finished(target, model, settings)
+    if done:
+        share.mean(torch.zeros(1, device=model.device))  # no process leaves before all have looked
+        return Finetuned(*done)
+
+    objective, cfg = recipe_of(cfg)
+    stream = Stream(source, model, cfg, share)
+    trainer = Trainer(deepcopy(model), objective, cfg, share)
+    saved = StateFile(target, settings, writes=share.rank == 0)
+    place = saved.restore(trainer)
+    log = Log(target, place, writes=saved.writes)
+    share.mean(torch.zeros(1, device=model.device))  # no process saves before all have looked
+
+    if not place.history:
+        saved.save(trainer, place)
+    while place.round < cfg.rounds:
+        began = trainer.result()
+        try:
+            if len(place.history) == place.round:
+                _find_noise(place, trainer, stream, saved.search(place.round), on_step)
+                saved.save(trainer, place)
+            _train(place, trainer, stream, lambda: saved.save(trainer, place), on_step)
+        except NoiseDiverged as error:
+            raise FinetuneDiverged(place.round, "noise step", error.step, began, error) from error
+        except FloatingPointError as error:
+            raise FinetuneDiverged(place.round, "update", place.step, began, error) from error
+        current = place.history[-1]
+        if on_round:
+            current.measured = on_round(place.round, trainer.result())
+        log.write(place.round, current)
+        place.round, place.step = place.round + 1, 0
+        saved.save(trainer, place)
+
+    result = trainer.result()
+    record = write_result(target, result, settings, place.history, share)
+    saved.remove()
+    return Finetuned(result, place.history, record)
+
+
+def _find_noise(place: Place, trainer: Trainer, stream: Stream, search: Search, on_step) -> None:
+    """Lines 2 to 7: a noise inside the eps set of the model as it is now, if the objective has one."""
+    model, cfg, kind = trainer.model, trainer.cfg, trainer.objective.noise
+    current = Round()
+    if kind:
+
+        def tell(step: int, trace: Trace) -> None:
+            values = {"gap": trace.gap[-1], "norm": trace.norm[-1], "loss": trace.loss[-1]}
+            on_step(Moment(place.round, "noise", step, values))
+
+        images = stream.for_noise
+        started = time.monotonic() - search.begun.get("seconds", 0.0)  # reading images is not on the clock
+        with metered(model) as meter, precision(cfg, model.device):
+            pool = pool_of(model, images, cfg)
+            meter.units = search.begun.get("units", meter.units)
+
+            def save(state: dict[str, Any]) -> None:
+                search.save({**state, "units": meter.units, "seconds": time.monotonic() - started})
+
+            place.noise, current.noises = find_noises(
+                kind, model, pool, cfg, round_=place.round, last=place.noise, share=trainer.share,
+                search=replace(search, save=save), on_step=tell if on_step else None,
+            )  # fmt: skip
+        current.noise_units = meter.units * trainer.share.count
+        current.noise_seconds = time.monotonic() - started
+        for fact in current.noises:
+            if not fact.converged:
+                warnings.warn(
+                    f"round {place.round}: {fact.steps} noise steps did not reach eps = {cfg.noise.eps} "
+                    f"(held-out gap {fact.gap_heldout:.3g}); the round goes on with this noise",
+                    stacklevel=3,
+                )
+    place.history.append(current)
+
+
+def _train(place: Place, trainer: Trainer, stream: Stream, save: Callable[[], None], on_step) -> None:
+    """Lines 8 to 12: S updates, or those of them that are left, saving the state at every cfg.checkpoint_every-th."""
+    model, cfg, current = trainer.model, trainer.cfg, place.history[-1]
+    weight = model.vit.patch_embed.proj.weight
+    augment = Augment(model, cfg)
+    first, last = (place.round * cfg.steps + step for step in (place.step, cfg.steps))
+    for update, (images, labels) in enumerate(stream.batches(first, last), start=first):
+        started = time.monotonic()
+        noise = None
+        if place.noise is not None:
+            which = torch.randint(len(place.noise), (1,), generator=draws(cfg.seed, "choice", update))
+            noise = place.noise[which.to(weight.device)]
+        rank = trainer.share.rank
+        draw = number(cfg.seed, "augment", update, rank)
+        with seeded(draw, weight.device), metered(model) as meter, precision(cfg, weight.device):
+            images, targets = augment(images.to(weight), labels.to(weight.device))
+            loss = trainer.update(images, targets, noise, draws(cfg.seed, "attack", update, rank))
+        current.losses.append(loss)
+        current.update_units += meter.units * trainer.share.count
+        current.update_seconds += time.monotonic() - started
+        place.step += 1
+        if (update + 1) % cfg.checkpoint_every == 0 and place.step < cfg.steps:
+            save()
+        if on_step:
+            values = {"loss": loss, "lr": trainer.optimizer.param_groups[0]["lr"]}
+            on_step(Moment(place.round, "update", place.step, values))

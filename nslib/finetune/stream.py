@@ -1,0 +1,98 @@
+"""Which images of the train split are for the noise, and which ones each update of the model sees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from nslib.config import FinetuneConfig
+from nslib.data.shapes import CLASSES, Batch
+from nslib.data.source import ShapesSource, Source
+from nslib.finetune.draws import draws
+from nslib.models import StagedViT
+from nslib.processes import Share
+
+
+class Stream:
+    """Images 0 ... pool + heldout of split train are for learning noise; the model is trained on the others only.
+
+    Update s of the whole run sees places s * batch ... (s + 1) * batch. In an endless data set places are images; in
+    one that ends, each pass over the images has an order of its own, drawn from the seed, and a batch may begin in one
+    pass and end in the next. Several processes take one part each of every batch.
+
+    Raises:
+        ValueError: no image is left to train on; the classes are not those of the model's head; the number of
+            processes does not divide the batch.
+    """
+
+    def __init__(self, source: Source, model: StagedViT, cfg: FinetuneConfig, share: Share):
+        self.source, self.cfg = source, cfg
+        self.num_classes = _check_classes(source, model)
+        self.part = share.size(cfg.batch)
+        self.offset = share.rank * self.part
+        self.first = cfg.pool + cfg.heldout
+        total = source.count("train")
+        if total is not None and total <= self.first:
+            raise ValueError(
+                f"train holds {total} images and pool + heldout = {self.first} are for the noise: "
+                "none is left to train on; lower pool or heldout"
+            )
+        self.length = None if total is None else total - self.first
+        self._pass, self._order = -1, torch.empty(0, dtype=torch.int64)
+
+    @cached_property
+    def for_noise(self) -> Tensor:
+        """The images to learn noise from, and after them the held-out ones, (pool + heldout, C, H, W); kept."""
+        return self._checked(self.source.take("train", self.first)).images
+
+    def batches(self, first: int, last: int) -> Iterator[Batch]:
+        """This process's part of the batches of updates first ... last - 1, files being read one batch ahead."""
+        if self.length is None:
+            yield from map(self.batch, range(first, last))
+            return
+        with ThreadPoolExecutor(1) as reader:
+            ahead = reader.submit(self.batch, first)
+            for update in range(first, last):
+                batch = ahead.result()
+                ahead = reader.submit(self.batch, update + 1) if update + 1 < last else ahead
+                yield batch
+
+    def batch(self, update: int) -> Batch:
+        """This process's part of the batch of one update."""
+        place = update * self.cfg.batch + self.offset
+        if self.length is None:
+            return self._checked(self.source.take("train", self.part, start=self.first + place))
+        with ThreadPoolExecutor() as readers:
+            rows = [self._row(p) for p in range(place, place + self.part)]
+            parts = list(readers.map(lambda row: self.source.take("train", 1, start=row), rows))
+        return self._checked(Batch(*(torch.cat(column) for column in zip(*parts, strict=True))))
+
+    def _row(self, place: int) -> int:
+        turn, slot = divmod(place, self.length)
+        if turn != self._pass:
+            order = torch.randperm(self.length, generator=draws(self.cfg.seed, "order", turn))
+            self._pass, self._order = turn, order
+        return self.first + int(self._order[slot])
+
+    def _checked(self, batch: Batch) -> Batch:
+        low, high = batch.labels.min().item(), batch.labels.max().item()
+        if low < 0 or high >= self.num_classes:
+            raise ValueError(
+                f"labels must lie in 0..{self.num_classes - 1}, the classes of the model, got {low}..{high}: "
+                f"make the model with num_classes={high + 1} or more"
+            )
+        return batch
+
+
+def _check_classes(source: Source, model: StagedViT) -> int:
+    """The number of classes of the head. Folders label by all of ImageNet-1k, however few of its classes they hold."""
+    if isinstance(source, ShapesSource) and model.num_classes > len(CLASSES):
+        raise ValueError(
+            f"shapes has {len(CLASSES)} classes and the head of {model.name} {model.num_classes}: "
+            f"make the model with num_classes={len(CLASSES)}"
+        )
+    return model.num_classes

@@ -1,0 +1,705 @@
+"""The trainer of Algorithm 1: each loss by hand, one recipe for all objectives, rounds by their history."""
+
+import json
+import math
+import random
+from copy import deepcopy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import timm
+import torch
+from conftest import make_vit
+from safetensors.torch import load_file
+from torch.nn import functional as F
+from torchvision.transforms.functional import to_pil_image
+
+from nslib.config import DataConfig, FinetuneConfig, NoiseConfig
+from nslib.data.shapes import Batch
+from nslib.data.source import ShapesSource
+from nslib.finetune import rounds
+from nslib.finetune.augment import Augment, set_drop_path
+from nslib.finetune.cost import metered
+from nslib.finetune.draws import PURPOSES, number, seeded
+from nslib.finetune.noises import Search, find_noises, pool_of
+from nslib.finetune.objectives import OBJECTIVES, View, against_itself, against_labels, recipe_of
+from nslib.finetune.result import history_table
+from nslib.finetune.rounds import FinetuneDiverged, finetune_model
+from nslib.finetune.stream import Stream
+from nslib.finetune.updates import Trainer, precision
+from nslib.models import load_model
+from nslib.nullspace.membership import boundary_scale, noise_gap
+from nslib.processes import ALONE, Share
+from nslib.runtime import generator
+
+NOISE = NoiseConfig(limit=1.0, lr=0.05, steps=100, batch=16)
+CFG = FinetuneConfig(rounds=2, steps=3, batch=8, lr=1e-3, lr_min=1e-5, pool=32, heldout=16, attack_steps=2, noise=NOISE)
+TINY = dict(img_size=24, embed_dim=24, depth=2, num_heads=2)
+
+
+@pytest.fixture
+def model():
+    """Four tokens of width 24; confident enough that noise changes its mind."""
+    tiny = make_vit("shapes_vit", **TINY)
+    with torch.no_grad():
+        tiny.vit.head.weight *= 20
+    return tiny
+
+
+@pytest.fixture
+def source(model):
+    return ShapesSource(DataConfig(), model)
+
+
+class FewImages:
+    """A data set that ends, as a folder does: random pixels, the first of image i being i / n; class i modulo ten."""
+
+    def __init__(self, n: int, size: int = 24):
+        self.n = n
+        self.images = torch.rand(n, 3, size, size, generator=generator(0))
+        self.images[:, 0, 0, 0] = torch.arange(n) / n
+
+    def take(self, split, n, *, start=0):
+        assert split == "train"
+        assert start + n <= self.n
+        return Batch(self.images[start : start + n], torch.arange(start, start + n) % 10)
+
+    def count(self, split):
+        return self.n
+
+    def identity(self, split):
+        return {"kind": "few", "n": self.n}
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    return model.vit.state_dict()
+
+
+def same(a, b) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(weights(a).values(), weights(b).values(), strict=True))
+
+
+def view_of(model, source, n=6, **more) -> View:
+    images, labels = source.take("train", n)
+    return View(images, labels, **more)
+
+
+def some_noise(model, scale=1.0):
+    return torch.randn(1, *model.token_shape, generator=generator(5)) * scale
+
+
+def gradients(model, loss):
+    return torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad])
+
+
+def close(a, b):
+    return all(torch.allclose(x, y, rtol=1e-4, atol=1e-5) for x, y in zip(a, b, strict=True))
+
+
+# Losses
+
+
+def test_noised_loss_by_hand(model, source):
+    view = view_of(model, source, noise=some_noise(model))
+    tokens = model.embed(view.images)
+    by_hand = F.cross_entropy(model.logits_from_tokens(tokens), view.targets)
+    by_hand = by_hand + F.cross_entropy(model.logits_from_tokens(tokens + view.noise), view.targets)
+    loss = OBJECTIVES["nullspace"].loss(model, view, CFG)
+    assert loss.item() == pytest.approx(by_hand.item(), rel=1e-5)
+    assert close(gradients(model, loss), gradients(model, by_hand))
+
+
+def test_plain_is_the_noised_loss_without_noise(model, source):
+    view = view_of(model, source, noise=torch.zeros(1, *model.token_shape))
+    noised, plain = (OBJECTIVES[name].loss(model, view, CFG) for name in ("nullspace", "plain"))
+    assert plain.item() == pytest.approx(noised.item(), rel=1e-5)
+    assert plain.item() == pytest.approx(2 * F.cross_entropy(model(view.images), view.targets).item(), rel=1e-5)
+    assert close(gradients(model, plain), gradients(model, noised))
+
+
+def test_patch_embedding_is_computed_once_for_both_branches(model, source):
+    calls = []
+    model.vit.patch_embed.register_forward_hook(lambda *_: calls.append(1))
+    OBJECTIVES["nullspace"].loss(model, view_of(model, source, noise=some_noise(model)), CFG)
+    assert len(calls) == 1
+
+
+def test_adversarial_losses_by_hand(model, source):
+    view = view_of(model, source)
+    view = view._replace(adversarial=(view.images + 0.1).clamp(0, 1))
+    with torch.no_grad():
+        z, other = model(view.images), model(view.adversarial)
+        clean, attacked = F.cross_entropy(z, view.targets).item(), F.cross_entropy(other, view.targets).item()
+        p = z.softmax(1)
+        divergence = (p * (p.log() - other.softmax(1).log())).sum(1).mean().item()
+        losses = {name: OBJECTIVES[name].loss(model, view, replace(CFG, trades_beta=3.0)).item()
+                  for name in ("madry", "madry_authors", "trades")}  # fmt: skip
+    assert losses["madry"] == pytest.approx(2 * attacked, rel=1e-5)
+    assert losses["madry_authors"] == pytest.approx(clean + attacked, rel=1e-5)
+    assert losses["trades"] == pytest.approx(2 * clean + 6 * divergence, rel=1e-4)
+
+
+@pytest.mark.parametrize("attack", [against_labels, against_itself])
+def test_attacked_images_are_near_and_worse(model, source, attack):
+    cfg = replace(CFG, attack_steps=5, attack_eps=0.03, attack_step=0.01)
+    view = view_of(model, source, 16)
+    found = attack(model, view, cfg, generator(0))
+    assert 0.5 * 0.03 < (found - view.images).abs().max() <= 0.03 + 1e-6
+    assert 0 <= found.min() <= found.max() <= 1
+    assert not found.requires_grad
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    name = "madry" if attack is against_labels else "trades"
+    start = attack(model, view, replace(cfg, attack_step=0.0), generator(0))
+    losses = [OBJECTIVES[name].loss(model, view._replace(adversarial=x), cfg).item() for x in (start, found)]
+    assert losses[1] > losses[0] + 0.01
+
+
+def test_mixed_targets_are_attacked_at_their_largest_share(model, source):
+    view = view_of(model, source)
+    shares = F.one_hot(view.targets, 10).float() * 0.6 + 0.04
+    found = [against_labels(model, v, CFG, generator(0)) for v in (view, view._replace(targets=shares))]
+    assert torch.equal(*found)
+
+
+def test_unknown_objective(model, source):
+    with pytest.raises(ValueError, match=r"objective must be one of nullspace, permuted, .*, sam, got 'nulspace'"):
+        finetune_model(model, source, replace(CFG, objective="nulspace"))
+
+
+@pytest.mark.parametrize("change", [dict(objective="random"), dict(objective="random_boundary"), dict(warm_start=2.0)])
+def test_eps_that_is_needed(change):
+    with pytest.raises(ValueError, match=r"needs the eps .*: set noise\.eps"):
+        recipe_of(replace(CFG, noise=replace(NOISE, eps=None), **change))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (dict(rounds=0), "rounds must be >= 1, got 0"),
+        (dict(lr=0), "lr must be > 0, got 0"),
+        (dict(lr_min=1.0), r"lr_min must be in \[0, lr = 0.001\], got 1.0"),
+        (dict(ema=1.0), r"ema must be in \[0, 1\), got 1.0"),
+        (dict(erasing=1.1), r"erasing must be in \[0, 1\], got 1.1"),
+        (dict(attack_eps=8), r"attack_eps must be in \[0, 1\], got 8"),
+        (dict(mixup=-1), "mixup must be >= 0, got -1"),
+        (dict(warm_start=0.9), "warm_start must be 0, or > 1, got 0.9"),
+        (dict(precision="half"), "precision must be auto, float32 or bfloat16, got 'half'"),
+    ],
+)
+def test_settings_out_of_range(change, told):
+    with pytest.raises(ValueError, match=told):
+        replace(CFG, **change)
+
+
+# One recipe
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_trains_a_copy(model, source, name):
+    before = deepcopy(model)
+    made = finetune_model(model, source, replace(CFG, objective=name))
+    assert same(model, before)
+    assert all(p.requires_grad for p in model.parameters())
+    assert not same(made.model, model)
+    assert not made.model.training
+    assert all(p.requires_grad and p.grad is None for p in made.model.parameters())
+    assert [len(r.losses) for r in made.history] == [3, 3]
+    assert all(math.isfinite(loss) for r in made.history for loss in r.losses)
+    assert [len(r.noises) for r in made.history] == [1 if OBJECTIVES[name].noise else 0] * 2
+
+
+def test_every_objective_sees_the_same_images(model, source, monkeypatch):
+    take, seen = ShapesSource.take, {}
+
+    def watched(self, split, n, *, start=0):
+        if n == CFG.batch:
+            seen[name].append((split, start))
+        return take(self, split, n, start=start)
+
+    monkeypatch.setattr(ShapesSource, "take", watched)
+    for name in OBJECTIVES:
+        seen[name] = []
+        finetune_model(model, source, replace(CFG, objective=name))
+    assert list(seen.values()) == [[("train", 48 + 8 * s) for s in range(6)]] * len(OBJECTIVES)  # 48 = pool + heldout
+
+
+def test_seed_decides_the_weights(model, source):
+    first, again, other = (finetune_model(model, source, replace(CFG, seed=s)).model for s in (0, 0, 1))
+    assert same(first, again)
+    assert not same(first, other)
+
+
+def test_training_learns(model):
+    """Sixteen images, again and again, are soon known by heart."""
+    cfg = replace(CFG, objective="plain", rounds=1, steps=60, batch=16, lr=3e-3)
+    (made,) = finetune_model(model, FewImages(64), cfg).history
+    assert sum(made.losses[-5:]) < 0.7 * sum(made.losses[:5])
+
+
+def test_learning_rate_falls_along_a_cosine(model, source):
+    rates = []
+    cfg = replace(CFG, objective="plain", lr=1e-3, lr_min=1e-4)
+    finetune_model(model, source, cfg, on_step=lambda moment: rates.append(moment.values["lr"]))
+    assert rates == pytest.approx([1e-4 + 9e-4 * (1 + math.cos(math.pi * s / 6)) / 2 for s in range(1, 7)])
+
+
+def trainer_of(model, **change) -> Trainer:
+    objective, cfg = recipe_of(replace(CFG, **change))
+    return Trainer(deepcopy(model), objective, cfg, ALONE)
+
+
+def test_gradients_are_clipped(model, source):
+    view = view_of(model, source)
+    trainer = trainer_of(model, objective="plain", clip=0.01)
+    trainer.update(view.images, view.targets, None, generator(0))
+    assert torch.cat([p.grad.flatten() for p in trainer.parameters]).norm().item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_averaged_weights_by_hand(model, source):
+    view = view_of(model, source)
+    trainer = trainer_of(model, objective="plain", ema=0.75)
+    average = model.vit.head.weight.detach().clone()
+    for _ in range(3):
+        trainer.update(view.images, view.targets, None, generator(0))
+        average = 0.75 * average + 0.25 * trainer.model.vit.head.weight.detach()
+    assert torch.allclose(trainer.result().vit.head.weight, average, atol=1e-6)
+    assert not torch.allclose(trainer.model.vit.head.weight, average, atol=1e-6)
+
+
+def test_only_what_is_asked_for_is_trained(model, source):
+    made = finetune_model(model, source, replace(CFG, trainable="pos_embed")).model
+    changed = {n for n, w in weights(made).items() if not torch.equal(w, weights(model)[n])}
+    assert changed == {"pos_embed"}
+    with pytest.raises(
+        ValueError, match=r"trainable must be part of a parameter's name, such as .*pos_embed.*, got 'x'"
+    ):
+        finetune_model(model, source, replace(CFG, trainable="x"))
+
+
+def test_weight_decay_spares_vectors_and_position(model):
+    trainer = trainer_of(model)
+    name = {id(p): n for n, p in trainer.model.vit.named_parameters()}
+    groups = {g["weight_decay"]: {name[id(p)] for p in g["params"]} for g in trainer.optimizer.param_groups}
+    assert groups.keys() == {0.0, CFG.weight_decay}
+    assert groups[0.0] >= {"cls_token", "pos_embed", "head.bias", "norm.weight"}
+    assert groups[CFG.weight_decay] >= {"head.weight", "patch_embed.proj.weight"}
+    assert groups[0.0] | groups[CFG.weight_decay] == set(name.values())
+
+
+def test_sharpness_takes_the_gradient_uphill(model, source):
+    view = view_of(model, source)
+    trainer = trainer_of(model, objective="sam", sam_rho=0.1, clip=1e9)
+    gradient = gradients(model, OBJECTIVES["sam"].loss(model, view, CFG))
+    length = torch.cat([g.flatten() for g in gradient]).norm()
+    above = deepcopy(model)
+    with torch.no_grad():
+        for p, g in zip(above.parameters(), gradient, strict=True):
+            p.add_(g * 0.1 / length)
+    expected = gradients(above, OBJECTIVES["sam"].loss(above, view, CFG))
+    before = [p.detach().clone() for p in trainer.parameters]
+    trainer.update(view.images, view.targets, None, generator(0))
+    assert close([p.grad for p in trainer.parameters], expected)
+    assert not close(gradient, expected)
+    largest = max((p - b).abs().max().item() for p, b in zip(trainer.parameters, before, strict=True))
+    assert largest <= 1e-3 * 1.1  # one AdamW step from where the weights were, not from uphill
+
+
+def test_precision_follows_the_device():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert not precision(CFG, cpu)._enabled
+    assert precision(replace(CFG, precision="bfloat16"), cpu)._enabled
+    if torch.cuda.is_available():
+        assert precision(CFG, cuda)._enabled
+
+
+@pytest.mark.parametrize("name", ["nullspace", "random", "madry"])
+def test_bfloat16_trains_float32_weights(model, source, name):
+    made = finetune_model(model, source, replace(CFG, objective=name, precision="bfloat16", rounds=1))
+    assert {w.dtype for w in weights(made.model).values()} == {torch.float32}
+    full = finetune_model(model, source, replace(CFG, objective=name, rounds=1))
+    assert made.history[0].losses[0] == pytest.approx(full.history[0].losses[0], rel=0.05)
+    assert not same(made.model, full.model)
+
+
+# Noise
+
+
+def noises(model, source, kind, cfg=CFG, round_=0, last=None):
+    pool = pool_of(model, source.take("train", 48).images, cfg)
+    return pool, *find_noises(
+        kind, model, pool, cfg, round_=round_, last=last, share=ALONE, search=Search(), on_step=None
+    )
+
+
+@pytest.mark.parametrize("kind", ["learned", "authors", "boundary"])
+def test_noise_is_inside_on_heldout_images(model, source, kind):
+    pool, noise, (facts,) = noises(model, source, kind)
+    assert noise.shape == (1, *model.token_shape)
+    assert facts.norm == pytest.approx(noise.norm().item(), rel=1e-5)
+    assert facts.gap_heldout == pytest.approx(noise_gap(model, pool.heldout, noise), abs=1e-6)
+    assert 0.001 < facts.gap_heldout < NOISE.eps
+    assert facts.converged
+    assert (facts.steps > 0) == (kind == "learned") == (facts.gap_batch is not None)
+
+
+def test_permuted_noise_is_the_learned_one_in_another_order(model, source):
+    pool, learned, (facts,) = noises(model, source, "learned")
+    _, permuted, (control,) = noises(model, source, "permuted")
+    assert torch.equal(permuted.flatten().sort().values, learned.flatten().sort().values)
+    assert not torch.equal(permuted, learned)
+    assert (control.norm, control.steps) == (facts.norm, facts.steps)
+    assert control.gap_heldout == pytest.approx(noise_gap(model, pool.heldout, permuted), abs=1e-6)
+    assert control.gap_heldout > 1.2 * facts.gap_heldout
+
+
+def test_rounds_draw_different_noises(model, source):
+    found = [noises(model, source, "learned", round_=r)[1] for r in (0, 0, 1)]
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
+def test_each_round_asks_the_model_as_it_is_now(model, source, monkeypatch):
+    asked = []
+
+    def watched(kind, model, pool, cfg, **kwargs):
+        with torch.no_grad():
+            asked.append((model(source.take("train", 48).images), torch.cat([pool.train.logits, pool.heldout.logits])))
+        return find_noises(kind, model, pool, cfg, **kwargs)
+
+    monkeypatch.setattr(rounds, "find_noises", watched)
+    finetune_model(model, source, CFG)
+    assert all(torch.allclose(*pair, atol=1e-4) for pair in asked)
+    assert not torch.allclose(asked[0][0], asked[1][0], atol=1e-2)
+
+
+def test_several_noises_take_turns(model, source, monkeypatch):
+    used, update = [], Trainer.update
+
+    def watched(self, images, targets, noise, generator):
+        used.append(tuple(noise.flatten().tolist()))
+        return update(self, images, targets, noise, generator)
+
+    monkeypatch.setattr(Trainer, "update", watched)
+    made = finetune_model(model, source, replace(CFG, rounds=1, steps=12, noises=2))
+    assert len(made.history[0].noises) == 2
+    assert sorted(used.count(v) for v in set(used)) != [12]
+    assert len(set(used)) == 2
+
+
+def test_warm_start_begins_past_the_boundary(model, source):
+    cfg = replace(CFG, warm_start=1.5, noise=replace(NOISE, eps=0.01))
+    pool, last, _ = noises(model, source, "authors", cfg)
+    starts = []
+    find_noises("learned", model, pool, cfg, round_=1, last=last, share=ALONE, search=Search(),
+                on_step=lambda step, trace: starts.append(trace.norm[0]))  # fmt: skip
+    assert starts[0] == pytest.approx(1.5 * boundary_scale(model, pool.heldout, last, 0.01).norm, rel=1e-4)
+    cold = []
+    find_noises("learned", model, pool, cfg, round_=0, last=None, share=ALONE, search=Search(),
+                on_step=lambda step, trace: cold.append(trace.norm[0]))  # fmt: skip
+    assert cold[0] == pytest.approx((96 / 3) ** 0.5, rel=0.2)
+
+
+def test_without_early_stop_every_noise_step_is_made(model, source):
+    made = finetune_model(model, source, replace(CFG, noise=replace(NOISE, eps=None, steps=7)))
+    assert [(r.noises[0].steps, r.noises[0].converged) for r in made.history] == [(7, True)] * 2
+
+
+def test_noise_that_does_not_reach_eps_is_told_and_used(model, source, tmp_path):
+    cfg = replace(CFG, noise=replace(NOISE, steps=2, eps=1e-7))
+    with pytest.warns(
+        UserWarning, match=r"round \d: 2 noise steps did not reach eps = 1e-07 .*goes on with this noise"
+    ):
+        made = finetune_model(model, source, cfg, target=tmp_path / "w.safetensors")
+    assert [r.noises[0].converged for r in made.history] == [False, False]
+    assert made.record["missed_eps"] == [0, 1]
+    assert [len(r.losses) for r in made.history] == [3, 3]
+
+
+# Costs
+
+
+@pytest.mark.parametrize(("name", "units"), [("plain", 3), ("nullspace", 6), ("madry", 2 * 2 + 3 + 1 / 8),
+                                             ("trades", 1 + 2 * 2 + 6), ("sam", 6)])  # fmt: skip
+def test_units_of_updates(model, source, name, units):
+    """Of each image: forward, backward to the tokens, backward to the weights; an attack's step has no third."""
+    made = finetune_model(model, source, replace(CFG, objective=name))
+    assert [r.update_units for r in made.history] == [3 * 8 * units] * 2  # madry's attack looks at one image first
+
+
+def test_units_of_noise(model, source):
+    """Fixed steps: the pool once, each step forth and back, the last noise forth; held-out images at the end."""
+    made = finetune_model(model, source, replace(CFG, rounds=1, noise=replace(NOISE, eps=None, steps=7)))
+    assert made.history[0].noise_units == 48 + 7 * 2 * 16 + 16 + 16
+    assert made.record["units"] == {"noise": made.history[0].noise_units, "updates": 3 * 8 * 6}
+    total = made.history[0].noise_units + 3 * 8 * 6
+    assert made.record["images_of_standard_training"] == pytest.approx(total / 3)
+
+
+def test_meter_stops_with_its_block(model, source):
+    with metered(model) as meter:
+        model(source.take("train", 5).images)
+    model(source.take("train", 5).images)
+    assert meter.units == 5
+
+
+def test_history_as_a_table(model, source):
+    cfg = replace(CFG, noises=2)
+    made = finetune_model(model, source, cfg, on_round=lambda k, model: {"twice": 2 * k})
+    table = history_table(made.history)
+    assert table["round"].tolist() == [0, 1]
+    assert table["twice"].tolist() == [0, 2]
+    for k, r in enumerate(made.history):
+        assert table["norm"][k] == pytest.approx(sum(n.norm for n in r.noises) / 2)
+        assert table["loss"][k] == pytest.approx(sum(r.losses) / 3)
+    assert "norm" not in history_table(finetune_model(model, source, replace(CFG, objective="plain")).history)
+
+
+def test_rounds_are_measured_on_the_model_delivered(model, source):
+    seen = []
+    made = finetune_model(model, source, replace(CFG, ema=0.5), on_round=lambda k, model: seen.append(model) or {})
+    assert len(seen) == 2
+    assert same(seen[-1], made.model)
+    assert not any(m.training for m in seen)
+
+
+# Images
+
+
+def test_endless_images_run_on_after_those_for_the_noise(model, source):
+    stream = Stream(source, model, CFG, ALONE)
+    assert torch.equal(stream.for_noise, source.take("train", 48).images)
+    for s, batch in zip((3, 4), stream.batches(3, 5), strict=True):
+        assert torch.equal(batch.images, source.take("train", 8, start=48 + 8 * s).images)
+
+
+def test_each_pass_over_few_images_has_an_order_of_its_own(model):
+    """50 images for training in batches of 8: passes end inside batches."""
+    stream = Stream(FewImages(98), model, CFG, ALONE)
+    seen = torch.cat([b.images[:, 0, 0, 0] for b in stream.batches(0, 25)]) * 98
+    passes = seen.round().int().reshape(4, 50)
+    assert all(p.sort().values.tolist() == list(range(48, 98)) for p in passes)
+    assert len({tuple(p.tolist()) for p in passes}) == 4
+    again = torch.cat([b.images[:, 0, 0, 0] for b in stream.batches(10, 25)]) * 98
+    assert torch.equal(again, seen[80:])  # a resumed run sees what it would have seen
+
+
+@pytest.mark.parametrize("kind", ["endless", "few"])
+def test_processes_share_each_batch(model, source, kind):
+    data = source if kind == "endless" else FewImages(98)
+    whole = Stream(data, model, CFG, ALONE).batch(7)
+    parts = [Stream(data, model, CFG, Share(rank, 4)).batch(7) for rank in range(4)]
+    assert torch.equal(torch.cat([p.images for p in parts]), whole.images)
+    assert torch.equal(torch.cat([p.labels for p in parts]), whole.labels)
+
+
+@pytest.mark.parametrize("batch", ["batch", "noise.batch"])
+def test_processes_that_do_not_divide_the_batch(model, source, batch):
+    cfg = CFG if batch == "batch" else replace(CFG, batch=9)
+    with pytest.raises(ValueError, match=r"a batch of (8|16) images cannot be shared equally by 3 .* multiple of 3"):
+        finetune_model(model, source, cfg, share=Share(0, 3, lambda tensor: tensor))
+
+
+def test_no_images_left_to_train_on(model):
+    with pytest.raises(ValueError, match=r"train holds 48 images and pool \+ heldout = 48 .*: none is left"):
+        finetune_model(model, FewImages(48), CFG)
+
+
+def test_labels_that_are_no_classes_of_the_head(source):
+    seven = make_vit("shapes_vit", **TINY | dict(num_classes=7))
+    with pytest.raises(
+        ValueError, match=r"labels must lie in 0\.\.6, .*got 0\.\.9: make the model with num_classes=10"
+    ):
+        finetune_model(seven, source, replace(CFG, objective="plain", batch=64))
+
+
+def test_data_set_with_fewer_classes_than_the_head(source):
+    twelve = make_vit("shapes_vit", **TINY | dict(num_classes=12))
+    with pytest.raises(ValueError, match=r"shapes has 10 classes and the head of shapes_vit 12: .*num_classes=10"):
+        finetune_model(twelve, source, CFG)
+
+
+# Augmentation
+
+
+def augmented(model, n=16, **change):
+    images, labels = ShapesSource(DataConfig(), model).take("train", n)
+    with seeded(7, torch.device("cpu")):
+        found, targets = Augment(model, replace(CFG, **change))(images, labels)
+    return images, labels, found, targets
+
+
+def test_nothing_is_augmented_by_default(model):
+    images, labels, found, targets = augmented(model)
+    assert found is images
+    assert targets is labels
+
+
+@pytest.mark.parametrize(
+    "change",
+    [dict(mixup=0.8), dict(cutmix=1.0), dict(mixup=0.8, cutmix=1.0, smoothing=0.1), dict(erasing=0.9),
+     dict(augment="rand-m9-mstd0.5-inc1"), dict(augment="augmix-m3-w3")],
+)  # fmt: skip
+def test_augmentation_is_seeded_and_stays_in_range(model, change):
+    images, labels, found, targets = augmented(model, **change)
+    _, _, again, targets_again = augmented(model, **change)
+    assert torch.equal(found, again)
+    assert torch.equal(targets, targets_again)
+    assert found.shape == images.shape
+    assert not torch.equal(found, images)
+    assert -1e-6 <= found.min() <= found.max() <= 1 + 1e-6
+    if {"mixup", "cutmix"} & change.keys():
+        assert targets.shape == (16, 10)
+        assert torch.allclose(targets.sum(1), torch.ones(16))
+    else:
+        assert targets is labels
+
+
+def test_smoothed_labels_by_hand(model):
+    _, labels, _, targets = augmented(model, smoothing=0.2)
+    assert torch.allclose(targets, F.one_hot(labels, 10) * 0.8 + 0.02)
+
+
+def test_augmentation_leaves_the_callers_images_and_generators(model):
+    images, labels = ShapesSource(DataConfig(), model).take("train", 8)
+    kept = images.clone()
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
+    with seeded(3, torch.device("cpu")):
+        Augment(model, replace(CFG, mixup=0.8, erasing=1.0, augment="rand-m9-mstd0.5"))(images, labels)
+    assert torch.equal(images, kept)
+    assert random.getstate() == states[0]
+    assert np.random.get_state()[1].tolist() == states[1]  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), states[2])
+
+
+@pytest.mark.parametrize("name", ["randaugment", "rnd-m9", "rand-q9"])
+def test_unknown_policy(model, name):
+    with pytest.raises(ValueError, match=f"augment must be such as rand-m9-mstd0.5-inc1 or augmix-m3-w3, got '{name}'"):
+        Augment(model, replace(CFG, augment=name))
+
+
+def test_odd_batch_cannot_be_mixed(model):
+    with pytest.raises(ValueError, match="pair the images of a process's batch, got 5: make it even"):
+        augmented(model, n=5, mixup=0.8)
+
+
+def test_drop_path_rises_and_is_off_in_evaluation(model, source):
+    deep = make_vit("shapes_vit", **TINY | dict(depth=3))
+    images = source.take("train", 4).images
+    before = deep(images)
+    with_drop, without = (finetune_model(deep, source, replace(CFG, objective="plain", drop_path=d)) for d in (0.4, 0))
+    assert with_drop.history[0].losses != without.history[0].losses
+    assert weights(with_drop.model).keys() == weights(deep).keys()
+    assert not deep.vit.blocks[2].drop_path1.__dict__.get("drop_prob")  # the caller's model is as it was
+
+    set_drop_path(deep, 0.4)
+    assert [b.drop_path1.drop_prob for b in deep.vit.blocks] == pytest.approx([0, 0.2, 0.4])
+    assert torch.equal(deep(images), before)
+    assert not torch.equal(deep.train()(images), before)
+
+
+def test_every_strength_of_posterize_is_possible(model):
+    """The end of timm's scale is 0 bits, at which Pillow raises: drawn by chance, in the middle of a training."""
+    for name in ("rand-m10-inc1", "rand-m0"):
+        policy = Augment(model, replace(CFG, augment=name)).policy
+        (posterize,) = (op for op in policy.ops if op.name.startswith("Posterize") and op.name != "PosterizeOriginal")
+        posterize.prob = 1.0
+        picture = to_pil_image(torch.rand(3, 24, 24, generator=generator(0)))
+        assert set(np.unique(np.asarray(posterize(picture)))) == {0, 128}  # one bit a channel
+
+
+def test_drop_path_of_other_blocks():
+    parallel = make_vit("vit_small_patch16_18x2_224")
+    with pytest.raises(
+        ValueError, match="drop_path must be 0 for vit_small_patch16_18x2_224, whose blocks are Parallel"
+    ):
+        set_drop_path(parallel, 0.1)
+
+
+def test_draws_depend_on_seed_purpose_and_place():
+    found = [number(s, p, r, u) for s in (0, 1) for p in PURPOSES for r in range(3) for u in range(3)]
+    assert len(set(found)) == len(found)
+    assert min(found) >= 0
+
+
+# Results
+
+
+def test_timm_loads_the_result_as_it_is(model, source, tmp_path):
+    target = tmp_path / "w.safetensors"
+    made = finetune_model(model, source, CFG, target=target)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["w.json", "w.jsonl", "w.safetensors"]
+    plain = timm.models.VisionTransformer(patch_size=12, num_classes=10, **TINY).eval()
+    timm.models.load_checkpoint(plain, str(target))
+    images = source.take("val", 4).images
+    assert torch.allclose(plain((images - 0.5) / 0.5), made.model(images), atol=1e-5)
+    again = load_model("shapes_vit", target, **TINY)
+    assert same(again, made.model)
+
+
+def test_record_and_log_say_how_it_was_made(model, source, tmp_path):
+    made = finetune_model(model, source, CFG, target=tmp_path / "w.safetensors")
+    record = json.loads((tmp_path / "w.json").read_text())
+    assert record == made.record
+    assert record["config"]["finetune"]["noise"]["eps"] == 0.03
+    assert record["config"]["data"] == source.identity("train")
+    assert (record["images"], record["processes"], record["missed_eps"]) == (48, 1, [])
+    assert {"torch", "timm"} <= record["versions"].keys()
+    lines = [json.loads(line) for line in (tmp_path / "w.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in lines] == [0, 1]
+    assert [line["losses"] for line in lines] == [r.losses for r in made.history]
+
+
+def test_what_is_made_is_loaded_not_made_again(model, source, tmp_path, monkeypatch):
+    target = tmp_path / "w.safetensors"
+    made = finetune_model(model, source, CFG, target=target)
+    monkeypatch.setattr(rounds, "Trainer", None)
+    again = finetune_model(model, source, CFG, target=target)
+    assert same(again.model, made.model)
+    assert again.history == made.history
+    assert again.record == made.record
+    for other in (dict(cfg=replace(CFG, seed=1)), dict(model=make_vit("shapes_vit", **TINY))):
+        with pytest.raises(TypeError):  # would be made
+            finetune_model(**(dict(model=model, source=source, cfg=CFG, target=target) | other))
+
+
+def test_loss_that_is_not_finite_gives_back_the_last_good_weights(model, source, tmp_path):
+    cfg = replace(CFG, objective="plain", lr=1e30, clip=1e30, checkpoint_every=1)
+    with pytest.raises(FinetuneDiverged, match=r"round 0, update \d: loss (nan|inf), .*lower lr or noise\.lr") as error:
+        finetune_model(model, source, cfg, target=tmp_path / "w.safetensors")
+    assert error.value.round == 0
+    assert same(error.value.model, model)
+    assert not (tmp_path / "w.safetensors").exists()
+    saved = torch.load(tmp_path / "w.training.pt", weights_only=True)
+    assert all(w.isfinite().all() for w in saved["model"].values())
+
+
+def test_noise_that_is_not_finite_is_told_by_round_and_step(model, source):
+    with pytest.raises(FinetuneDiverged, match=r"round 0, noise step 1: loss is nan at step 1") as error:
+        finetune_model(model, source, replace(CFG, noise=replace(NOISE, lr=1e30, eps=1e-6)))
+    assert (error.value.round, error.value.step) == (0, 1)
+    assert same(error.value.model, model)
+
+
+def test_training_mode(model, source):
+    with pytest.raises(ValueError, match=r"call model\.eval\(\) first"):
+        finetune_model(model.train(), source, CFG)
+
+
+def test_progress_is_told_in_both_phases(model, source):
+    moments = []
+    made = finetune_model(model, source, CFG, on_step=moments.append)
+    for k, r in enumerate(made.history):
+        mine = [m for m in moments if m.round == k]
+        noise = [m for m in mine if m.phase == "noise"]
+        updates = [m for m in mine if m.phase == "update"]
+        assert [m.step for m in noise] == list(range(r.noises[0].steps + 1))
+        assert noise[-1].values["norm"] == pytest.approx(r.noises[0].norm)
+        assert [m.values["loss"] for m in updates] == r.losses
+        assert [m.step for m in updates] == [1, 2, 3]
+
+
+def test_saved_weights_are_those_returned(model, source, tmp_path):
+    made = finetune_model(model, source, replace(CFG, ema=0.9), target=tmp_path / "w.safetensors")
+    saved = load_file(tmp_path / "w.safetensors")
+    assert all(torch.equal(saved[n], w) for n, w in weights(made.model).items())

@@ -1,0 +1,115 @@
+"""Training checkpoints in the forms in which they are published, made here, read back."""
+
+import argparse
+from collections import OrderedDict
+
+import pytest
+import torch
+from conftest import make_vit, random_images
+
+from nslib.finetune.checkpoints import load_checkpoint, read_checkpoint
+
+TINY = dict(img_size=24, embed_dim=24, depth=2, num_heads=2)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@pytest.fixture
+def model():
+    return make_vit("shapes_vit", **TINY, spread=0.1)
+
+
+def save(path, content):
+    torch.save(content, path)
+    return path
+
+
+def renamed(state, prefix):
+    return OrderedDict((prefix + k, v.clone()) for k, v in state.items())
+
+
+def with_normalisation(model, prefix="module.", shape=(3,)):
+    """A Sequential of a normalisation layer and the ViT, inside torch's parallel wrapper."""
+    layer = {"0.mean": torch.tensor(MEAN).reshape(shape), "0.std": torch.tensor(STD).reshape(shape)}
+    return renamed(layer | renamed(model.vit.state_dict(), "1."), prefix)
+
+
+def test_easyrobust_form(model, tmp_path):
+    """`state_dict` and `state_dict_ema`, `module.` prefixes, a normalisation layer at index 0, the run's arguments."""
+    other = make_vit("shapes_vit", **TINY, spread=0.1, seed=9)
+    content = {
+        "epoch": 299, "arch": "vit", "args": argparse.Namespace(lr=1e-3), "optimizer": {"param_groups": []},
+        "state_dict": with_normalisation(other), "state_dict_ema": with_normalisation(model, prefix=""), "metric": 81.5,
+    }  # fmt: skip
+    path = save(tmp_path / "model_best.pth.tar", content)
+    images = random_images(model, 3)
+    for averaged, source in ((True, model), (False, other)):
+        found = load_checkpoint(path, "shapes_vit", averaged=averaged, **TINY)
+        assert torch.allclose(found.mean.flatten(), torch.tensor(MEAN))
+        assert torch.allclose(found.std.flatten(), torch.tensor(STD))
+        normalised = (images - torch.tensor(MEAN).reshape(1, 3, 1, 1)) / torch.tensor(STD).reshape(1, 3, 1, 1)
+        assert torch.allclose(found(images), source.vit(normalised), atol=1e-5)
+        assert not found.training
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 1, 1), (1, 3, 1, 1)])
+def test_normalisation_in_any_shape(model, tmp_path, shape):
+    found = read_checkpoint(save(tmp_path / "c.pth", {"state_dict": with_normalisation(model, shape=shape)}))
+    assert found.mean == pytest.approx(MEAN)
+    assert found.std == pytest.approx(STD)
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "module.module.", "1.", "module.1.", "1.module."])
+@pytest.mark.parametrize("key", [None, "state_dict", "state_dict_ema", "model"])
+def test_prefixes_and_places(model, tmp_path, prefix, key):
+    state = renamed(model.vit.state_dict(), prefix)
+    found = load_checkpoint(save(tmp_path / "c.pth", {key: state} if key else state), "shapes_vit", **TINY)
+    assert all(torch.equal(w, model.vit.state_dict()[n]) for n, w in found.vit.state_dict().items())
+    assert found.mean.flatten().tolist() == [0.5] * 3  # the tag's own, as the file has none
+
+
+def test_average_that_was_not_kept(model, tmp_path):
+    path = save(tmp_path / "c.pth", {"state_dict": model.vit.state_dict(), "state_dict_ema": None})
+    assert load_checkpoint(path, "shapes_vit", **TINY)(random_images(model, 1)).shape == (1, 10)
+
+
+@pytest.mark.parametrize("change", [dict(depth=3), dict(embed_dim=48), dict(num_classes=7)])
+def test_another_architecture_is_refused(model, tmp_path, change):
+    path = save(tmp_path / "c.pth.tar", {"state_dict": with_normalisation(model)})
+    with pytest.raises(
+        ValueError, match=r"c\.pth\.tar does not fit shapes_vit .*: name the model that it was made for"
+    ):
+        load_checkpoint(path, "shapes_vit", **TINY | change)
+
+
+class Surprise:
+    """What a pickle can do when it is opened."""
+
+    def __reduce__(self):
+        return (print, ("opened",))
+
+
+def test_code_in_a_checkpoint_is_not_run(model, tmp_path, capsys):
+    path = save(tmp_path / "c.pth.tar", {"state_dict": model.vit.state_dict(), "extra": Surprise()})
+    with pytest.raises(ValueError, match=r"c\.pth\.tar is damaged or holds more than tensors .* could run code"):
+        load_checkpoint(path, "shapes_vit", **TINY)
+    assert capsys.readouterr().out == ""
+
+
+def test_damaged_checkpoint(model, tmp_path):
+    path = save(tmp_path / "c.pth.tar", {"state_dict": model.vit.state_dict()})
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"c\.pth\.tar is damaged"):
+        read_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", [{"epoch": 3}, {"state_dict": {}}, [1, 2], torch.ones(2)])
+def test_checkpoint_without_weights(tmp_path, content):
+    with pytest.raises(
+        ValueError, match=r"c\.pth holds no weights: expected a state dict, or one under state_dict_ema"
+    ):
+        read_checkpoint(save(tmp_path / "c.pth", content))
+
+
+def test_missing_checkpoint(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*c\.pth"):
+        read_checkpoint(tmp_path / "c.pth")

@@ -1,0 +1,154 @@
+"""Two processes learn the same noise and the same weights, those of one process for the same global batch."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from conftest import ROOT, make_vit
+
+from nslib.config import DataConfig, FinetuneConfig, NoiseConfig
+from nslib.data.source import ShapesSource
+from nslib.finetune import rounds
+from nslib.finetune.noises import find_noises
+from nslib.finetune.rounds import finetune_model
+from nslib.processes import ALONE, processes
+
+NOISE = NoiseConfig(limit=1.0, lr=0.05, steps=100, batch=16, eps=0.005)
+CFG = FinetuneConfig(rounds=1, steps=3, batch=8, lr=1e-3, lr_min=1e-5, pool=32, heldout=16, noise=NOISE)
+TINY = dict(img_size=24, embed_dim=24, depth=2, num_heads=2)
+
+
+def double_precision_model():
+    model = make_vit("shapes_vit", **TINY).double()
+    with torch.no_grad():
+        model.vit.head.weight *= 20
+    return model
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from nslib.data.source import ShapesSource
+from nslib.finetune import rounds
+from nslib.processes import processes
+from test_finetune_distributed import CFG, DataConfig, double_precision_model, watch_noise
+
+folder = Path(sys.argv[1])
+noises = watch_noise()
+with processes("cpu") as (share, device):
+    assert share.count == 2
+    model = double_precision_model().to(device)
+    made = rounds.finetune_model(model, ShapesSource(DataConfig(), model), CFG, share=share,
+                                 target=folder / "w.safetensors")
+    torch.save({{"weights": made.model.vit.state_dict(), "noise": noises[0], "record": made.record["processes"],
+                "losses": made.history[0].losses, "steps": made.history[0].noises[0].steps,
+                "units": made.record["units"]}}, folder / f"rank{{share.rank}}.pt")
+assert not torch.distributed.is_initialized()
+"""
+
+
+def watch_noise() -> list[torch.Tensor]:
+    """The noises that rounds find from now on, collected."""
+    found = []
+
+    def watched(*args, **kwargs):
+        noise, facts = find_noises(*args, **kwargs)
+        found.append(noise)
+        return noise, facts
+
+    rounds.find_noises = watched
+    return found
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """What each of two processes ended with."""
+    folder = tmp_path_factory.mktemp("both")
+    script = folder / "script.py"
+    script.write_text(SCRIPT.format(tests=str(ROOT / "tests")))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    done = subprocess.run(
+        [*command, str(script), str(folder)], capture_output=True, text=True, timeout=250,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, [torch.load(folder / f"rank{r}.pt", weights_only=True) for r in (0, 1)]
+
+
+def test_ranks_end_with_the_same_noise_and_weights(both):
+    _, (first, second) = both
+    assert torch.equal(first["noise"], second["noise"])
+    assert all(torch.equal(first["weights"][n], second["weights"][n]) for n in first["weights"])
+    assert first["losses"] == second["losses"]
+
+
+def test_two_processes_are_one_for_the_same_global_batch(both, monkeypatch):
+    _, (found, _) = both
+    monkeypatch.setattr(rounds, "find_noises", find_noises)  # put back what watch_noise replaces
+    noises = watch_noise()
+    model = double_precision_model()
+    made = finetune_model(model, ShapesSource(DataConfig(), model), CFG)
+    assert made.history[0].noises[0].steps == found["steps"] >= 3
+    assert noises[0].dtype == torch.float64
+    assert torch.allclose(noises[0], found["noise"], rtol=0, atol=1e-9)
+    assert found["losses"] == pytest.approx(made.history[0].losses, rel=0, abs=1e-9)
+    for n, w in made.model.vit.state_dict().items():
+        assert torch.allclose(w, found["weights"][n], rtol=0, atol=1e-9), n
+        assert w.dtype == torch.float64
+    assert not torch.equal(made.model.vit.head.weight, model.vit.head.weight)
+
+
+def test_one_of_them_writes(both):
+    folder, (found, _) = both
+    names = {p.name for p in folder.iterdir()} - {"script.py", "__pycache__"}
+    assert names == {"w.safetensors", "w.json", "w.jsonl", "rank0.pt", "rank1.pt"}
+    assert found["record"] == 2
+
+
+def test_work_is_counted_over_all_processes(both):
+    _, (found, _) = both
+    assert found["units"]["updates"] == 3 * 8 * 6
+
+
+def test_alone_without_torchrun(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with processes("cpu") as (share, device):
+        assert share == ALONE
+        assert device == torch.device("cpu")
+
+
+def test_accelerate_that_is_missing(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with (
+        pytest.raises(ModuleNotFoundError, match=r"2 processes need accelerate: pip install 'nslib\[distributed\]'"),
+        processes(),
+    ):
+        pass
+
+
+def test_processes_that_do_not_find_each_other():
+    """As after an Accelerator that was made in the parent of a notebook's processes."""
+    code = """
+        import os
+        from accelerate import Accelerator
+        Accelerator(cpu=True)
+        os.environ["WORLD_SIZE"] = "2"
+        from nslib.processes import processes
+        try:
+            with processes("cpu"):
+                pass
+        except RuntimeError as error:
+            print(error)
+    """
+    alone = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR")}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120, env=alone
+    )
+    assert "2 processes were started and accelerate found 1: start with torchrun" in done.stdout, done.stderr

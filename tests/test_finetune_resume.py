@@ -1,0 +1,297 @@
+"""A finetuning that is killed, or finds the disk full, goes on to the weights of an unbroken one, bit for bit."""
+
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import ROOT, make_vit
+from safetensors.torch import load_file, save_file
+
+from nslib.config import DataConfig, FinetuneConfig, NoiseConfig
+from nslib.data.source import ShapesSource
+from nslib.finetune import rounds
+from nslib.finetune.rounds import finetune_model
+from nslib.finetune.state import differences
+
+NOISE = NoiseConfig(limit=1.0, lr=0.05, steps=100, batch=16, eps=0.05)
+CFG = FinetuneConfig(
+    rounds=3, steps=5, batch=8, lr=1e-3, lr_min=1e-5, pool=32, heldout=16, noise=NOISE, checkpoint_every=2,
+    ema=0.9, mixup=0.8, augment="rand-m9-mstd0.5-inc1", drop_path=0.2, noises=2, warm_start=1.5,
+)  # fmt: skip
+TINY = dict(img_size=24, embed_dim=24, depth=2, num_heads=2)
+
+
+@pytest.fixture(scope="module")
+def model():
+    tiny = make_vit("shapes_vit", **TINY)
+    with torch.no_grad():
+        tiny.vit.head.weight *= 100
+    return tiny
+
+
+@pytest.fixture(scope="module")
+def source(model):
+    return ShapesSource(DataConfig(), model)
+
+
+@pytest.fixture(scope="module")
+def unbroken(model, source, tmp_path_factory):
+    """Target, result and moments of an undisturbed run."""
+    target, moments = tmp_path_factory.mktemp("unbroken") / "w.safetensors", []
+    return target, finetune_model(model, source, CFG, target=target, on_step=moments.append), moments
+
+
+def same_file(a, b) -> bool:
+    a, b = load_file(a), load_file(b)
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def timeless(history):
+    return [replace(r, noise_seconds=0, update_seconds=0) for r in history]
+
+
+KILLED = """
+    import os, signal, sys
+    sys.path.insert(0, {tests!r})
+    import torch
+    torch.set_num_threads({threads})
+    from pathlib import Path
+    from safetensors.torch import load_file
+    from conftest import make_vit
+    from nslib.config import *
+    from nslib.data.source import ShapesSource
+    from nslib.finetune import rounds, state
+
+    model = make_vit("shapes_vit", **{tiny})
+    model.vit.load_state_dict(load_file({base!r}))
+    source = ShapesSource(DataConfig(), model)
+    kills = {kills}
+
+    atomic_path = state.atomic_path
+
+    def half_written(path):
+        round_, phase, _ = kills[0]
+        if phase == "save" and seen and (seen[-1].round, seen[-1].step) == (round_, kills[0][2]):
+            path.with_name(".half.partial").write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return atomic_path(path)
+
+    state.atomic_path = half_written
+    seen = []
+
+    def fate(moment):
+        seen.append(moment)
+        if (moment.round, moment.phase, moment.step) == kills[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def run():
+        rounds.finetune_model(model, source, {cfg}, target=Path({target!r}), on_step=fate)
+
+    # One process for each kill, forked from one that has loaded torch already.
+    while kills:
+        child = os.fork()
+        if not child:
+            run()
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, (kills[0], status)
+        saved = torch.load(Path({target!r}).with_suffix(".training.pt"), weights_only=True)
+        print(saved["place"]["round"], saved["place"]["step"])
+        kills.pop(0)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_killed_run_goes_on_to_the_same_weights(model, source, unbroken, tmp_path):
+    """Killed among updates, at the end of a round, in the search for a noise, in the middle of writing the state."""
+    target, base = tmp_path / "w.safetensors", tmp_path / "base.safetensors"
+    save_file(model.vit.state_dict(), base)
+    last = [m.step for m in unbroken[2] if (m.round, m.phase) == (1, "noise")][-1]
+    assert last >= 1
+    killed = {  # when, and the place that is then saved last
+        (0, "update", 1): "0 0", (0, "update", 3): "0 2", (0, "update", 5): "0 4", (1, "noise", last): "1 0",
+        (1, "update", 4): "1 3", (1, "save", 5): "1 3", (2, "noise", 0): "2 0",
+    }  # fmt: skip
+    code = textwrap.dedent(KILLED).format(
+        threads=torch.get_num_threads(), tests=str(ROOT / "tests"), tiny=TINY, base=str(base), cfg=CFG,
+        target=str(target), kills=list(killed),
+    )  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=250)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert done.stdout.splitlines() == list(killed.values())
+    assert not target.exists()
+
+    moments = []
+    made = finetune_model(model, source, CFG, target=target, on_step=moments.append)
+    assert {m.round for m in moments} == {2}  # not from the beginning
+    assert same_file(target, unbroken[0])
+    assert timeless(made.history) == timeless(unbroken[1].history)
+    assert not target.with_suffix(".training.pt").exists()
+    lines = [json.loads(line)["round"] for line in target.with_suffix(".jsonl").read_text().splitlines()]
+    assert lines == [0, 1, 2]
+
+
+class Stopped(Exception):
+    pass
+
+
+def stopped(model, source, cfg, target, place=(1, "update", 3)):
+    """What a stopped run leaves."""
+
+    def stop(moment):
+        if (moment.round, moment.phase, moment.step) == place:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        finetune_model(model, source, cfg, target=target, on_step=stop)
+    return target.with_suffix(".training.pt")
+
+
+def test_noise_that_was_found_is_not_searched_again(model, source, unbroken, tmp_path):
+    target, moments = tmp_path / "w.safetensors", []
+    stopped(model, source, CFG, target, (1, "update", 1))
+    finetune_model(model, source, CFG, target=target, on_step=moments.append)
+    assert {m.round for m in moments if m.phase == "noise"} == {2}
+    assert same_file(target, unbroken[0])
+
+
+def test_search_that_was_stopped_goes_on_where_it_was(model, source, unbroken, tmp_path):
+    """The second noise of round 0 takes 20 steps in an unbroken run; its state is saved every second step."""
+    target, moments, again = tmp_path / "w.safetensors", [], []
+    steps = [n.steps for n in unbroken[1].history[0].noises]
+    assert min(steps) > 7
+
+    def stop(moment):
+        moments.append(moment)
+        if len(moments) == steps[0] + 1 + 8:  # before the update of step 7 of the second noise
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        finetune_model(model, source, CFG, target=target, on_step=stop)
+    made = finetune_model(model, source, CFG, target=target, on_step=again.append)
+    assert (moments[-1].phase, moments[-1].step) == ("noise", 7)
+    assert again[0] == next(m for m in unbroken[2][steps[0] + 1 :] if m.step == 6)
+    assert same_file(target, unbroken[0])
+    assert timeless(made.history) == timeless(unbroken[1].history)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["w.json", "w.jsonl", "w.safetensors"]
+
+
+def test_search_of_another_run_is_not_gone_on_with(model, source, unbroken, tmp_path):
+    target, other = tmp_path / "w.safetensors", tmp_path / "other.safetensors"
+    stopped(model, source, replace(CFG, seed=5), other, (0, "noise", 5))
+    other.with_suffix(".search.pt").rename(target.with_suffix(".search.pt"))
+    finetune_model(model, source, CFG, target=target)
+    assert same_file(target, unbroken[0])
+
+
+def test_changed_settings_are_refused_before_the_first_noise_is_found(model, source, tmp_path):
+    stopped(model, source, CFG, tmp_path / "w.safetensors", (0, "noise", 0))
+    with pytest.raises(ValueError, match=r"other settings: finetune\.lr was 0\.001, is 0\.002;"):
+        finetune_model(model, source, replace(CFG, lr=2e-3), target=tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (dict(lr=2e-3), r"finetune\.lr was 0\.001, is 0\.002;"),
+        (dict(seed=3, rounds=4), r"finetune\.rounds was 3, is 4; finetune\.seed was 0, is 3;"),
+        (dict(noise=replace(NOISE, eps=0.1)), r"finetune\.noise\.eps was 0\.05, is 0\.1;"),
+    ],
+)
+def test_changed_settings_are_refused_with_the_differences(model, source, tmp_path, change, told):
+    state = stopped(model, source, CFG, tmp_path / "w.safetensors")
+    before = state.read_bytes()
+    with pytest.raises(ValueError, match=rf"w\.training\.pt was made with other settings: {told} remove it to start"):
+        finetune_model(model, source, replace(CFG, **change), target=tmp_path / "w.safetensors")
+    assert state.read_bytes() == before
+
+
+def test_other_weights_and_other_data_are_refused(model, source, tmp_path):
+    stopped(model, source, CFG, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match=r"other settings: weights was '\w+', is '\w+';"):
+        finetune_model(make_vit("shapes_vit", **TINY), source, CFG, target=tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match=r"other settings: data\.seed was 0, is 1;"):
+        finetune_model(model, ShapesSource(DataConfig(seed=1), model), CFG, target=tmp_path / "w.safetensors")
+
+
+def test_differences_by_hand():
+    saved = {"a": 1, "b": {"c": [1], "d": None}, "gone": 0}
+    now = {"a": 1, "b": {"c": [2], "d": None}, "new": "x"}
+    assert differences(saved, now) == ["b.c was [1], is [2]", "gone was 0, is None", "new was None, is 'x'"]
+    assert differences(saved, saved) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"half of a file"])
+def test_damaged_state_is_named(model, source, tmp_path, content):
+    (tmp_path / "w.training.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=r"saved state .*w\.training\.pt cannot be read .*remove it to start anew"):
+        finetune_model(model, source, CFG, target=tmp_path / "w.safetensors")
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+import torch
+from nslib.config import *
+from nslib.data.source import ShapesSource
+from nslib.finetune.rounds import finetune_model
+from nslib.models import build_model
+
+model = build_model("shapes_vit", **{tiny}).eval()
+source = ShapesSource(DataConfig(), model)
+
+def fill(moment):
+    if moment.step == 3:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))
+
+cfg = FinetuneConfig(objective="plain", rounds=1, steps=9, batch=8, pool=4, heldout=4, checkpoint_every=2)
+try:
+    finetune_model(model, source, cfg, target=Path(sys.argv[1]), on_step=fill)
+except OSError as error:
+    print("OSError", error)
+"""
+
+
+def test_full_disk_keeps_the_last_good_state(tmp_path):
+    target = tmp_path / "w.safetensors"
+    code = FULL_DISK.format(tiny=TINY)
+    done = subprocess.run([sys.executable, "-c", code, str(target)], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "w.training.pt could not be written" in done.stdout
+    assert done.stdout.startswith("OSError")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["w.jsonl", "w.training.pt"]
+    saved = torch.load(target.with_suffix(".training.pt"), weights_only=True)
+    assert saved["place"]["step"] == 2
+
+
+def test_without_a_target_nothing_is_written(model, source, unbroken, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = finetune_model(model, source, CFG)
+    assert list(tmp_path.iterdir()) == []
+    saved = load_file(unbroken[0])
+    assert all(torch.equal(saved[n], w) for n, w in made.model.vit.state_dict().items())
+
+
+def test_measurements_of_rounds_that_are_done_are_kept(model, source, tmp_path, monkeypatch):
+    target, asked = tmp_path / "w.safetensors", []
+
+    def measure(k, model):
+        asked.append(k)
+        return {"k": k}
+
+    def stop(moment):
+        if moment.round == 1:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        finetune_model(model, source, CFG, target=target, on_step=stop, on_round=measure)
+    made = finetune_model(model, source, CFG, target=target, on_round=measure)
+    assert asked == [0, 1, 2]
+    assert [r.measured for r in made.history] == [{"k": 0}, {"k": 1}, {"k": 2}]
+    monkeypatch.setattr(rounds, "Trainer", None)
+    assert finetune_model(model, source, CFG, target=target).history == made.history

@@ -1,0 +1,181 @@
+"""The finetuned rows of the notebooks: trained once, measured on the same images, compared as pairs."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_vit
+
+from nslib import trials
+from nslib.config import ApproximateStudy, DataConfig, FinetuneConfig, FinetuningStudy, NoiseConfig, SuiteConfig
+from nslib.data.source import open_source
+from nslib.evaluate.bench import Bench
+from nslib.evaluate.comparison import mean_difference, pool_seeds
+from nslib.evaluate.suite import Evaluation
+from nslib.models import renormalised
+from nslib.profiles import Settings
+
+TINY = Settings(
+    pool=12,
+    heldout=8,
+    approximate=ApproximateStudy(reach_images=8),
+    finetune=FinetuneConfig(
+        rounds=2,
+        steps=2,
+        batch=4,
+        lr=1e-3,
+        lr_min=1e-4,
+        pool=12,
+        heldout=8,
+        noise=NoiseConfig(eps=0.5, batch=4, steps=200),
+    ),
+    finetuning=FinetuningStudy(columns=("clean", "fgsm", "a"), images=6, trace_images=4, fresh=1),
+    suite=SuiteConfig(batch=4),
+)
+
+
+@pytest.fixture
+def bench(vit):
+    return Bench(vit, open_source(DataConfig(), vit), TINY.suite)
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """Objectives trained, not read from the store."""
+    done = []
+    train = trials.finetune_model
+
+    def noted(model, source, cfg, *, target, **kwargs):
+        if not target.is_file():
+            done.append((cfg.objective, cfg.seed))
+        return train(model, source, cfg, target=target, **kwargs)
+
+    monkeypatch.setattr(trials, "finetune_model", noted)
+    return done
+
+
+def evaluation(name: str, **columns) -> Evaluation:
+    return Evaluation(name, {c: {"": np.array(hits, bool)} for c, hits in columns.items()})
+
+
+def test_each_model_is_trained_once(bench, trainings):
+    first = trials.row(bench, TINY, "plain")
+    assert trainings == [("plain", 0)]
+    again = trials.row(bench, TINY, "plain")
+    assert trainings == [("plain", 0)]
+    assert again.hits["clean"][""].tolist() == first.hits["clean"][""].tolist()
+    trials.row(bench, TINY, "plain", trainable="pos_embed")
+    other = make_vit(seed=1)
+    trials.row(bench.of(other), TINY, "plain")
+    assert len(trainings) == 3
+
+
+def test_rows_begin_with_the_base_and_leave_out_what_the_study_does(bench, trainings):
+    settings = replace(TINY, finetuning=replace(TINY.finetuning, objectives=("plain",)))
+    found = trials.rows(bench, settings, ("plain", "sam"))
+    assert list(found) == ["base", "plain"]
+    table = trials.rows_table(found)
+    assert table.model.tolist() == ["base", "plain"]
+    assert table["mean"][0] == pytest.approx(table.loc[0, ["clean", "fgsm", "a"]].mean())
+
+
+def test_seeds_are_pooled_image_by_image(bench, trainings):
+    settings = replace(TINY, finetuning=replace(TINY.finetuning, seeds=2))
+    pooled = trials.row(bench, settings, "plain")
+    each = trials.seed_rows(bench, settings, "plain")
+    assert trainings == [("plain", 0), ("plain", 1)]
+    expected = (each[0].hits["clean"][""].astype(float) + each[1].hits["clean"][""]) / 2
+    assert pooled.hits["clean"][""].tolist() == expected.tolist()
+    alone = replace(settings, finetuning=replace(settings.finetuning, seeded=()))
+    assert len(trials.seed_rows(bench, alone, "plain")) == 1
+
+
+def test_traced_rounds_are_measured_on_every_column(bench):
+    history = trials.finetuned(bench, TINY, "plain").history
+    assert [set(r.measured) for r in history] == [{"clean", "adversarial", "shifted"}] * 2
+    assert set(trials.traced_base(bench, TINY)) == {"clean", "adversarial", "shifted"}
+    assert trials.finetuned(bench, TINY, "sam").history[0].measured == {}
+
+
+def test_the_last_round_measures_the_model_delivered(bench):
+    run = trials.finetuned(bench, TINY, "plain")
+    after = trials.traced_base(bench.of(run.model), TINY)
+    assert run.history[-1].measured == pytest.approx(after)
+
+
+def test_eps_sets_are_measured_along_fresh_directions(bench):
+    table = trials.eps_sets(bench, TINY, {"base": bench.model, "other": make_vit(seed=2)}, eps=0.03)
+    assert set(table.model) == {"base", "other"}
+    assert {"learned", "permuted", "random"} <= set(table.noise)
+    assert table.norm.gt(0).all()
+
+
+def test_fixed_steps_run_only_where_the_study_asks(bench):
+    assert trials.fixed_against_early(bench, TINY) == []
+    settings = replace(TINY, finetuning=replace(TINY.finetuning, fixed_steps=2))
+    (found,) = trials.fixed_against_early(bench, settings)
+    assert found.value >= 0
+
+
+def test_what_counts_as_the_papers_settings():
+    paper = FinetuneConfig()
+    assert trials.as_paper(paper)
+    assert trials.noise_as_paper(replace(paper, rounds=5))
+    assert not trials.as_paper(replace(paper, rounds=5))
+    assert not trials.noise_as_paper(replace(paper, noise=NoiseConfig(limit=0.5)))
+
+
+def test_mean_difference_by_hand():
+    """Two columns of four images: +2 of 4 and -1 of 4 images, 12.5 points on the mean."""
+    ours = evaluation("ours", clean=[1, 1, 1, 0], a=[0, 0, 0, 0])
+    theirs = evaluation("theirs", clean=[0, 0, 1, 0], a=[1, 0, 0, 0])
+    found = mean_difference(ours, theirs, ["clean", "a"])
+    assert found.value == pytest.approx((50 - 25) / 2)
+    spread = np.var([100, 100, 0, 0], ddof=1) / 4 + np.var([-100, 0, 0, 0], ddof=1) / 4
+    assert found.high - found.value == pytest.approx(1.96 * np.sqrt(spread) / 2)
+    assert found.n == 8
+    with pytest.raises(ValueError, match="lacking are c"):
+        mean_difference(ours, theirs, ["clean", "c"])
+    with pytest.raises(ValueError, match="lacking are all"):
+        mean_difference(ours, theirs, [])
+
+
+def test_seeds_measured_on_other_images_are_not_pooled():
+    with pytest.raises(ValueError, match="seeds of plain must be measured alike"):
+        pool_seeds([evaluation("a", clean=[1, 0]), evaluation("b", clean=[1, 0, 1])], "plain")
+
+
+def test_differences_to_one_of_the_rows():
+    found = {"base": evaluation("base", clean=[0, 0, 1, 1]), "ours": evaluation("ours", clean=[1, 0, 1, 1])}
+    table = trials.differences_to(found, "base")
+    assert table.model.tolist() == ["ours"]
+    assert table.difference.tolist() == [25]
+    assert table.n.tolist() == [4]
+
+
+def test_renormalised_is_a_copy_with_other_statistics(vit):
+    images = torch.rand(3, *vit.image_shape)
+    other = renormalised(vit, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+    shifted = (images - other.mean) / other.std * vit.std + vit.mean
+    with torch.no_grad():
+        assert torch.allclose(other(images), vit(shifted), atol=1e-5)
+        other.vit.head.weight.zero_()
+    assert vit.vit.head.weight.abs().sum() > 0
+    with pytest.raises(ValueError, match="a number for each of 3 channels"):
+        renormalised(vit, mean=(0.5,), std=(0.5,))
+
+
+def test_gains_by_column_and_over_columns():
+    found = {
+        "base": evaluation("base", clean=[0, 0, 1, 1], a=[0, 0, 0, 0]),
+        "plain": evaluation("plain", clean=[1, 0, 1, 1], a=[0, 0, 0, 0]),
+        "nullspace": evaluation("nullspace", clean=[1, 1, 1, 1], a=[1, 0, 0, 0]),
+    }
+    by_column = trials.column_gains(found["nullspace"], found["base"])
+    assert [e.value for e in by_column] == [50, 25]
+    assert [e.n for e in by_column] == [4, 4]
+    table = trials.gains_over(found, "plain", ["clean", "a"])
+    assert table.model.tolist() == ["nullspace"]
+    assert table.difference.tolist() == [25]
+    assert (table.difference_low < 25).all()
