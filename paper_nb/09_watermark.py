@@ -1,0 +1,124 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 09 · A watermark that the model does not see
+#
+# **Claim.** C17, first part: a mark laid over an image as nullspace noise keeps the prediction.
+#
+# *Paper: Appendix E, Eq. (12), Figure 6, arXiv:2403.10476.* The paper projects onto the nullspace, and says nothing of pixels that leave [0, 1] nor of files with 256 levels. Here the picture is a legal one, saved as PNG, and read again before it is judged.
+
+# %% tags=["parameters"]
+profile = "smoke"  # smoke, laptop, full, gpu or imagenet
+run_name = ""  # folder under figures/; default: the profile
+overrides = {}  # settings by dotted name, such as {"images": 500}
+
+# %%
+from tempfile import TemporaryDirectory
+
+import matplotlib.pyplot as plt
+import torch
+
+import nslib
+from nslib import plots
+from nslib.analysis import photographs, pictures, watermark
+from nslib.experiment import open_bench
+from nslib.intervals import share_estimate
+
+plots.use_style()
+settings = nslib.resolve(profile, run_name, overrides)
+record = nslib.Record("09_watermark", settings)
+settings.models, settings.watermark
+
+# %% [markdown]
+# ## Source and mark
+# The mark is a ring with a stripe across it, white on black. What the embedding sees of it, patch by patch, cannot be added; what it does not see, can.
+
+# %%
+bench, study = open_bench(settings), settings.watermark
+model, null = bench.model, nslib.PatchNullspace(bench.model)
+images, _ = bench.source.take("val", study.images)
+source = pictures.eight_bit(images)
+size = model.image_shape[1]
+across, down = torch.meshgrid(torch.linspace(-1, 1, size), torch.linspace(-1, 1, size), indexing="xy")
+radius = (across.square() + down.square()).sqrt()
+mark = ((radius - 0.7).abs() < 0.1) | ((across + down).abs() < 0.15) & (radius < 0.7)
+mark = mark.to(source).expand(len(source), 3, size, size)
+print(f"{null.dim} of {null.matrix.shape[1]} directions of a patch are not seen by {model.name}")
+
+# %% [markdown]
+# ## Figure 6: closed form, and legal
+# On photographs (profile imagenet) the pictures shown are those inside scikit-image and scikit-learn, the counts are of the data set. Eq. (12) in closed form leaves [0, 1]; cut to the range, its tokens are no longer those of the source. The bounded solution stays inside, and its levels are chosen so that the embedding sees little of the rounding.
+
+# %%
+strength = 0.3
+examples = source[:6] if settings.data.kind == "shapes" else photographs.open_photographs(model)
+aim = watermark.blend(examples, mark[:6], strength)
+free = watermark.nearest(null, examples, aim)
+made = watermark.disguise(null, examples, mark[:6], strength=strength)
+shown = {
+    "source": examples,
+    "aim": aim,
+    "closed form": free,
+    "legal, 8 bits": made,
+    "difference": plots.symmetric(made - examples),
+}
+figure = plots.contact_sheet({name: rows.cpu() for name, rows in shown.items()}, columns=6)
+record.figure("figure6", figure, None)
+print(f"closed form: pixels from {free.min():.2f} to {free.max():.2f}; legal: {made.min():.2f} to {made.max():.2f}")
+
+# %% [markdown]
+# ## How strong may the mark be?
+# `nullspace` is the legal solution; `nearest level` the same, each pixel rounded for itself; `clipped` the closed form cut to [0, 1]; `blend` the mark laid over without any nullspace. The price of invisibility to the model: PSNR to the plain blend, in dB.
+
+# %%
+table = watermark.strength_table(model, null, source, mark, study.strengths)
+record.table("strengths", table)
+table.pivot(index="way", columns="strength", values=["value", "confidence", "logits", "psnr"]).round(3)
+
+# %%
+figure, axes = plt.subplots(1, 2, figsize=(6.4, 2.5))
+plots.curves(table, axes[0], x="strength", by="way").set(xlabel="strength", ylabel="predictions unchanged")
+plots.curves(table[["strength", "way", "logits"]], axes[1], x="strength", y="logits", by="way").set(
+    xlabel="strength", ylabel="largest change of a logit"
+)
+axes[1].set_yscale("log")
+plots.legend_above(figure, axes[0])
+plots.caption(figure, f"{model.name}, n = {len(source)} images; bands left: 95 % interval")
+record.figure("strength", figure, table)
+
+# %% [markdown]
+# ## From a file
+# Each marked image is saved as PNG and read again; the numbers are of what was read.
+
+# %%
+marked = watermark.disguise(null, source, mark, strength=strength)
+with TemporaryDirectory() as folder:
+    files = [pictures.write_picture(f"{folder}/{i}.png", image) for i, image in enumerate(marked)]
+    saved = torch.stack([pictures.read_picture(file) for file in files]).to(source)
+effect = watermark.effect_table(model, source, saved, watermark.blend(source, mark, strength))
+record.table("effect", effect)
+effect.drop(columns=["class_before", "class_after"]).describe().loc[["mean", "min", "max"]].round(4)
+
+# %%
+record.judge("C17", "watermark", share_estimate(effect.match))
+assert torch.equal(saved, marked)
+assert (effect.pixels > 0.01).all()
+worst = table.pivot(index="strength", columns="way", values="logits")
+assert (worst["nullspace"] < worst["blend"]).all()
+record.save(null_dim=null.dim, strength=strength)
+record.summary()
+
+# %% [markdown]
+# The mark survives 256 levels and a PNG file, and the prediction with it; JPEG moves pixels in directions that the model sees.
+# What can be shown is limited by what the model sees: of a smooth mark only the edges and the fine structure are left.

@@ -1,0 +1,113 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 11 · Controls: what the gain is made of
+#
+# **No claim of the paper.** The controls that it lacks: the same recipe without noise and with permuted noise; a base model with the wrong normalisation, which any finetuning repairs; a trainable position embedding, of which the learned noise is a shift; and what our own options add.
+#
+# *Paper: Sections 4 and 5, arXiv:2403.10476; the confound is one of its published code, which applies ImageNet's mean and std to ViTs that expect .5.*
+
+# %% tags=["parameters"]
+profile = "smoke"  # smoke, laptop, full, gpu or imagenet
+run_name = ""  # folder under figures/; default: the profile
+overrides = {}  # settings by dotted name, such as {"finetuning.seeds": 3}
+
+# %%
+
+import matplotlib.pyplot as plt
+import pandas as pd
+
+import nslib
+from nslib import plots, trials
+from nslib.models import renormalised
+
+plots.use_style()
+settings = nslib.resolve(profile, run_name, overrides)
+record = nslib.Record("11_controls", settings)
+settings.models, settings.finetuning.seeded, settings.finetuning.seeds
+
+# %% [markdown]
+# ## Which noise?
+# Mean over the columns minus `plain`, seed by seed. Learned noise must beat its own permutation, or its direction does not matter.
+
+# %%
+bench = nslib.open_bench(settings)
+columns = settings.finetuning.columns
+names = [name for name in settings.finetuning.seeded if name in settings.finetuning.objectives]
+seeds = {name: trials.seed_rows(bench, settings, name) for name in names}
+over_plain = [
+    trials.gains_over({name: seeds[name][i] for name in names}, "plain", columns).assign(seed=i)
+    for i in range(settings.finetuning.seeds)
+]
+by_seed = pd.concat(over_plain, ignore_index=True)
+record.table("seeds", by_seed)
+by_seed.round(2)
+
+# %% [markdown]
+# ## The normalisation confound
+# The same weights behind the mean and std of ImageNet instead of their own: accuracy falls, and finetuning without any noise wins it back. A gain over such a base model says nothing about noise.
+
+# %%
+wrong = renormalised(bench.model, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+astray = bench.of(wrong)
+repaired = {name: trials.row(astray, settings, name) for name in (trials.BASE, "plain", "nullspace")}
+confound = trials.rows_table({"right mean and std": trials.row(bench, settings, trials.BASE), **repaired})
+confound["model"] = ["base, its own mean and std", "base, ImageNet's", "plain from there", "nullspace from there"]
+record.table("normalisation", confound)
+confound.round(1)
+
+# %% [markdown]
+# ## A shift of the position embedding
+# The learned noise is one tensor added to the tokens of all images, as the position embedding is. How much does training that embedding alone give, on clean images?
+
+# %%
+variants = {
+    "nullspace": {},
+    "plain": {},
+    "plain, position embedding only": {"trainable": "pos_embed"},
+    "nullspace, 4 noises": {"noises": 4},
+    "nullspace, warm start": {"warm_start": 1.2},
+}
+found = {name: trials.row(bench, settings, name.split(",")[0], **changes) for name, changes in variants.items()}
+options = trials.rows_table({trials.BASE: trials.row(bench, settings, trials.BASE), **found})
+record.table("options", options)
+options.round(1)
+
+# %% [markdown]
+# ## Side by side
+# Each minus `plain` on the same images, mean over the columns.
+
+# %%
+gains = trials.gains_over(found, "plain", columns)
+low, high = gains.difference - gains.difference_low, gains.difference_high - gains.difference
+figure, ax = plt.subplots(figsize=(5.6, 2.2))
+ax.errorbar(gains.difference, gains.model, xerr=[low, high], fmt="o", color=plots.COLOURS["nullspace"])
+ax.axvline(0, color="0.3", linewidth=0.8)
+ax.set(xlabel="mean top-1 minus plain, percentage points")
+ax.invert_yaxis()
+plots.caption(
+    figure,
+    f"{bench.model.name}, n = {settings.finetuning.images} images a column, seeds: {settings.finetuning.seeds}; whiskers: 95 %",
+)
+record.figure("options", figure, gains)
+
+# %%
+assert len(confound) == 4
+assert set(by_seed.model) == set(names) - {"plain"}
+record.save(seeds=settings.finetuning.seeds)
+by_seed.groupby("model").difference.describe().round(2)
+
+# %% [markdown]
+# What is left of the gain after these controls is what the noise itself does.
+# With one seed the table shows the size of things; profile `full` has three.
