@@ -231,11 +231,12 @@ class SuiteConfig:
     seed: int = 0  # of corruptions and of the attacks' random starts
 
     def __post_init__(self):
-        for name in ("images", "costly_images", "batch", "pgd_steps", "cw_steps", "patchfool_steps"):
+        counts = ("images", "costly_images", "batch", "pgd_steps", "cw_steps", "patchfool_steps", "patchfool_patches")
+        for name in counts:
             _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
-        for name in ("fgsm_eps", "pgd_eps", "autoattack_eps", "transfer_eps"):
-            expected = "in [0, 1], 8-bit levels divided by 255"
-            _require(0 <= getattr(self, name) <= 1, name, expected, getattr(self, name))
+        for name in ("fgsm_eps", "pgd_eps", "autoattack_eps", "transfer_eps", "patchfool_bound"):
+            value = getattr(self, name)
+            _require(value is None or 0 <= value <= 1, name, "in [0, 1], 8-bit levels divided by 255", value)
         _require(self.cw_budget >= 0, "cw_budget", ">= 0", self.cw_budget)
         _require(self.protocol in ("pixels", "authors"), "protocol", "pixels or authors", self.protocol)
 

@@ -11,7 +11,7 @@ from filelock import FileLock
 from torch import nn
 
 from nslib.attacks.surrogate import SURROGATE_CNN, load_surrogate
-from nslib.config import PretrainConfig
+from nslib.config import PretrainConfig, SurrogateConfig
 from nslib.data.shapes import CLASSES
 from nslib.data.shapes import VERSION as SHAPES_VERSION
 from nslib.data.source import Source, open_source
@@ -60,7 +60,7 @@ def open_surrogate(settings: Settings, model: StagedViT) -> nn.Module | None:
     Warns:
         UserWarning: its weights are missing or cannot be fetched.
     Raises:
-        ValueError: the weights do not fit.
+        ValueError: the weights do not fit, or are for images of another size.
     """
     name, weights = settings.surrogate, settings.surrogate_weights
     if not name or name == model.name or (name == SURROGATE_CNN) != (settings.data.kind == "shapes"):
@@ -68,6 +68,12 @@ def open_surrogate(settings: Settings, model: StagedViT) -> nn.Module | None:
     try:
         if name != SURROGATE_CNN:
             return load_model(name, weights, device=model.device)
+        size = model.image_shape[1]
+        if weights == "shipped" and size != SurrogateConfig().size:
+            raise ValueError(
+                f"the shipped {name} is for {SurrogateConfig().size} px, {model.name} takes {size}: "
+                f"set surrogate_weights to train and surrogate_pretrain.size to {size}, or surrogate to nothing"
+            )
         path = weights if weights != "train" else str(_trained(settings.surrogate_pretrain, model.device))
         return load_surrogate(path, num_classes=len(CLASSES), size=model.image_shape[1], device=model.device)
     except (FileNotFoundError, ConnectionError) as error:

@@ -52,6 +52,8 @@ class Settings:
     surrogate_weights: str = "shipped"  # shipped, pretrained, train, a file or folder
 
 
+_TABLE2 = ("clean", "patchfool", "cw", "fgsm", "damagenet", "a", "c", "v2", "r", "sketch", "stylized")
+
 PROFILES: dict[str, dict[str, Any]] = {
     "smoke": {
         "pool": 256,
@@ -100,6 +102,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "finetune.rounds": 20,
         "finetune.steps": 40,
         "finetuning.seeds": 3,
+        "finetuning.columns": _TABLE2,
         "finetuning.images": 4000,
         "finetuning.eps": (0.01, 0.03, 0.1),
         "finetuning.fresh": 4,
@@ -128,6 +131,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "finetune.lr": 1e-5,
         "finetune.lr_min": 1e-6,
         "finetuning.seeds": 3,
+        "finetuning.columns": _TABLE2,
         "finetuning.images": 2000,
         "finetuning.eps": (0.01, 0.03, 0.1),
         "finetuning.fresh": 4,

@@ -148,6 +148,11 @@ def as_paper(cfg: FinetuneConfig) -> bool:
     return noise_as_paper(cfg) and (cfg.rounds, cfg.steps) == (20, 40)
 
 
+def whole(settings: Settings) -> bool:
+    """Whether claim C11 can be judged: the paper's rounds and steps, and every column of Table 2."""
+    return as_paper(settings.finetune) and set(TABLE2) <= set(settings.finetuning.columns)
+
+
 def rows_table(found: Mapping[str, Evaluation]) -> pd.DataFrame:
     """One line a model, one column a column of Table 2: top-1 in percent, of c the error; beside it the mean.
 

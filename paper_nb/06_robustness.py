@@ -53,7 +53,7 @@ columns.round(1)
 
 # %% [markdown]
 # ## Beside the paper's rows
-# Printed for ImageNet and models of other sizes: the columns can be compared in their order, not in their height. The Average is the mean of the eleven columns with 100 − c; it is left out where a column is missing, and ours must not be compared with the printed one, since c is not of one kind.
+# Printed for ImageNet and models of other sizes: the columns can be compared in their order, not in their height. The Average is the mean of the eleven columns with 100 − mCE; ours has none, since a corruption error is no mCE: it stands in a column of its own.
 
 # %%
 table2 = beside_table2(base)
@@ -65,7 +65,7 @@ plots.caption(
     figure,
     f"ours: {bench.model.name}, n = {settings.suite.images}, costly attacks {settings.suite.costly_images}; whiskers: 95 % intervals; c is an error",
 )
-record.figure("table2", figure, columns)
+record.figure("beside_paper", figure, None)
 table2.round(1)
 
 # %% [markdown]
@@ -159,8 +159,10 @@ plots.caption(
 record.figure("against_plain", figure, against)
 
 # %%
-record.judge("C11", "base", trials.column_gains(found["nullspace"], found[trials.BASE]))
-record.judge("C11", "plain", mean_difference(found["nullspace"], found["plain"], settings.finetuning.columns))
+whole = trials.whole(settings)
+record.judge("C11", "base", trials.column_gains(found["nullspace"], found[trials.BASE]) if whole else [])
+gain = mean_difference(found["nullspace"], found["plain"], list(found["plain"].hits))
+record.judge("C11", "plain", gain if whole else [])
 assert sanity.holds.all(), sanity[~sanity.holds]
 assert handling.pixels.iloc[0] > handling.authors.iloc[0]
 record.save(missing=base.missing)

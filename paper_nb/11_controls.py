@@ -100,7 +100,7 @@ plots.caption(
     figure,
     f"{bench.model.name}, n = {settings.finetuning.images} images a column, seeds: {settings.finetuning.seeds}; whiskers: 95 %",
 )
-record.figure("options", figure, gains)
+record.figure("side_by_side", figure, gains)
 
 # %%
 assert len(confound) == 4

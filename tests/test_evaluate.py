@@ -312,6 +312,13 @@ def test_dry_run_counts_without_attacking(vit, source, surrogate, counted):
     assert plan.minutes.gt(0).all()
 
 
+def test_dry_run_needs_no_images(vit, source):
+    """Nor the corruptions, unless column c is asked for."""
+    source.take = None
+    plan = dry_run(Bench(vit, source, replace(SUITE, columns=("v2",))))
+    assert plan.images.tolist() == [10]
+
+
 def test_authors_protocol_by_hand(vit):
     """Normalised, clipped to [0, 1], attacked there, and back: with eps = 0 only the clipping is left."""
     images, labels = render("val", range(4), size=32)
@@ -365,6 +372,8 @@ def test_unknown_column(vit, source):
         ("fgsm_eps", 8.0, r"in \[0, 1\], 8-bit levels divided by 255, got 8.0"),
         ("pgd_eps", -0.1, r"in \[0, 1\]"),
         ("transfer_eps", 16.0, "divided by 255"),
+        ("patchfool_bound", 8.0, "divided by 255"),
+        ("patchfool_patches", 0, ">= 1"),
         ("cw_budget", -1.0, ">= 0"),
         ("images", 0, ">= 1"),
         ("protocol", "paper", "pixels or authors"),

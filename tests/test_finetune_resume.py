@@ -26,6 +26,15 @@ CFG = FinetuneConfig(
 TINY = dict(img_size=24, embed_dim=24, depth=2, num_heads=2)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """A process that has begun to compute in several threads cannot fork into one that computes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def model():
     tiny = make_vit("shapes_vit", **TINY)
@@ -59,7 +68,7 @@ KILLED = """
     import os, signal, sys
     sys.path.insert(0, {tests!r})
     import torch
-    torch.set_num_threads({threads})
+    torch.set_num_threads(1)
     from pathlib import Path
     from safetensors.torch import load_file
     from conftest import make_vit
@@ -118,7 +127,7 @@ def test_killed_run_goes_on_to_the_same_weights(model, source, unbroken, tmp_pat
         (1, "update", 4): "1 3", (1, "save", 5): "1 3", (2, "noise", 0): "2 0",
     }  # fmt: skip
     code = textwrap.dedent(KILLED).format(
-        threads=torch.get_num_threads(), tests=str(ROOT / "tests"), tiny=TINY, base=str(base), cfg=CFG,
+        tests=str(ROOT / "tests"), tiny=TINY, base=str(base), cfg=CFG,
         target=str(target), kills=list(killed),
     )  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=250)

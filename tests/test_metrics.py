@@ -123,3 +123,24 @@ def test_paired_difference_needs_the_same_images():
 
 def test_per_image_is_the_mean_over_variants():
     assert per_image({"a": np.array([1, 0], bool), "b": np.array([1, 1], bool)}).tolist() == [1, 0.5]
+
+
+def test_shares_are_tested_by_flipping_signs():
+    """All of six differences of a half point one way: two of 64 sign patterns are as extreme."""
+    ours = {v: np.array([1, 1, 1, 1, 1, 1, 1, 0], bool) for v in ("fog/1", "fog/2")}
+    theirs = {"fog/1": ours["fog/1"], "fog/2": np.zeros(8, bool)}
+    theirs["fog/2"][6] = True
+    found, p_value = paired_difference(ours, theirs)
+    assert found.value == pytest.approx(100 * 6 * 0.5 / 8)
+    assert p_value == pytest.approx(2 / 64, abs=0.006)
+
+
+def test_interval_and_test_agree_on_shares():
+    """Many small losses against a few large wins of the same sum: no difference of the mean, whatever the majority."""
+    ours, theirs = np.zeros((4, 400), bool), np.zeros((4, 400), bool)
+    theirs[0, :200] = True  # a quarter lost on 200 images
+    ours[:, 200:250] = True  # all won on 50
+    hits = [{f"fog/{i}": row for i, row in enumerate(rows)} for rows in (ours, theirs)]
+    found, p_value = paired_difference(*hits)
+    assert found.value == 0
+    assert p_value > 0.9

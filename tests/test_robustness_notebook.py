@@ -20,6 +20,7 @@ from nslib.evaluate.suite import Evaluation
 from nslib.experiment import open_bench, open_surrogate
 from nslib.models import load_model
 from nslib.profiles import resolve
+from nslib.report.record import Record
 from nslib.report.reference import beside_table2, printed
 
 SUITE = SuiteConfig(images=6, costly_images=3, batch=3, columns=("clean", "fgsm", "c", "a"))
@@ -134,6 +135,7 @@ def test_our_row_beside_theirs():
     assert table.model[0] == "vit (ours)"
     assert table.clean[0] == 50
     assert np.isnan(table.c[0])
+    assert np.isnan(table["corruption error"][0])
     assert np.isnan(table.average[0])  # of other columns than the printed average
     assert table.model[1] == "ViT-S"
 
@@ -168,3 +170,15 @@ def test_cue_conflict_of_a_real_model():
     assert table.images.sum() == 320
     assert abs(table.images["shape"] - 0.169 * 320) <= 2
     assert abs(table.images["texture"] - 0.428 * 320) <= 2
+
+
+def test_shipped_surrogate_is_for_its_own_size(vit):
+    with pytest.raises(ValueError, match=r"the shipped surrogate_cnn is for 48 px, .* takes 32: set surrogate_weights"):
+        open_surrogate(resolve("smoke"), vit)
+
+
+def test_a_file_is_written_once_by_a_notebook():
+    record = Record("06_robustness", resolve("smoke"))
+    record.table("table2", pd.DataFrame({"a": [1]}))
+    with pytest.raises(ValueError, match=r"06_robustness_table2\.csv is written already"):
+        record.table("table2", pd.DataFrame({"a": [2]}))

@@ -14,7 +14,7 @@ from nslib.evaluate.bench import Bench
 from nslib.evaluate.comparison import mean_difference, pool_seeds
 from nslib.evaluate.suite import Evaluation
 from nslib.models import renormalised
-from nslib.profiles import Settings
+from nslib.profiles import Settings, resolve
 
 TINY = Settings(
     pool=12,
@@ -179,3 +179,29 @@ def test_gains_by_column_and_over_columns():
     assert table.model.tolist() == ["nullspace"]
     assert table.difference.tolist() == [25]
     assert (table.difference_low < 25).all()
+
+
+def test_columns_of_the_same_images_are_not_independent():
+    """Two views of four images that agree are worth one: the interval is that of a single column."""
+    ours = evaluation("ours", clean=[1, 1, 1, 0], fgsm=[1, 1, 1, 0], a=[1, 1, 1, 0])
+    theirs = evaluation("theirs", clean=[0, 0, 1, 0], fgsm=[0, 0, 1, 0], a=[0, 0, 1, 0])
+    alone = mean_difference(ours, theirs, ["clean"])
+    together = mean_difference(ours, theirs, ["clean", "fgsm"])
+    assert (together.low, together.high, together.n) == pytest.approx((alone.low, alone.high, 4))
+    apart = mean_difference(ours, theirs, ["clean", "a"])
+    assert apart.high - apart.low == pytest.approx((alone.high - alone.low) / np.sqrt(2))
+    assert apart.n == 8
+
+
+def test_two_kinds_of_c_are_never_compared():
+    ours = evaluation("ours", c=[1, 0])
+    theirs = replace(evaluation("theirs", c=[1, 1]), published_c=True)
+    for compare in (lambda: mean_difference(ours, theirs, ["c"]), lambda: trials.column_gains(ours, theirs)):
+        with pytest.raises(ValueError, match="the two are never compared"):
+            compare()
+
+
+def test_c11_needs_the_whole_table():
+    assert not trials.whole(TINY)
+    assert trials.whole(resolve("full"))
+    assert not trials.whole(resolve("full", overrides={"finetuning.columns": ["clean", "c"]}))

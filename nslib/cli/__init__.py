@@ -21,7 +21,7 @@ def main() -> int:
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # else every kernel prints the debugger's warning
     try:
         return tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="nslib", description=__doc__)
-    except (ValueError, TypeError, KeyError, OSError, FloatingPointError) as error:
+    except (ValueError, TypeError, KeyError, OSError, FloatingPointError, ImportError) as error:
         if os.environ.get("NSLIB_TRACEBACK"):
             raise
         print(f"nslib: {error}", file=sys.stderr)

@@ -68,6 +68,7 @@ def evaluate(
     from nslib.evaluate.suite import evaluate_model
     from nslib.experiment import open_bench, open_model
     from nslib.processes import processes
+    from nslib.report.record import portable, without_paths
     from nslib.runtime import run_record, to_json, write_text
 
     profile = profile or ("imagenet" if imagenet else "laptop")
@@ -85,8 +86,9 @@ def evaluate(
         bench = open_bench(settings)
         if dry_run:
             planned = estimate(bench)
-            show(planned)
-            print(f"{planned.minutes.sum():.1f} minutes on one process as fast as this one")
+            if share.rank == 0:
+                show(planned)
+                print(f"{planned.minutes.sum():.1f} minutes on one process as fast as this one")
             return 0
         found = evaluate_model(bench.model, bench.source, settings.suite, surrogate=bench.surrogate, share=share)
         table = found.table()
@@ -97,8 +99,9 @@ def evaluate(
     if share.rank == 0:
         show(table)
         if out:
-            write_text(Path(out), table.to_csv(index=False))
-            write_text(Path(out).with_suffix(".json"), to_json(run_record(settings, against=Path(against))) + "\n")
+            record = run_record(portable(settings), against=Path(against))
+            write_text(Path(out), without_paths(table.to_csv(index=False), settings))
+            write_text(Path(out).with_suffix(".json"), to_json(record) + "\n")
     return 0
 
 

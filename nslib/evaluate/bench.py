@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,7 @@ class Bench:
         self.model, self.source, self.suite, self.surrogate = model, source, suite, surrogate
         self._target = Target(model)
         self._published: dict[str, bool] = {}
+        self._identities: dict[str, dict[str, Any]] = {}
         self._last: tuple[tuple[str, int, int], Batch] | None = None
 
     def of(self, model: StagedViT) -> Bench:
@@ -73,6 +75,12 @@ class Bench:
         counts = (self.source.count(s) for s in self.reads(split))
         return min(math.inf if n is None else n for n in counts)
 
+    def identity(self, split: str) -> dict[str, Any]:
+        """What the images of a split depend on, looked up once."""
+        if split not in self._identities:
+            self._identities[split] = self.source.identity(split)
+        return self._identities[split]
+
     def logits(self, images: Tensor, labels: Tensor, split: str) -> Tensor:
         """(B, C, H, W) -> (B, K), -inf for classes that may not be answered in this split.
 
@@ -107,7 +115,7 @@ class Bench:
 
     def transfer_inputs(self) -> dict:
         """What transferred images are made of, as digests."""
-        return {"surrogate": model_digest(self.surrogate), "clean": self.source.identity("val")}
+        return {"surrogate": model_digest(self.surrogate), "clean": self.identity("val")}
 
 
 def _check_surrogate(surrogate: nn.Module, model: StagedViT) -> None:

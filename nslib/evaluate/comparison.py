@@ -13,12 +13,19 @@ from nslib.evaluate.metrics import average, corruption_ratio, paired_difference,
 from nslib.evaluate.suite import Evaluation, evaluate_model
 from nslib.intervals import Estimate
 
+_OF_VAL = ("clean", "fgsm", "pgd", "patchfool", "cw", "autoattack", "damagenet", "c")  # other views of the same images
+
 
 def differences(ours: Evaluation, base: Evaluation) -> pd.DataFrame:
     """One row for each column that both have: top-1 of ours minus the base's, in percentage points, low, high, p, n.
 
-    Of c it is the top-1 over all corruptions, and beside it stands the ratio of the corruption errors.
+    Of c it is the top-1 over all corruptions, and beside it stands the ratio of the corruption errors, ours over the
+    base's.
+
+    Raises:
+        ValueError: c is published in one and made here in the other.
     """
+    _check_kinds(ours, base)
     rows = []
     for column in ours.hits:
         if column in base.hits:
@@ -58,22 +65,31 @@ def _shapes(evaluation: Evaluation) -> dict[str, int]:
 def mean_difference(ours: Evaluation, theirs: Evaluation, columns: Sequence[str]) -> Estimate:
     """Mean over columns of the paired difference of top-1, in percentage points; of c that over all corruptions.
 
-    Columns show different images, so their errors add up as independent ones: the interval is the normal one.
+    Columns made from the same images (clean, attacked, transferred, corrupted) are averaged image by image first; what
+    is left shows different images, so that its errors add up as independent ones, in a normal interval. n counts every
+    image once.
 
     Raises:
-        ValueError: no columns, or one that is not in both.
+        ValueError: no columns, or one that is not in both; c is published in one and made here in the other.
     """
     absent = [c for c in columns if c not in ours.hits or c not in theirs.hits]
     if absent or not columns:
         raise ValueError(f"a mean difference needs columns that both have, lacking are {', '.join(absent) or 'all'}")
-    means, variances, n = [], [], 0
+    _check_kinds(ours, theirs)
+    groups: dict[tuple[str, int], list[np.ndarray]] = {}
     for column in columns:
         difference = 100 * (per_image(ours.hits[column]) - per_image(theirs.hits[column]))
-        means.append(difference.mean())
-        variances.append(difference.var(ddof=1) / len(difference))
-        n += len(difference)
-    value, half = float(np.mean(means)), 1.96 * float(np.sqrt(np.sum(variances))) / len(columns)
-    return Estimate(value, value - half, value + half, n)
+        images = column if column not in _OF_VAL or (column == "c" and ours.published_c) else "val"
+        groups.setdefault((images, len(difference)), []).append(difference)
+    sums = [np.sum(differences, axis=0) for differences in groups.values()]
+    value = float(sum(s.mean() for s in sums)) / len(columns)
+    half = 1.96 * float(np.sqrt(sum(s.var(ddof=1) / len(s) for s in sums))) / len(columns)
+    return Estimate(value, value - half, value + half, sum(len(s) for s in sums))
+
+
+def _check_kinds(ours: Evaluation, theirs: Evaluation) -> None:
+    if "c" in ours.hits and "c" in theirs.hits and ours.published_c != theirs.published_c:
+        raise ValueError("c is ImageNet-C as published in one and made here in the other: the two are never compared")
 
 
 def table2_row(evaluation: Evaluation, columns: list[str]) -> dict[str, float]:

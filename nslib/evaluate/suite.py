@@ -14,7 +14,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from nslib.config import SuiteConfig
-from nslib.data.corruptions import CORRUPTIONS, corrupt
+from nslib.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from nslib.data.corruptions import VERSION as CORRUPTIONS_VERSION
 from nslib.data.source import Source
 from nslib.evaluate.bench import TRANSFER_VERSION, Bench
@@ -23,7 +23,7 @@ from nslib.evaluate.metrics import corruption_error, mce, per_image
 from nslib.intervals import Estimate, mean_estimate, share_estimate
 from nslib.models import StagedViT
 from nslib.processes import ALONE, Share
-from nslib.runtime import to_json
+from nslib.runtime import generator, to_json
 from nslib.store import cached, model_digest
 
 VERSION = 1  # part of every stored result: raise it when the same settings give another one
@@ -145,13 +145,19 @@ def _inputs(bench: Bench, part: Part) -> dict[str, Any]:
     """Everything besides the model on which a part's result depends."""
     column = COLUMNS[part.column]
     settings = {name: getattr(bench.suite, name) for name in column.settings}
-    data = [bench.source.identity(split) for split in bench.reads(column.split)]
+    reads = bench.reads(column.split)
+    data = [bench.identity(split) for split in reads if not part.corruption or split in ("val", *_own(part))]
     made = {}
     if part.column == "damagenet" and not bench.published("damagenet"):
         made = {"transfer": TRANSFER_VERSION, **bench.transfer_inputs()}
     elif part.column == "c" and not bench.published("c"):
         made = {"corruptions": CORRUPTIONS_VERSION}
     return {"part": part._asdict(), "settings": json.loads(to_json(settings)), "data": data, **made}
+
+
+def _own(part: Part) -> list[str]:
+    """The splits of a published ImageNet-C that one corruption is read from."""
+    return [f"c/{part.corruption}/{severity}" for severity in SEVERITIES]
 
 
 def _levels(bench: Bench, part: Part) -> dict[str, torch.Tensor]:
@@ -161,22 +167,23 @@ def _levels(bench: Bench, part: Part) -> dict[str, torch.Tensor]:
 def dry_run(bench: Bench) -> pd.DataFrame:
     """What an evaluation would do: columns, images, forward passes, minutes by the speed of a small batch."""
     parts, missing = plan(bench)
-    n = min(16, bench.suite.batch, int(min(bench.count("val"), 16)))
-    images, _ = bench.take("val", 0, n)
+    images = torch.rand(16, *bench.model.image_shape, generator=generator(0)).to(bench.model.device)
     with torch.inference_mode():
-        bench.model(images)  # the first pass is slower
+        bench.model(images).cpu()  # the first pass is slower
         started = time.perf_counter()
-        bench.model(images)
-    forward = (time.perf_counter() - started) / n
-    started = time.perf_counter()
-    for name in CORRUPTIONS:
-        corrupt(images[:4], name, 3, indices=range(len(images[:4])))
-    corruption = (time.perf_counter() - started) / len(images[:4]) / len(CORRUPTIONS)
+        bench.model(images).cpu()
+    forward = (time.perf_counter() - started) / len(images)
+    corruption = 0.0
+    if any(p.corruption for p in parts) and not bench.published("c"):
+        started = time.perf_counter()
+        for name in CORRUPTIONS:
+            corrupt(images[:4], name, 3, indices=range(4)).cpu()
+        corruption = (time.perf_counter() - started) / 4 / len(CORRUPTIONS)
     rows = []
     for name in dict.fromkeys([p.column for p in parts]):
         own = [p for p in parts if p.column == name]
         passes = sum(_passes(p, bench.suite) for p in own)
-        made = passes * corruption if name == "c" and not bench.published("c") else 0
+        made = passes * corruption if name == "c" else 0
         images_shown = max(p.stop for p in own)
         rows.append({"column": name, "images": images_shown, "forward passes": passes,
                      "minutes": (passes * forward + made) / 60, "missing": ""})  # fmt: skip

@@ -32,8 +32,10 @@ class Record:
     def table(self, name: str, table: pd.DataFrame) -> None:
         """Save a table as CSV, six significant digits."""
         file = f"{self.notebook}_{name}.csv"
+        if file in self._files:
+            raise ValueError(f"{file} is written already by this notebook: take another name")
         text = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-        write_text(self.folder / file, self._without_paths(text))
+        write_text(self.folder / file, without_paths(text, self.settings))
         self._files.append(file)
 
     def figure(self, name: str, figure: plt.Figure, table: pd.DataFrame | None) -> None:
@@ -60,25 +62,26 @@ class Record:
     def save(self, **facts) -> dict:
         """Write the record; facts are further plain values worth keeping."""
         record = run_record(
-            _portable(self.settings),
+            portable(self.settings),
             notebook=self.notebook,
             minutes=round((time.monotonic() - self._started) / 60, 2),
             verdicts=[asdict(v) for v in self.verdicts],
             files=sorted(self._files),
             facts=facts,
         )
-        text = self._without_paths(to_json(record))
+        text = without_paths(to_json(record), self.settings)
         write_text(self.folder / "records" / f"{self.notebook}.json", text + "\n")
         return record
 
-    def _without_paths(self, text: str) -> str:
-        """Folders of this machine, such as in the reason why a column is missing, by the setting that named them."""
-        for name, path in self.settings.data.paths().items():
-            text = text.replace(str(Path(path).expanduser()), f"<data.{name}>")
-        return text
+
+def without_paths(text: str, settings: Settings) -> str:
+    """Folders of this machine, such as in the reason why a column is missing, by the setting that named them."""
+    for name, path in settings.data.paths().items():
+        text = text.replace(str(Path(path).expanduser()), f"<data.{name}>")
+    return text
 
 
-def _portable(settings: Settings) -> Settings:
+def portable(settings: Settings) -> Settings:
     """Folders by their names alone: where they lay on this machine tells a reader nothing."""
     data = replace(settings.data, **{name: Path(path).name for name, path in settings.data.paths().items()})
     weights = {name: Path(getattr(settings, name)).name for name in ("weights", "surrogate_weights")}

@@ -29,7 +29,10 @@ def beside_table2(*evaluations: Evaluation) -> pd.DataFrame:
     for evaluation in evaluations:
         shown = [c for c in TABLE2 if c in evaluation.hits]
         row = table2_row(evaluation, shown)
-        if len(shown) < len(TABLE2):
-            row.pop("average")  # of other columns than the printed one
+        if len(shown) < len(TABLE2) or not evaluation.published_c:
+            row.pop("average")  # of other columns than the printed one, or with an error that is no mCE
+        if "c" in shown and not evaluation.published_c:
+            row["corruption error"] = row.pop("c")
         rows.append({"model": f"{evaluation.model} (ours)", **row})
-    return pd.concat([pd.DataFrame(rows, columns=["model", *TABLE2, "average"]), printed("table2")], ignore_index=True)
+    ours = pd.DataFrame(rows, columns=["model", *TABLE2, "average", "corruption error"])
+    return pd.concat([ours, printed("table2")], ignore_index=True)
