@@ -166,7 +166,7 @@ def test_loss_that_is_not_finite_stops(tmp_path):
 
 def test_decay_reaches_every_matrix_and_nothing_else():
     model = build_model("shapes_vit")
-    decayed, flat = _decay_groups(model, 0.05)
+    decayed, flat = _decay_groups(model.vit, 0.05)
     assert (decayed["weight_decay"], flat["weight_decay"]) == (0.05, 0.0)
     names = {id(p): n for n, p in model.vit.named_parameters()}
     assert sorted(names.values()) == sorted(names[id(p)] for group in (decayed, flat) for p in group["params"])
