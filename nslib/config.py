@@ -205,14 +205,15 @@ class WatermarkStudy:
     saliency_images: int = 64
 
 
+# The columns of Table 2, in its order.
+TABLE2 = ("clean", "patchfool", "cw", "fgsm", "damagenet", "a", "c", "v2", "r", "sketch", "stylized")
+
+
 @dataclass(frozen=True)
 class SuiteConfig:
     """What is measured of a model, and how hard. Budgets are in pixel units, images lying in [0, 1]."""
 
-    columns: tuple[str, ...] = (
-        *("clean", "patchfool", "cw", "fgsm", "damagenet", "a", "c", "v2", "r", "sketch", "stylized"),  # Table 2
-        *("pgd", "autoattack"),
-    )
+    columns: tuple[str, ...] = (*TABLE2, "pgd", "autoattack")
     images: int = 1000  # of each column, or as many as there are
     costly_images: int = 64  # of patchfool, cw and autoattack
     batch: int = 128

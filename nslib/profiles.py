@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from nslib.config import (
+    TABLE2,
     ApproximateStudy,
     ClosureStudy,
     DataConfig,
@@ -51,8 +52,6 @@ class Settings:
     surrogate: str = "surrogate_cnn"  # network on which transferred images are made, or a timm tag; empty: none
     surrogate_weights: str = "shipped"  # shipped, pretrained, train, a file or folder
 
-
-_TABLE2 = ("clean", "patchfool", "cw", "fgsm", "damagenet", "a", "c", "v2", "r", "sketch", "stylized")
 
 PROFILES: dict[str, dict[str, Any]] = {
     "smoke": {
@@ -102,7 +101,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "finetune.rounds": 20,
         "finetune.steps": 40,
         "finetuning.seeds": 3,
-        "finetuning.columns": _TABLE2,
+        "finetuning.columns": TABLE2,
         "finetuning.images": 4000,
         "finetuning.eps": (0.01, 0.03, 0.1),
         "finetuning.fresh": 4,
@@ -131,7 +130,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "finetune.lr": 1e-5,
         "finetune.lr_min": 1e-6,
         "finetuning.seeds": 3,
-        "finetuning.columns": _TABLE2,
+        "finetuning.columns": TABLE2,
         "finetuning.images": 2000,
         "finetuning.eps": (0.01, 0.03, 0.1),
         "finetuning.fresh": 4,

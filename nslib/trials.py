@@ -9,10 +9,9 @@ import pandas as pd
 from filelock import FileLock
 
 from nslib.analysis.epsilon import eps_noises, reach_table
-from nslib.config import FinetuneConfig, SuiteConfig
+from nslib.config import TABLE2, FinetuneConfig, SuiteConfig
 from nslib.evaluate.bench import Bench
 from nslib.evaluate.comparison import differences, mean_difference, pool_seeds, table2_row
-from nslib.evaluate.metrics import TABLE2
 from nslib.evaluate.suite import Evaluation, evaluate_model
 from nslib.finetune.rounds import Finetuned, finetune_model
 from nslib.intervals import Estimate

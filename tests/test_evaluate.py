@@ -13,7 +13,7 @@ from conftest import ROOT, make_vit
 from nslib.attacks.authors import attack_normalised
 from nslib.attacks.gradient import fgsm
 from nslib.attacks.surrogate import surrogate_cnn
-from nslib.config import DataConfig, SuiteConfig
+from nslib.config import TABLE2, DataConfig, SuiteConfig
 from nslib.data.corruptions import CORRUPTIONS, corrupt
 from nslib.data.shapes import Batch, render
 from nslib.data.source import open_source
@@ -22,7 +22,6 @@ from nslib.evaluate import suite as suite_module
 from nslib.evaluate.bench import Bench
 from nslib.evaluate.columns import BESIDE, COLUMNS, hits_of, parts_of
 from nslib.evaluate.comparison import differences, table2_row
-from nslib.evaluate.metrics import TABLE2
 from nslib.evaluate.suite import dry_run, evaluate_model
 from nslib.models import load_model
 from nslib.processes import Share

@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from nslib.config import TABLE2
 from nslib.data.corruptions import CORRUPTIONS, SEVERITIES
 from nslib.evaluate.metrics import (
     ALEXNET_ERROR,
-    TABLE2,
     average,
     corruption_error,
     corruption_ratio,

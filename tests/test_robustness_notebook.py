@@ -8,14 +8,13 @@ from conftest import random_images, real_folder
 
 from nslib.analysis.attack_curves import attack_curves, pgd_hits, random_signs, right, sanity_table
 from nslib.attacks.gradient import pgd
-from nslib.config import DataConfig, SuiteConfig
+from nslib.config import TABLE2, DataConfig, SuiteConfig
 from nslib.data.source import open_source
 from nslib.evaluate.bench import Bench
 from nslib.evaluate.columns import hits_of, parts_of
 from nslib.evaluate.comparison import compare_protocols
 from nslib.evaluate.cue import cue_conflict_table
 from nslib.evaluate.examples import column_examples
-from nslib.evaluate.metrics import TABLE2
 from nslib.evaluate.suite import Evaluation
 from nslib.experiment import open_bench, open_surrogate
 from nslib.models import load_model

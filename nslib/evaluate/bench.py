@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -109,10 +110,11 @@ class Bench:
             found = transfer_set(self.surrogate, images, labels, **attack)
             return {"levels": (found * 255).round().to(torch.uint8)}
 
-        key = {"attack": attack, "start": start, "stop": stop, **self.transfer_inputs()}
+        key = {"attack": attack, "start": start, "stop": stop, **self.transfer_inputs}
         levels = cached("transferred", key, attacked, version=TRANSFER_VERSION)["levels"]
         return Batch(levels.to(self.model.device).float() / 255, labels)
 
+    @cached_property
     def transfer_inputs(self) -> dict:
         """What transferred images are made of, as digests."""
         return {"surrogate": model_digest(self.surrogate), "clean": self.identity("val")}

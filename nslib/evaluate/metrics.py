@@ -19,7 +19,6 @@ ALEXNET_ERROR = dict(
         strict=True,
     )
 )
-TABLE2 = ("clean", "patchfool", "cw", "fgsm", "damagenet", "a", "c", "v2", "r", "sketch", "stylized")
 ERRORS = ("c",)  # lower is better
 _FLIPS = 9999
 

@@ -106,7 +106,7 @@ def evaluate_model(
     with bar:
         for number in range(share.rank, len(parts), share.count):
             part = parts[number]
-            bar.set_postfix_str(str(part.column))
+            bar.set_postfix_str(part.column)
             key = common | _inputs(bench, part)
             found = cached("evaluation", key, lambda p=part: _levels(bench, p), version=VERSION)
             own.append((number, {variant: hits.numpy().astype(bool) for variant, hits in found.items()}))
@@ -149,7 +149,7 @@ def _inputs(bench: Bench, part: Part) -> dict[str, Any]:
     data = [bench.identity(split) for split in reads if not part.corruption or split in ("val", *_own(part))]
     made = {}
     if part.column == "damagenet" and not bench.published("damagenet"):
-        made = {"transfer": TRANSFER_VERSION, **bench.transfer_inputs()}
+        made = {"transfer": TRANSFER_VERSION, **bench.transfer_inputs}
     elif part.column == "c" and not bench.published("c"):
         made = {"corruptions": CORRUPTIONS_VERSION}
     return {"part": part._asdict(), "settings": json.loads(to_json(settings)), "data": data, **made}

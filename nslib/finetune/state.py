@@ -104,9 +104,7 @@ class StateFile:
         if told:
             raise ValueError(f"{self.path} was made with other settings: {'; '.join(told)}; remove it to start anew")
         trainer.load_state_dict(saved)
-        history = [
-            Round(**r | {"noises": [NoiseFacts(**n) for n in r["noises"]]}) for r in json.loads(saved["history"])
-        ]
+        history = rounds_of(json.loads(saved["history"]))
         return Place(**saved["place"], history=history)
 
     def remove(self) -> None:

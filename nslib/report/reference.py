@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
+from nslib.config import TABLE2
 from nslib.evaluate.comparison import table2_row
-from nslib.evaluate.metrics import TABLE2
 from nslib.evaluate.suite import Evaluation
 from nslib.runtime import data_path
 
