@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.layers import PatchEmbed
 from timm.models import VisionTransformer
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from nslib.runtime import data_path
@@ -31,7 +32,7 @@ class StagedViT(nn.Module):
         embed               (B, C, H, W) images in [0, 1] -> (B, N, D) patch tokens          f_theta
         encode              (B, N, D) -> (B, T, D) normalised tokens of the last block       f_phi
         classify            (B, T, D) -> (B, K) logits                                       f_psi
-        logits_from_tokens  classify . encode
+        logits_from_tokens  classify . encode, the last block computing only what the head reads
 
     Tokens are taken before class token and position embedding, so noise (1, N, D) leaves the class token alone.
     `encode` keeps all T tokens, prefix tokens first, because not every head reads the class token only: distilled
@@ -84,17 +85,34 @@ class StagedViT(nn.Module):
 
     def encode(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, T, D)."""
-        vit = self.vit
-        tokens = vit.patch_drop(vit._pos_embed(tokens))  # (B, N, D) -> (B, T, D)
-        return vit.norm(vit.blocks(vit.norm_pre(tokens)))
+        return self.vit.norm(self.vit.blocks(self._enter(tokens)))
 
     def classify(self, encoded: Tensor) -> Tensor:
         """(B, T, D) -> (B, K)."""
         return self.vit.forward_head(encoded)
 
     def logits_from_tokens(self, tokens: Tensor) -> Tensor:
-        """(B, N, D) -> (B, K)."""
-        return self.classify(self.encode(tokens))
+        """(B, N, D) -> (B, K).
+
+        A head that reads the class token alone needs of the last block no patch token: its MLP, two thirds of its
+        work, is computed for the prefix tokens only.
+        """
+        vit = self.vit
+        *blocks, last = vit.blocks
+        if vit.global_pool != "token" or type(last) is not Block:
+            return self.classify(self.encode(tokens))
+        x = self._enter(tokens)
+        for block in blocks:
+            x = block(x)
+        x = x + last.drop_path1(last.ls1(last.attn(last.norm1(x))))
+        x = x[:, : vit.num_prefix_tokens]
+        x = x + last.drop_path2(last.ls2(last.mlp(last.norm2(x))))
+        return self.classify(vit.norm(x))
+
+    def _enter(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) -> (B, T, D), what enters the first block."""
+        vit = self.vit
+        return vit.norm_pre(vit.patch_drop(vit._pos_embed(tokens)))
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, K)."""
@@ -164,7 +182,8 @@ def renormalised(model: StagedViT, *, mean: tuple[float, ...], std: tuple[float,
     Raises:
         ValueError: mean or std of another number of channels.
     """
-    return StagedViT(deepcopy(model.vit), mean=mean, std=std, name=model.name).to(model.device).eval()
+    name = f"{model.name}_renormalised"
+    return StagedViT(deepcopy(model.vit), mean=mean, std=std, name=name).to(model.device).eval()
 
 
 @contextmanager

@@ -296,3 +296,17 @@ def test_frozen_restores_the_flags(vit):
 def test_image_smaller_than_a_patch():
     with pytest.raises(ValueError, match=r"takes images \(8, 8\), a patch \(16, 16\): img_size must be at least one"):
         build_model("vit_tiny_patch16_224", img_size=8)
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "vit_small_patch14_dinov2"])
+def test_what_the_last_block_leaves_out_changes_no_gradient(name):
+    model = make_vit(name, spread=0.05, **FAMILIES[name])
+    images = random_images(model, 3)
+    gradients = []
+    for forward in (model.logits_from_tokens, lambda tokens: model.classify(model.encode(tokens))):
+        tokens = model.embed(images)
+        forward(tokens).square().sum().backward()
+        gradients.append({n: p.grad.clone() for n, p in model.vit.named_parameters()})
+        model.zero_grad()
+    for parameter, expected in gradients[1].items():
+        assert torch.allclose(gradients[0][parameter], expected, atol=1e-5 * expected.abs().max().item()), parameter

@@ -126,7 +126,7 @@ def _block_inputs(model: StagedViT, images: Tensor) -> list[Tensor]:
     entering: list[Tensor] = []
     hooks = [b.register_forward_pre_hook(lambda _, args: entering.append(args[0])) for b in model.vit.blocks]
     try:
-        model(images.to(model.device))
+        model.encode(model.embed(images.to(model.device)))  # a plain pass leaves part of the last block out
     finally:
         for hook in hooks:
             hook.remove()

@@ -20,14 +20,15 @@ class Meter:
     are not counted.
     """
 
-    def __init__(self):
+    def __init__(self, blocks: nn.Module):
         self.units = 0
+        self._blocks = blocks
 
-    def _pass(self, blocks: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def _pass(self, first: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         tokens = inputs[0]
         self.units += len(tokens)
         if torch.is_grad_enabled() and tokens.requires_grad:
-            to_weights = any(p.requires_grad for p in blocks.parameters())
+            to_weights = any(p.requires_grad for p in self._blocks.parameters())
             tokens.register_hook(lambda gradient: self._back(len(gradient) * (1 + to_weights)))
 
     def _back(self, units: int) -> None:
@@ -37,8 +38,8 @@ class Meter:
 @contextmanager
 def metered(model: StagedViT) -> Iterator[Meter]:
     """Count what passes through the model's blocks inside the block of code."""
-    meter = Meter()
-    hook = model.vit.blocks.register_forward_pre_hook(meter._pass)
+    meter = Meter(model.vit.blocks)
+    hook = model.vit.blocks[0].register_forward_pre_hook(meter._pass)
     try:
         yield meter
     finally:
