@@ -9,7 +9,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "StagedViT": "nslib.models",
+    "StagedViT": "nslib.staged",
     "load_model": "nslib.models",
     "PatchNullspace": "nslib.nullspace.patch",
     "NoiseConfig": "nslib.config",

@@ -121,6 +121,8 @@ class FinetuneConfig:
     # Beyond the paper
     noises: int = 1  # learned in each round; each update draws one
     warm_start: float = 0.0  # begin at the last round's noise, at this multiple of its way to the boundary; 0: anew
+    block: int = 0  # the noise is added to the input of this block, from 0; there the class token takes it too, if > 0
+    groups: int = 1  # classes are dealt into so many groups, label modulo groups, each with a noise of its own
     # What is done to the images of an update
     mixup: float = 0.0  # alpha
     cutmix: float = 0.0  # alpha
@@ -136,7 +138,8 @@ class FinetuneConfig:
     sam_rho: float = 0.05
 
     def __post_init__(self):
-        for name in ("rounds", "steps", "batch", "pool", "heldout", "noises", "checkpoint_every", "attack_steps"):
+        counts = ("rounds", "steps", "batch", "pool", "heldout", "noises", "groups", "checkpoint_every", "attack_steps")
+        for name in counts:
             _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
         for name in ("lr", "clip", "sam_rho"):
             _require(getattr(self, name) > 0, name, "> 0", getattr(self, name))
@@ -148,6 +151,8 @@ class FinetuneConfig:
             _require(0 <= getattr(self, name) <= 1, name, "in [0, 1]", getattr(self, name))
         _require(0 <= self.lr_min <= self.lr, "lr_min", f"in [0, lr = {self.lr}]", self.lr_min)
         _require(self.warm_start == 0 or self.warm_start > 1, "warm_start", "0, or > 1", self.warm_start)
+        _require(self.block >= 0, "block", ">= 0", self.block)
+        _require(self.groups == 1 or self.noises == 1, "groups", f"1 with noises = {self.noises}", self.groups)
         expected = "auto, float32 or bfloat16"
         _require(self.precision in ("auto", "float32", "bfloat16"), "precision", expected, self.precision)
 
@@ -187,10 +192,11 @@ class ClosureStudy:
     noises: int = 32  # learned from as many starts
     noise: NoiseConfig = NoiseConfig(batch=64)  # its eps is that of the set
     images: int = 64  # of the reported ones
-    grid_images: int = 16  # of these, for the grid of Fig. 5b
+    grid_images: int = 4  # of these in turn, for each pair of the grid of Fig. 5b
     step: float = 0.1  # of the scales, -2 to 2
-    grid_step: float = 0.25  # of alpha and beta, -1.5 to 1.5
+    grid_step: float = 0.1  # of alpha and beta, -1.5 to 1.5
     pairs: int = 50
+    control_pairs: int = 10  # the first of these, for the grid of the permuted noises
     convex: tuple[int, ...] = (3, 5, 10)  # members of further convex combinations
     spans: tuple[int, ...] = (1, 2, 4, 8, 16, 32)  # noises mixed with coefficients on the unit sphere
     draws: int = 200  # such combinations
@@ -205,6 +211,22 @@ class WatermarkStudy:
     saliency_images: int = 64
 
 
+@dataclass(frozen=True)
+class FingerprintStudy:
+    """Notebook 13: the strangers that the key is held against, Section 6."""
+
+    untrained: int = 20  # the architecture from other seeds
+    permuted: int = 20  # the model's own patch weight, its numbers in another order
+    trained: int = 2  # the architecture trained on `shapes` from other seeds, for a short while
+    steps: int = 400  # of such a training
+    batch: int = 32
+
+    def __post_init__(self):
+        for name in ("untrained", "permuted"):
+            _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
+        _require(self.trained >= 0, "trained", ">= 0", self.trained)
+
+
 # The columns of Table 2, in its order.
 TABLE2 = ("clean", "patchfool", "cw", "fgsm", "damagenet", "a", "c", "v2", "r", "sketch", "stylized")
 
@@ -215,6 +237,7 @@ class SuiteConfig:
 
     columns: tuple[str, ...] = (*TABLE2, "pgd", "autoattack")
     images: int = 1000  # of each column, or as many as there are
+    c_images: int = 0  # of column c, each under every corruption; 0: as many as of the others
     costly_images: int = 64  # of patchfool, cw and autoattack
     batch: int = 128
     fgsm_eps: float = 1 / 255  # linf, as the likeliest of the four values in the authors' code
@@ -235,6 +258,7 @@ class SuiteConfig:
         counts = ("images", "costly_images", "batch", "pgd_steps", "cw_steps", "patchfool_steps", "patchfool_patches")
         for name in counts:
             _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
+        _require(self.c_images >= 0, "c_images", ">= 0", self.c_images)
         for name in ("fgsm_eps", "pgd_eps", "autoattack_eps", "transfer_eps", "patchfool_bound"):
             value = getattr(self, name)
             _require(value is None or 0 <= value <= 1, name, "in [0, 1], 8-bit levels divided by 255", value)
@@ -264,3 +288,8 @@ class FinetuningStudy:
     eps: tuple[float, ...] = (0.03,)  # Table 4
     fresh: int = 2  # new noises along which the eps set is measured before and after
     fixed_steps: int = 0  # T of the run without early stopping, C19; 0: not run
+    search_lr: tuple[float, ...] = ()  # learning rates among which the recipe was chosen, on val alone; empty: not run
+    search_eps: tuple[float, ...] = ()  # and values of eps
+    search_rounds: int = 5  # of each such run
+    search_images: int = 1000  # of val that judge it
+    keep: bool = False  # results of each run as a small file beside the figures, from which a later call takes them

@@ -14,6 +14,7 @@ from nslib.config import (
     DataConfig,
     FinetuneConfig,
     FinetuningStudy,
+    FingerprintStudy,
     PatchStudy,
     PretrainConfig,
     RobustnessStudy,
@@ -45,6 +46,7 @@ class Settings:
     approximate: ApproximateStudy = ApproximateStudy()
     closure: ClosureStudy = ClosureStudy()
     watermark: WatermarkStudy = WatermarkStudy()
+    fingerprint: FingerprintStudy = FingerprintStudy()
     robustness: RobustnessStudy = RobustnessStudy()
     suite: SuiteConfig = SuiteConfig()
     finetune: FinetuneConfig = FinetuneConfig(rounds=5, steps=20, lr=1e-4, lr_min=1e-5)
@@ -77,15 +79,18 @@ PROFILES: dict[str, dict[str, Any]] = {
         "watermark.images": 32,
         "watermark.strengths": (0.3, 1.0),
         "watermark.saliency_images": 16,
+        "fingerprint.trained": 1,
+        "fingerprint.steps": 20,
+        "fingerprint.batch": 32,
         "robustness.eps": (0.0, 1 / 255, 16 / 255),
         "robustness.images": 32,
         "robustness.authors_images": 64,
         "finetune.rounds": 2,
         "finetune.steps": 3,
         "finetune.batch": 32,
-        "finetune.pool": 96,
-        "finetune.heldout": 64,
-        "finetune.noise.steps": 150,
+        "finetune.pool": 256,
+        "finetune.heldout": 128,
+        "finetune.noise.steps": 400,
         "finetuning.images": 32,
         "finetuning.trace_images": 32,
         "finetuning.fresh": 1,
@@ -100,12 +105,19 @@ PROFILES: dict[str, dict[str, Any]] = {
         "images": 4000,
         "finetune.rounds": 20,
         "finetune.steps": 40,
+        "finetune.lr": 3e-4,  # by the search of notebook 11, on val
+        "finetune.lr_min": 3e-5,
         "finetuning.seeds": 3,
         "finetuning.columns": TABLE2,
         "finetuning.images": 4000,
         "finetuning.eps": (0.01, 0.03, 0.1),
         "finetuning.fresh": 4,
         "finetuning.fixed_steps": 300,
+        "finetuning.keep": True,
+        "finetuning.search_lr": (1e-4, 3e-4, 1e-3),
+        "finetuning.search_eps": (0.03, 0.1, 0.3),
+        "suite.c_images": 1000,
+        "suite.costly_images": 200,
         "finetuning.objectives": (
             *("nullspace", "plain", "random", "permuted", "random_boundary", "madry", "madry_authors", "trades"),
             *("mixup", "randaugment", "augmix", "sam"),
@@ -116,7 +128,10 @@ PROFILES: dict[str, dict[str, Any]] = {
         "approximate.starts": 10,
         "closure.images": 512,
         "closure.grid_images": 32,
-        "closure.grid_step": 0.1,
+        "closure.control_pairs": 50,
+        "fingerprint.trained": 3,
+        "fingerprint.steps": 2000,
+        "fingerprint.batch": 128,
     },
     "gpu": {
         "models": ("vit_small_patch32_224", "vit_base_patch32_224"),
@@ -136,6 +151,8 @@ PROFILES: dict[str, dict[str, Any]] = {
         "finetuning.fresh": 4,
         "surrogate_weights": "train",
         "surrogate_pretrain.size": 224,
+        "fingerprint.steps": 2000,
+        "fingerprint.batch": 128,
         "images": 4000,
         "synthesis.starts": 3,
     },
@@ -200,6 +217,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "closure.spans": (1, 2, 4, 8),
         "closure.draws": 40,
         "watermark.saliency_images": 32,
+        "fingerprint.trained": 0,  # pretrained models stand there instead
     },
 }
 

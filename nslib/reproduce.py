@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import time
 from dataclasses import dataclass
@@ -15,15 +16,17 @@ import jupytext
 import nbformat
 import papermill
 from nbclient import NotebookClient
+from nbclient.exceptions import CellTimeoutError
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 from nslib.profiles import Settings, resolve
+from nslib.report.gather import figure_folders
 from nslib.runtime import atomic_path, checkout, data_path, figures_path, runs_path, to_json, versions, write_text
 
 # Messages to and from kernels are encrypted where the kernel can: without, each warns that its port is open.
 _KERNELS = Config({"KernelManager": {"transport_encryption": "auto"}})
-DONE, SKIPPED, FAILED = "done", "unchanged", "FAILED"
+DONE, SKIPPED, FAILED, LEFT = "done", "unchanged", "FAILED", "left"
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,13 @@ def find_notebooks(names: list[str]) -> list[Path]:
 
 
 def reproduce(
-    names: list[str], profile: str, *, run_name: str = "", overrides: dict[str, Any] | None = None, force: bool = False
+    names: list[str],
+    profile: str,
+    *,
+    run_name: str = "",
+    overrides: dict[str, Any] | None = None,
+    force: bool = False,
+    minutes: float = math.inf,
 ) -> list[Outcome]:
     """Run notebooks through papermill and print a line for each and a table at the end.
 
@@ -80,9 +89,16 @@ def reproduce(
     success marker matches its source, its parameters, the library, the inputs and the versions. One that fails leaves
     `<name>.partial.ipynb` to look at and does not stop the others.
 
+    Args:
+        minutes: after which the kernel is stopped; notebooks that are not done are `left`. The store keeps what was
+            computed, down to the last saved step of a training, so that the same call goes on from there.
     Raises:
-        ValueError: unknown profile, setting or notebook, or a notebook whose parameters cell lacks one of ours.
+        ValueError: unknown profile, setting or notebook, a notebook whose parameters cell lacks one of ours, or no
+            time at all.
     """
+    if not minutes > 0:
+        raise ValueError(f"minutes must be > 0, got {minutes}")
+    deadline = time.monotonic() + 60 * minutes
     settings = resolve(profile, run_name, overrides)
     parameters = {"profile": profile, "run_name": settings.run_name, "overrides": overrides or {}}
     notebooks = find_notebooks(names)
@@ -93,7 +109,7 @@ def reproduce(
     outcomes = []
     for i, notebook in enumerate(notebooks, 1):
         print(f"[{i}/{len(notebooks)}] {notebook.stem} ", end="", flush=True)
-        outcome = _run(notebook, parameters, settings.run_name, inputs, force)
+        outcome = _run(notebook, parameters, settings.run_name, inputs, force, deadline)
         print(f"{outcome.status}, {outcome.seconds:.0f} s {outcome.error}", flush=True)
         outcomes.append(outcome)
     print(_closing_table(outcomes))
@@ -110,7 +126,9 @@ def _check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
         )
 
 
-def _run(notebook: Path, parameters: dict[str, Any], run_name: str, inputs: str, force: bool) -> Outcome:
+def _run(
+    notebook: Path, parameters: dict[str, Any], run_name: str, inputs: str, force: bool, deadline: float
+) -> Outcome:
     final = runs_path(run_name) / notebook.name
     marker = final.with_suffix(".done.json")
     partial = final.with_suffix(".partial.ipynb")
@@ -118,6 +136,8 @@ def _run(notebook: Path, parameters: dict[str, Any], run_name: str, inputs: str,
     key = _key(notebook, parameters, inputs)
     if not force and final.is_file() and record.is_file() and _marked(marker) == key:
         return Outcome(notebook.stem, SKIPPED, 0.0, *_claims(record))
+    if time.monotonic() >= deadline:
+        return Outcome(notebook.stem, LEFT, 0.0)
     marker.unlink(missing_ok=True)
     final.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
@@ -130,7 +150,12 @@ def _run(notebook: Path, parameters: dict[str, Any], run_name: str, inputs: str,
             kernel_name="python3",
             progress_bar=False,
             config=_KERNELS,
+            timeout_func=lambda cell: None if math.isinf(deadline) else max(1, deadline - time.monotonic()),
+            shutdown_kernel="graceful" if math.isinf(deadline) else "immediate",
         )
+    except CellTimeoutError:
+        partial.unlink(missing_ok=True)
+        return Outcome(notebook.stem, LEFT, time.monotonic() - started)
     except PapermillExecutionError as error:
         told = f"{error.ename}: {error.evalue}".splitlines()[0][:160]
         return Outcome(notebook.stem, FAILED, time.monotonic() - started, error=f"{told} (see {partial})")
@@ -173,8 +198,16 @@ def _key(notebook: Path, parameters: dict[str, Any], inputs: str) -> str:
     cells = [(c.cell_type, c.source) for c in nbformat.read(notebook, as_version=4).cells]
     package = Path(__file__).parent
     library = [*sorted(package.rglob("*.py")), *package.glob("*.mplstyle"), *sorted(data_path("reference").glob("*"))]
+    library += _records_before(notebook)
     sources = [hashlib.sha256(p.read_bytes()).hexdigest() for p in library]
     return hashlib.sha256(to_json([cells, parameters, sources, inputs, versions()]).encode()).hexdigest()
+
+
+def _records_before(notebook: Path) -> list[Path]:
+    """Records of the notebooks before this one, of every run, if one of its cells is tagged `reads-records`."""
+    tags = {tag for c in nbformat.read(notebook, as_version=4).cells for tag in c.metadata.get("tags", [])}
+    folders = figure_folders() if "reads-records" in tags else ()
+    return [p for f in folders for p in sorted(f.glob("*/records/*.json")) if p.stem < notebook.stem]
 
 
 def _inputs_digest(settings: Settings) -> str:

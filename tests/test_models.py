@@ -11,7 +11,8 @@ from timm.models import VisionTransformer
 from torchvision.transforms.functional import normalize
 
 import nslib
-from nslib.models import StagedViT, build_model, frozen, load_model, weights_record
+from nslib.models import build_model, load_model, weights_record
+from nslib.staged import StagedViT, frozen
 
 FAMILIES = {
     "vit_small_patch8_224": dict(img_size=24),

@@ -8,7 +8,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 import nslib.reproduce as runner
 from nslib.profiles import resolve
-from nslib.reproduce import DONE, FAILED, SKIPPED, find_notebooks, reproduce
+from nslib.reproduce import DONE, FAILED, LEFT, SKIPPED, find_notebooks, reproduce
 
 PARAMETERS = 'profile = "smoke"\nrun_name = ""\noverrides = {}'
 RECORD = """
@@ -108,6 +108,21 @@ def test_a_run_of_another_name_has_folders_of_its_own(place):
     assert place.log() == ["01_first smoke mine {}"]
     assert (place.runs / "mine" / "01_first.ipynb").is_file()
     assert statuses(reproduce([], "smoke", run_name="mine")) == [SKIPPED]
+
+
+def test_a_run_stops_in_time_and_goes_on_from_there(place, capsys):
+    place.add("01_first")
+    place.add("02_long", "import time\nfrom pathlib import Path\nflag = Path('../flag')\nif not flag.exists():\n"
+              "    flag.touch()\n    time.sleep(600)", RECORD)  # fmt: skip
+    place.add("03_third")
+    outcomes = reproduce([], "smoke", minutes=0.15)
+    assert statuses(outcomes) == [DONE, LEFT, LEFT]
+    assert outcomes[1].seconds < 30
+    assert place.files("smoke") == {"01_first.ipynb", "01_first.done.json"}
+    assert "[2/3] 02_long left" in capsys.readouterr().out
+    assert statuses(reproduce([], "smoke", minutes=5)) == [SKIPPED, DONE, DONE]
+    with pytest.raises(ValueError, match="minutes must be > 0, got 0"):
+        reproduce([], "smoke", minutes=0)
 
 
 def test_a_failure_does_not_stop_the_others(place, capsys):

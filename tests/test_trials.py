@@ -7,14 +7,15 @@ import pytest
 import torch
 from conftest import make_vit
 
-from nslib import trials
+from nslib import jobs, trials
 from nslib.config import ApproximateStudy, DataConfig, FinetuneConfig, FinetuningStudy, NoiseConfig, SuiteConfig
+from nslib.data.corruptions import CORRUPTIONS, SEVERITIES
 from nslib.data.source import open_source
 from nslib.evaluate.bench import Bench
 from nslib.evaluate.comparison import mean_difference, pool_seeds
 from nslib.evaluate.suite import Evaluation
-from nslib.models import renormalised
 from nslib.profiles import Settings, resolve
+from nslib.staged import renormalised
 
 TINY = Settings(
     pool=12,
@@ -44,14 +45,14 @@ def bench(vit):
 def trainings(monkeypatch):
     """Objectives trained, not read from the store."""
     done = []
-    train = trials.finetune_model
+    train = jobs.finetune_model
 
     def noted(model, source, cfg, *, target, **kwargs):
         if not target.is_file():
             done.append((cfg.objective, cfg.seed))
         return train(model, source, cfg, target=target, **kwargs)
 
-    monkeypatch.setattr(trials, "finetune_model", noted)
+    monkeypatch.setattr(jobs, "finetune_model", noted)
     return done
 
 
@@ -85,28 +86,29 @@ def test_seeds_are_pooled_image_by_image(bench, trainings):
     pooled = trials.row(bench, settings, "plain")
     each = trials.seed_rows(bench, settings, "plain")
     assert trainings == [("plain", 0), ("plain", 1)]
-    expected = (each[0].hits["clean"][""].astype(float) + each[1].hits["clean"][""]) / 2
-    assert pooled.hits["clean"][""].tolist() == expected.tolist()
+    assert pooled.hits["clean"][""].tolist() == [e.hits["clean"][""].tolist() for e in each]
+    assert (pooled.seeds, pooled.estimate("clean").seeds, each[0].seeds) == (2, 2, 1)
+    assert pooled.estimate("clean").value == pytest.approx(np.mean([e.estimate("clean").value for e in each]))
     alone = replace(settings, finetuning=replace(settings.finetuning, seeded=()))
     assert len(trials.seed_rows(bench, alone, "plain")) == 1
 
 
 def test_traced_rounds_are_measured_on_every_column(bench):
-    history = trials.finetuned(bench, TINY, "plain").history
+    history = jobs.finetuned(bench, TINY, "plain").history
     assert [set(r.measured) for r in history] == [{"clean", "adversarial", "shifted"}] * 2
-    assert set(trials.traced_base(bench, TINY)) == {"clean", "adversarial", "shifted"}
-    assert trials.finetuned(bench, TINY, "sam").history[0].measured == {}
+    assert set(jobs.traced_base(bench, TINY)) == {"clean", "adversarial", "shifted"}
+    assert jobs.finetuned(bench, TINY, "sam").history[0].measured == {}
 
 
 def test_the_last_round_measures_the_model_delivered(bench):
-    run = trials.finetuned(bench, TINY, "plain")
-    after = trials.traced_base(bench.of(run.model), TINY)
+    run = jobs.finetuned(bench, TINY, "plain")
+    after = jobs.traced_base(bench.of(run.model), TINY)
     assert run.history[-1].measured == pytest.approx(after)
 
 
 def test_eps_sets_are_measured_along_fresh_directions(bench):
-    table = trials.eps_sets(bench, TINY, {"base": bench.model, "other": make_vit(seed=2)}, eps=0.03)
-    assert set(table.model) == {"base", "other"}
+    table = trials.eps_sets(bench, TINY, ["plain"], eps=0.03)
+    assert set(table.model) == {"base", "plain"}
     assert {"learned", "permuted", "random"} <= set(table.noise)
     assert table.norm.gt(0).all()
 
@@ -152,6 +154,93 @@ def test_differences_to_one_of_the_rows():
     assert table.model.tolist() == ["ours"]
     assert table.difference.tolist() == [25]
     assert table.n.tolist() == [4]
+
+
+def seeds_of(name: str, *seeds: dict) -> Evaluation:
+    return pool_seeds([evaluation(name, **columns) for columns in seeds], name)
+
+
+def test_differences_over_seeds_are_paired_seed_by_seed():
+    """Both methods vary from seed to seed in the same way: their difference does not."""
+    ours = seeds_of("ours", {"clean": [1, 1, 1, 1, 0]}, {"clean": [1, 0, 0, 0, 0]})
+    theirs = seeds_of("plain", {"clean": [0, 1, 1, 1, 0]}, {"clean": [0, 0, 0, 0, 0]})
+    (found,) = trials.column_gains(ours, theirs)
+    assert (found.value, found.n, found.seeds) == (20, 5, 2)
+    assert found.high - found.value == pytest.approx(100 * 2.776 * np.std([1, 0, 0, 0, 0], ddof=1) / 5**0.5, rel=1e-3)
+    mean = mean_difference(ours, theirs, ["clean"])
+    assert (mean.low, mean.high, mean.seeds) == pytest.approx((found.low, found.high, 2))
+
+
+def test_seeds_pair_with_the_one_of_the_base():
+    base = evaluation("base", clean=[0, 0, 1, 1], a=[0, 0, 0, 0])
+    ours = seeds_of("ours", {"clean": [0, 1, 1, 1], "a": [0, 0, 1, 0]}, {"clean": [1, 1, 1, 1], "a": [0, 0, 1, 0]})
+    found = trials.column_gains(ours, base)
+    assert [(e.value, e.n, e.seeds) for e in found] == [(37.5, 4, 2), (25, 4, 2)]
+    gain = mean_difference(ours, base, ["clean", "a"])
+    assert (gain.value, gain.n, gain.seeds) == (31.25, 8, 2)
+    three = seeds_of("three", *[{"clean": [0, 1, 1, 1], "a": [0, 0, 0, 0]}] * 3)
+    for compare in (trials.column_gains, lambda a, b: mean_difference(a, b, ["clean"])):
+        with pytest.raises(ValueError, match="seeds are paired one by one, got 2 and 3: measure as many of both"):
+            compare(ours, three)
+
+
+def test_a_seed_is_lucky_on_all_columns_at_once():
+    """Luck that is the same on both columns does not average out over them; luck that is opposite does."""
+    base = evaluation("base", clean=[0] * 40, a=[0] * 40)
+    up, down = [1] * 20 + [0] * 20, [1] * 4 + [0] * 36
+    same = seeds_of("same", {"clean": up, "a": up}, {"clean": down, "a": down})
+    opposite = seeds_of("opposite", {"clean": up, "a": down}, {"clean": down, "a": up})
+    widths = []
+    for ours in (same, opposite):
+        found = mean_difference(ours, base, ["clean", "a"])
+        assert found.value == 30
+        widths.append(found.high - found.low)
+    assert widths[0] > 5 * widths[1]
+
+
+def test_columns_with_fewer_of_the_same_images():
+    """A column of the first two of four images weighs as much as the others in the mean, and n counts images once."""
+    ours = evaluation("ours", clean=[1, 0, 1, 1], fgsm=[1, 1])
+    theirs = evaluation("theirs", clean=[0, 0, 0, 0], fgsm=[0, 1])
+    found = mean_difference(ours, theirs, ["clean", "fgsm"])
+    assert found.value == pytest.approx((75 + 50) / 2)
+    assert found.n == 4
+    spread = np.var(np.array([1 + 2, 0, 1, 1]) * 100, ddof=1) / 4
+    assert found.high - found.value == pytest.approx(1.96 * np.sqrt(spread) / 2)
+
+
+def corrupted(name: str, wrong: float, published: bool = False) -> Evaluation:
+    """Of 20 images a share is wrong under every corruption."""
+    hits = {f"{c}/{s}": np.arange(20) >= 20 * wrong for c in CORRUPTIONS for s in SEVERITIES}
+    return Evaluation(name, {"clean": {"": np.ones(20, bool)}, "c": hits}, published_c=published)
+
+
+def test_rows_name_the_ratio_of_the_corruption_errors():
+    found = {"base": corrupted("base", 0.5), "ours": corrupted("ours", 0.4)}
+    table = trials.rows_table(found).set_index("model")
+    assert table.columns.tolist() == ["clean", "c", "c / base", "mean"]
+    assert table["c / base"].to_dict() == pytest.approx({"base": 1, "ours": 0.8})
+    assert "c / base" not in trials.rows_table({"ours": found["ours"]})
+    published = {"base": corrupted("base", 0.5, True), "ours": corrupted("ours", 0.4, True)}
+    assert "c / base" not in trials.rows_table(published)
+    against = trials.differences_to({"plain": found["base"], "ours": found["ours"]}, "plain")
+    assert against["ratio to plain"].tolist()[1] == pytest.approx(0.8)
+
+
+def test_rows_have_estimates():
+    found = {"base": corrupted("base", 0.5), "ours": seeds_of("ours", {"clean": [1, 0, 1]}, {"clean": [1, 1, 0]})}
+    table = trials.rows_estimates(found)
+    assert table.columns.tolist() == ["model", "column", "measure", "value", "low", "high", "n", "seeds"]
+    assert table[["model", "column", "measure"]].to_numpy().tolist() == [
+        ["base", "clean", "top-1"],
+        ["base", "c", "corruption error"],
+        ["ours", "clean", "top-1"],
+    ]
+    assert table.value.tolist() == pytest.approx([100, 50, 100 * 4 / 6])
+    assert table.n.tolist() == [20, 20, 3]
+    assert table.seeds.tolist() == [1, 1, 2]
+    assert (table.low <= table.value).all()
+    assert (table.value <= table.high).all()
 
 
 def test_renormalised_is_a_copy_with_other_statistics(vit):
@@ -205,3 +294,13 @@ def test_c11_needs_the_whole_table():
     assert not trials.whole(TINY)
     assert trials.whole(resolve("full"))
     assert not trials.whole(resolve("full", overrides={"finetuning.columns": ["clean", "c"]}))
+
+
+def test_objectives_that_are_left_out_are_noted():
+    found = {"base": evaluation("base", clean=[1, 0]), "plain": evaluation("plain", clean=[1, 1])}
+    table = trials.with_absent(trials.rows_table(found))
+    assert table.model.tolist()[:2] == ["base", "plain"]
+    left = table[table.note == "run at full"]
+    assert {"nullspace", "sam", "madry"} <= set(left.model)
+    assert "plain" not in set(left.model)
+    assert left.clean.isna().all()

@@ -1,0 +1,176 @@
+"""The finetuned models of the notebooks: each trained once, measured on the same images, and kept."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from filelock import FileLock
+
+from nslib.analysis.epsilon import eps_noises, reach_table
+from nslib.config import FinetuneConfig, SuiteConfig
+from nslib.evaluate.bench import Bench
+from nslib.evaluate.columns import COLUMNS
+from nslib.evaluate.suite import Evaluation, evaluate_model
+from nslib.finetune.rounds import Finetuned, finetune_model
+from nslib.finetune.state import Round, rounds_of
+from nslib.kept import jobs_path, kept, packed, rounded, unpacked
+from nslib.nullspace.membership import clean_pass, make_pool
+from nslib.profiles import Settings
+from nslib.progress import finetune_bar
+from nslib.runtime import store_path
+from nslib.staged import StagedViT
+from nslib.store import digest, model_digest
+
+VERSION = 1  # part of every stored model: raise it when the same settings give another one
+BASE = "base"
+TRACED = ("nullspace", "plain", "random")  # Fig. 4: measured after every round
+SHIFTED = ("a", "v2", "r", "sketch", "stylized")
+_FRESH = 1000  # seeds from here on are of noises that no round has learned
+_COST = ("minutes", "units", "images_of_standard_training", "missed_eps")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One finetuned model: what happened in each round, what the run cost, and what the model gets right.
+
+    `cost` has minutes, units (see `nslib.finetune.cost.Meter`), images_of_standard_training and missed_eps.
+    """
+
+    history: list[Round]
+    cost: dict[str, Any]
+    evaluation: Evaluation
+
+
+def finetuned(bench: Bench, settings: Settings, objective: str, *, seed: int = 0, **changes) -> Finetuned:
+    """The bench's model finetuned with an objective; trained now unless the store has it, resumed where it was stopped.
+
+    Args:
+        seed: added to the settings' own.
+        changes: of settings.finetune, such as noise or trainable.
+    Raises:
+        As `finetune_model`.
+    """
+    cfg = config_of(settings, objective, seed, **changes)
+    traced = objective in TRACED
+    suite = _trace_suite(settings)
+    inputs = [VERSION, cfg, model_digest(bench.model), bench.source.identity("train"), suite if traced else None]
+    target = store_path() / "finetune" / digest(inputs) / f"{objective}.safetensors"
+    target.parent.mkdir(parents=True, exist_ok=True)
+
+    def measure(number: int, model: StagedViT) -> dict[str, float]:
+        return _traced(evaluate_model(model, bench.source, suite, progress=False))
+
+    with FileLock(f"{target}.lock"), finetune_bar(cfg, f"{objective}, seed {cfg.seed}") as on_step:
+        return finetune_model(
+            bench.model, bench.source, cfg, target=target, on_step=on_step, on_round=measure if traced else None
+        )
+
+
+def _trace_suite(settings: Settings) -> SuiteConfig:
+    """Of the settings only those on which these columns depend: the others may change without training anew."""
+    columns = ("clean", "fgsm", *(c for c in SHIFTED if settings.data.kind == "shapes"))
+    same = {name: getattr(settings.suite, name) for name in ("batch", "fgsm_eps", "protocol", "seed")}
+    return SuiteConfig(columns=columns, images=settings.finetuning.trace_images, **same)
+
+
+def _traced(found: Evaluation) -> dict[str, float]:
+    """Clean, adversarial and shifted top-1 in percent."""
+    values = {"clean": found.estimate("clean").value, "adversarial": found.estimate("fgsm").value}
+    shifted = [found.estimate(c).value for c in SHIFTED if c in found.hits]
+    return values | ({"shifted": sum(shifted) / len(shifted)} if shifted else {})
+
+
+def traced_base(bench: Bench, settings: Settings) -> dict[str, float]:
+    """What `finetuned` measures after every round, of the model before the first."""
+    return _traced(evaluate_model(bench.model, bench.source, _trace_suite(settings), progress=False))
+
+
+def run(bench: Bench, settings: Settings, objective: str, *, seed: int = 0, **changes) -> Job:
+    """A finetuned model's rounds, cost and columns; with settings.finetuning.keep from the file that has them.
+
+    Args:
+        seed, changes: as in `finetuned`; a change to what the settings say anyway is none.
+    Raises:
+        ValueError: a kept file is damaged.
+    """
+
+    def compute() -> dict[str, Any]:
+        done = finetuned(bench, settings, objective, seed=seed, **changes)
+        found = evaluate_model(done.model, bench.source, _row_suite(settings), surrogate=bench.surrogate)
+        cost = rounded({name: done.record[name] for name in _COST})
+        return {"history": rounded([asdict(r) for r in done.history]), "cost": cost, "evaluation": packed(found)}
+
+    cfg = config_of(settings, objective, seed, **changes)
+    inputs = {**_inputs(bench, settings, cfg), "suite": _row_suite(settings),
+              "surrogate": bench.surrogate and model_digest(bench.surrogate)}  # fmt: skip
+    found = kept(_file(bench, settings, cfg), inputs, compute)
+    return Job(rounds_of(found["history"]), found["cost"], unpacked(found["evaluation"]))
+
+
+def config_of(settings: Settings, objective: str, seed: int = 0, **changes) -> FinetuneConfig:
+    """The configuration of one of the runs; its seed is added to the settings' own."""
+    return replace(settings.finetune, objective=objective, seed=settings.finetune.seed + seed, **changes)
+
+
+def base_row(bench: Bench, settings: Settings) -> Evaluation:
+    """The columns of the model before finetuning, on the same images as those of every run."""
+    found = evaluate_model(bench.model, bench.source, _row_suite(settings), surrogate=bench.surrogate)
+    return replace(found, model=BASE)
+
+
+def eps_set(bench: Bench, settings: Settings, objective: str, *, eps: float) -> pd.DataFrame:
+    """How far the eps set of a model reaches along fresh directions: noises that no finetuning has seen.
+
+    The noises are learned anew against each model from the same starts; the controls are their permutations and random
+    directions. Norms are measured on the reported images.
+
+    Args:
+        objective: with which the model was finetuned, or `base`.
+    Returns:
+        columns model, start, noise, norm, gap, reached.
+    """
+    study = replace(settings.approximate, eps=(eps,), starts=settings.finetuning.fresh, noise=settings.finetune.noise)
+
+    def compute() -> dict[str, Any]:
+        model = bench.model if objective == BASE else finetuned(bench, settings, objective).model
+        learning, _ = bench.source.take("train", settings.pool + settings.heldout)
+        reported, _ = bench.source.take("val", study.reach_images)
+        pool = make_pool(model, learning, heldout=settings.heldout)
+        noises = eps_noises(model, pool, study, seed=settings.seed + _FRESH, stops=("heldout",))
+        found = reach_table(model, clean_pass(model, reported), noises, seed=settings.seed + _FRESH)
+        return {"rows": rounded(found.drop(columns="eps").assign(model=objective).to_dict("records"))}
+
+    cfg = config_of(settings, objective)
+    inputs = {**_inputs(bench, settings, cfg), "reach": study, "pool": settings.pool, "heldout": settings.heldout}
+    rows = kept(_file(bench, settings, cfg, "reach"), inputs, compute)["rows"]
+    return pd.DataFrame(rows, columns=["model", "start", "noise", "norm", "gap", "reached"])
+
+
+def _inputs(bench: Bench, settings: Settings, cfg: FinetuneConfig) -> dict[str, Any]:
+    shown = [s for c in settings.finetuning.columns if not bench.missing(s := COLUMNS[c].split)]
+    data = {split: bench.identity(split) for split in ("train", *(r for s in shown for r in bench.reads(s)))}
+    trace = _trace_suite(settings) if cfg.objective in TRACED else None
+    versions = {c: v for c in settings.finetuning.columns if (v := COLUMNS[c].version) != 1}
+    return {"version": VERSION, "columns": versions, "finetune": cfg, "trace": trace,
+            "weights": model_digest(bench.model), "data": data}  # fmt: skip
+
+
+def _file(bench: Bench, settings: Settings, cfg: FinetuneConfig, *kind: str) -> Path | None:
+    """Where a result is kept; None where the study does not ask for it."""
+    if not settings.finetuning.keep:
+        return None
+    name = "_".join([bench.model.name, cfg.objective, f"seed{cfg.seed}", *changed(settings.finetune, cfg), *kind])
+    return jobs_path(settings.run_name) / f"{name}.json"
+
+
+def changed(before: FinetuneConfig, after: FinetuneConfig) -> list[str]:
+    """Settings that differ, besides objective and seed, each as `noise.eps-0.1`."""
+    old, new = (pd.json_normalize(asdict(replace(cfg, objective="", seed=0))).iloc[0] for cfg in (before, after))
+    return [f"{name}-{value}" for name, value in new.items() if value != old[name]]
+
+
+def _row_suite(settings: Settings) -> SuiteConfig:
+    return replace(settings.suite, columns=settings.finetuning.columns, images=settings.finetuning.images)

@@ -1,0 +1,110 @@
+"""Results of long runs as small text files that a repository can hold: a later run computes only what is missing.
+
+A file lies at `figures/<run name>/records/jobs/<name>.json`. It holds all settings and digests of all inputs, how and
+when it was made, and the result.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from nslib.config import FinetuneConfig, SuiteConfig
+from nslib.evaluate.suite import Evaluation
+from nslib.finetune.state import differences
+from nslib.runtime import figures_path, run_record, store_path, to_json, write_text
+
+_DEFAULTS = json.loads(to_json({"finetune": FinetuneConfig(), "suite": SuiteConfig(), "trace": SuiteConfig()}))
+
+
+def jobs_path(run_name: str) -> Path:
+    """Where the results of a run's jobs are kept."""
+    return figures_path(run_name) / "records" / "jobs"
+
+
+def kept(path: Path | None, inputs: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The result in this file if it was made from the same inputs, else computed now and written there.
+
+    A setting that did not exist yet when the file was written counts as its default, which is how the code of then
+    behaved. Two processes that want the same file compute it once.
+
+    Args:
+        path: None computes without keeping.
+        inputs: plain values and dataclasses; of `finetune`, `suite` and `trace` the defaults are known.
+        compute: returns plain (JSON) values by name.
+    Raises:
+        ValueError: the file is damaged; names it.
+        OSError: it cannot be written.
+    """
+    if path is None:
+        return compute()
+    now = json.loads(to_json(inputs))
+    lock = store_path() / "jobs" / f"{path.parents[2].name}_{path.stem}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
+        if path.is_file():
+            record = _read(path)
+            known = {name: default for name, default in _DEFAULTS.items() if name in record["config"]}
+            if not differences(_filled(record["config"], known), now):
+                return record["result"]
+        record = run_record(inputs, result=compute())
+        write_text(path, to_json(record) + "\n")
+    return record["result"]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return {name: record[name] for name in ("config", "result")}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}: {error}): remove it to compute it anew"
+        ) from error
+
+
+def _filled(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Settings, and where they know less than the defaults of their name, these too."""
+    filled = dict(settings)
+    for name, default in defaults.items():
+        if isinstance(default, dict) and isinstance(settings.get(name), dict):
+            filled[name] = _filled(settings[name], default)
+        elif name not in settings:
+            filled[name] = default
+    return filled
+
+
+def packed(evaluation: Evaluation) -> dict[str, Any]:
+    """An evaluation as plain values, one bit an image."""
+    hits = {
+        column: {variant: {"n": len(h), "bits": base64.b64encode(np.packbits(h)).decode()} for variant, h in v.items()}
+        for column, v in evaluation.hits.items()
+    }
+    return {f.name: getattr(evaluation, f.name) for f in fields(evaluation)} | {"hits": hits}
+
+
+def unpacked(plain: dict[str, Any]) -> Evaluation:
+    """The evaluation that `packed` has packed."""
+    hits = {
+        column: {
+            variant: np.unpackbits(np.frombuffer(base64.b64decode(h["bits"]), np.uint8), count=h["n"]).astype(bool)
+            for variant, h in variants.items()
+        }
+        for column, variants in plain["hits"].items()
+    }
+    return Evaluation(**plain | {"hits": hits})
+
+
+def rounded(value: Any) -> Any:
+    """Numbers to six significant digits."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {name: rounded(v) for name, v in value.items()}
+    return [rounded(v) for v in value] if isinstance(value, list) else value

@@ -1,0 +1,43 @@
+"""The recipe of the embedded experiment: which learning rate and eps leave most to learned noise, told by val alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pandas as pd
+
+from nslib.evaluate.bench import Bench
+from nslib.evaluate.comparison import mean_difference
+from nslib.jobs import run
+from nslib.profiles import Settings
+
+VAL = ("clean", "fgsm", "damagenet", "c")  # columns that are made of the images of val
+_TRACED = 16  # images of each round's measurement, which decides nothing here
+
+
+def settings_table(bench: Bench, settings: Settings) -> pd.DataFrame:
+    """Short runs over settings.finetuning.search_lr and search_eps: learned noise minus `plain` at the same rate.
+
+    Each is 1/10 of its learning rate at the end, as in the paper. Differences are means over the columns of val, in
+    percentage points, paired by image.
+
+    Returns:
+        the largest difference first: columns lr, eps, plain (its mean top-1 over the columns, percent), difference,
+        low, high, n, norm (of the last round's noise).
+    """
+    study = settings.finetuning
+    short = replace(study, columns=VAL, images=study.search_images, trace_images=_TRACED)
+    settings = replace(settings, finetuning=short)
+    rows = []
+    for lr in study.search_lr:
+        recipe = {"rounds": study.search_rounds, "lr": lr, "lr_min": lr / 10}
+        plain = run(bench, settings, "plain", **recipe).evaluation
+        height = sum(plain.estimate(c).value for c in VAL) / len(VAL)
+        for eps in study.search_eps:
+            noise = replace(settings.finetune.noise, eps=eps)
+            job = run(bench, settings, "nullspace", noise=noise, **recipe)
+            gain = mean_difference(job.evaluation, plain, VAL)
+            rows.append({"lr": lr, "eps": eps, "plain": height, "difference": gain.value, "low": gain.low,
+                         "high": gain.high, "n": gain.n, "norm": job.history[-1].noises[0].norm})  # fmt: skip
+    table = pd.DataFrame(rows, columns=["lr", "eps", "plain", "difference", "low", "high", "n", "norm"])
+    return table.sort_values("difference", ascending=False, ignore_index=True)

@@ -1,0 +1,190 @@
+"""Vision transformers in the stages of the paper, f = f_psi . f_phi . f_theta, around timm's own methods."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+
+import torch
+from timm.layers import PatchEmbed
+from timm.models import VisionTransformer
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+EXPECTED = "expected a timm VisionTransformer whose patch embedding is one convolution, such as vit_tiny_patch16_224"
+
+
+class StagedViT(nn.Module):
+    """A timm VisionTransformer cut where the paper adds its noise, with the normalisation inside.
+
+        embed               (B, C, H, W) images in [0, 1] -> (B, N, D) patch tokens          f_theta
+        encode              (B, N, D) -> (B, T, D) normalised tokens of the last block       f_phi
+        classify            (B, T, D) -> (B, K) logits                                       f_psi
+        logits_from_tokens  classify . encode, the last block computing only what the head reads
+
+    Tokens are taken before class token and position embedding, so noise (1, N, D) leaves the class token alone.
+    `encode` keeps all T tokens, prefix tokens first, because not every head reads the class token only: distilled
+    heads read two, pooled heads read all.
+
+    Args:
+        mean, std: of each channel, in units in which images lie in [0, 1].
+    Raises:
+        TypeError: not a VisionTransformer of timm, or its patch embedding is not one convolution of fixed size.
+        ValueError: mean or std of another number of channels, or an image smaller than a patch.
+    Source: arXiv:2403.10476, Section 3.1.
+    """
+
+    block = 0  # tokens are taken on the way to this one
+
+    def __init__(self, vit: nn.Module, *, mean: tuple[float, ...], std: tuple[float, ...], name: str = "custom"):
+        super().__init__()
+        _check_architecture(vit, name)
+        self.vit = vit
+        self.name = name
+        self.stored_dtype: torch.dtype | None = None  # of the patch embedding in the file that weights came from
+        channels = vit.patch_embed.proj.in_channels
+        if not len(mean) == len(std) == channels:
+            raise ValueError(f"mean and std must have a number for each of {channels} channels, got {mean} and {std}")
+        if not vit.patch_embed.num_patches:
+            sizes = f"{vit.patch_embed.img_size}, a patch {vit.patch_embed.patch_size}"
+            raise ValueError(f"{name} takes images {sizes}: img_size must be at least one patch")
+        for key, value in (("mean", mean), ("std", std)):
+            self.register_buffer(key, torch.tensor(value, dtype=torch.float32).reshape(1, -1, 1, 1), persistent=False)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return (self.vit.patch_embed.proj.in_channels, *self.vit.patch_embed.img_size)
+
+    @property
+    def token_shape(self) -> tuple[int, int]:
+        """(N, D)."""
+        return self.vit.patch_embed.num_patches, self.vit.embed_dim
+
+    @property
+    def num_classes(self) -> int:
+        return self.vit.num_classes
+
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device
+
+    def embed(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, N, D)."""
+        return self.vit.patch_embed((images - self.mean) / self.std)
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) -> (B, T, D)."""
+        return self.vit.norm(self.vit.blocks[self.block :](self._enter(tokens)))
+
+    def classify(self, encoded: Tensor) -> Tensor:
+        """(B, T, D) -> (B, K)."""
+        return self.vit.forward_head(encoded)
+
+    def logits_from_tokens(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) -> (B, K).
+
+        A head that reads the class token alone needs of the last block no patch token: its MLP, two thirds of its
+        work, is computed for the prefix tokens only.
+        """
+        vit = self.vit
+        *blocks, last = vit.blocks[self.block :]
+        if vit.global_pool != "token" or type(last) is not Block:
+            return self.classify(self.encode(tokens))
+        x = self._enter(tokens)
+        for block in blocks:
+            x = block(x)
+        x = x + last.drop_path1(last.ls1(last.attn(last.norm1(x))))
+        x = x[:, : vit.num_prefix_tokens]
+        x = x + last.drop_path2(last.ls2(last.mlp(last.norm2(x))))
+        return self.classify(vit.norm(x))
+
+    def _enter(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) -> (B, T, D), what enters block `self.block`."""
+        vit = self.vit
+        return vit.norm_pre(vit.patch_drop(vit._pos_embed(tokens)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, K)."""
+        return self.logits_from_tokens(self.embed(images))
+
+    def check_images(self, images: Tensor) -> None:
+        """Refuse what is no batch of images for this model; for the boundaries, not for inner loops.
+
+        Raises:
+            ValueError: wrong number of dimensions, channels or size, or values outside [0, 1].
+        """
+        want, got = self.image_shape, tuple(images.shape)
+        if got[1:] != want:
+            raise ValueError(
+                f"images must be (B, {', '.join(map(str, want))}) for {self.name}, got {got}: resize first"
+            )
+        if len(images) and not (images.amin() >= 0 and images.amax() <= 1):
+            span = f"[{images.amin():.3g}, {images.amax():.3g}]"
+            raise ValueError(
+                f"images must lie in [0, 1], got {span}: the model normalises inside, pass raw pixels / 255"
+            )
+
+    def check_noise(self, noise: Tensor) -> None:
+        """Refuse a noise that cannot be added to this model's patch tokens.
+
+        Raises:
+            ValueError: shape other than (1, N, D), or another device or dtype than the model's.
+        """
+        patches, width = self.token_shape
+        if noise.shape != (1, patches, width):
+            prefix = self.vit.num_prefix_tokens
+            with_prefix = prefix and tuple(noise.shape) == (1, patches + prefix, width)
+            remedy = ": drop the class token" if with_prefix else ""
+            raise ValueError(f"noise must be (1, {patches}, {width}) for {self.name}, got {tuple(noise.shape)}{remedy}")
+        weight = self.vit.patch_embed.proj.weight
+        if noise.device != weight.device or noise.dtype != weight.dtype:
+            have, need = f"{noise.dtype} on {noise.device}", f"{weight.dtype} on {weight.device}"
+            raise ValueError(f"noise must be {need} as the model is, got {have}: use noise.to(model_device, dtype)")
+
+    def check_frozen_use(self) -> None:
+        """Refuse a model in training mode, whose dropout would make every comparison random.
+
+        Raises:
+            ValueError: the model is in training mode.
+        """
+        if self.training:
+            raise ValueError(f"{self.name} is in training mode: call model.eval() first")
+
+
+def _check_architecture(vit: nn.Module, name: str) -> None:
+    if not isinstance(vit, VisionTransformer):
+        raise TypeError(f"{name} is a {type(vit).__name__}: {EXPECTED}")
+    stem = vit.patch_embed
+    if (
+        type(stem) is not PatchEmbed
+        or not isinstance(stem.proj, nn.Conv2d)
+        or stem.proj.kernel_size != stem.proj.stride
+    ):
+        raise TypeError(f"{name} has a patch embedding {type(stem).__name__}: {EXPECTED}")
+    if not stem.flatten or stem.img_size is None:
+        raise TypeError(f"{name} was made with dynamic_img_size: make it with a fixed img_size, {EXPECTED}")
+
+
+def renormalised(model: StagedViT, *, mean: tuple[float, ...], std: tuple[float, ...]) -> StagedViT:
+    """A copy of a model behind another mean and std of each channel, in evaluation mode.
+
+    Raises:
+        ValueError: mean or std of another number of channels.
+    """
+    name = f"{model.name}_renormalised"
+    return StagedViT(deepcopy(model.vit), mean=mean, std=std, name=name).to(model.device).eval()
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter takes a gradient inside the block; the flags are as before after it."""
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    for p, _ in flags:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p, flag in flags:
+            p.requires_grad_(flag)
