@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
+from scipy import optimize, stats
 
 LEVEL = 0.95
 
@@ -30,12 +30,17 @@ class Estimate:
 def mean_estimate(values: ArrayLike, *, seeds: int = 1) -> Estimate:
     """Mean of values (n,), one an image, with a bootstrap percentile interval (2,000 resamples, fixed draws).
 
-    For a difference of two methods pass the differences on the same images: that is the paired interval.
+    For a difference of two methods pass the differences on the same images: that is the paired interval. Of values
+    (S, n), S seeds on the same images, the interval is that of `spread_of_seeds`.
 
+    Args:
+        seeds: over which values (n,) were averaged before; for values (S, n) it is S.
     Raises:
-        ValueError: no values, or some are not finite.
+        ValueError: no values, some are not finite, or as `spread_of_seeds`.
     """
     values = _finite(values)
+    if values.ndim == 2:
+        return spread_of_seeds(values).estimate(float(values.mean()), n=values.shape[1], seeds=len(values))
     if values.std() == 0:  # nothing to resample
         return Estimate(float(values[0]), float(values[0]), float(values[0]), len(values), seeds)
     interval = stats.bootstrap(
@@ -47,25 +52,84 @@ def mean_estimate(values: ArrayLike, *, seeds: int = 1) -> Estimate:
 def share_estimate(hits: ArrayLike, *, seeds: int = 1) -> Estimate:
     """Share of true values among hits (n,), one an image, with Wilson's interval.
 
-    A hit may be a share itself, such as the mean over several noises: then n images count, not n times as many.
+    A hit may be a share itself, such as the mean over several noises: then n images count, not n times as many. Of hits
+    (S, n), S seeds on the same images, the interval is that of `mean_estimate`, and no narrower than Wilson's over the
+    images, which has a width also where all are right.
 
     Raises:
-        ValueError: no values, or some lie outside [0, 1].
+        ValueError: no values, some lie outside [0, 1], or as `spread_of_seeds`.
     """
     hits = _finite(hits)
     if hits.min() < 0 or hits.max() > 1:
         raise ValueError(f"hits must lie in [0, 1], got [{hits.min():g}, {hits.max():g}]")
+    if hits.ndim == 2:
+        pooled, over_seeds = share_estimate(hits.mean(0)), mean_estimate(hits)
+        low, high = min(pooled.low, max(over_seeds.low, 0.0)), max(pooled.high, min(over_seeds.high, 1.0))
+        return Estimate(pooled.value, low, high, pooled.n, len(hits))
     interval = stats.binomtest(round(hits.sum()), len(hits)).proportion_ci(LEVEL, method="wilson")
     return Estimate(float(hits.mean()), float(interval.low), float(interval.high), len(hits), seeds)
 
 
+@dataclass(frozen=True)
+class Spread:
+    """What a mean's error is made of: standard errors of independent sources, with their degrees of freedom.
+
+    Half-widths of the sources' own t intervals add up as squares, so that the few seeds get the wide quantile that they
+    deserve and the many images do not.
+    """
+
+    sources: tuple[tuple[float, int], ...]
+
+    def half(self, level: float = LEVEL) -> float:
+        """Half-width of the interval."""
+        return sum((error * stats.t.ppf((1 + level) / 2, freedom)) ** 2 for error, freedom in self.sources) ** 0.5
+
+    def estimate(self, value: float, *, n: int, seeds: int) -> Estimate:
+        """A value with this interval around it."""
+        half = float(self.half())
+        return Estimate(value, value - half, value + half, n, seeds)
+
+    def p_value(self, value: float) -> float:
+        """One less the level at which the interval around a value reaches zero; 0 for less than 1e-12."""
+        if value == 0:
+            return 1.0
+        if self.half(1 - 1e-12) < abs(value):
+            return 0.0
+        return 1 - float(optimize.brentq(lambda level: self.half(level) - abs(value), 0, 1 - 1e-12, xtol=1e-12))
+
+
+def spread_of_seeds(*groups: np.ndarray) -> Spread:
+    """Spread of the sum of the means of groups of values (S, n_g): S seeds, all on the same n_g images.
+
+    Seeds and images are crossed, and a seed's luck is the same in all groups. With x_si a value the squared errors are
+
+        Var_i(mean_s x_si) / n_g  of each group's images,  and  Var_s(sum_g mean_i x_si) / S  of the seeds.
+
+    What seed and image do only together enters both, so that the interval covers the truth in 95 % of cases or more.
+
+    Raises:
+        ValueError: fewer than two seeds, or a group of fewer than two images.
+    """
+    shapes = [values.shape for values in groups]
+    if min(min(shape) for shape in shapes) < 2:
+        raise ValueError(f"an interval over seeds needs two seeds and two images or more, got (seeds, images) {shapes}")
+    images = [_source(values.mean(0)) for values in groups]
+    return Spread((*images, _source(np.sum([values.mean(1) for values in groups], axis=0))))
+
+
+def _source(means: np.ndarray) -> tuple[float, int]:
+    return float((means.var(ddof=1) / len(means)) ** 0.5), len(means) - 1
+
+
 def _finite(values: ArrayLike) -> np.ndarray:
-    values = np.asarray(values, dtype=float).ravel()
-    if not len(values):
+    values = np.asarray(values, dtype=float)
+    if values.ndim != 2 or len(values) == 1:
+        values = values.ravel()
+    if not values.size:
         raise ValueError("no values to average: at least one image is needed")
     if not np.isfinite(values).all():
         raise ValueError(
-            f"{np.count_nonzero(~np.isfinite(values))} of {len(values)} values are not finite: look at the model"
+            f"{np.count_nonzero(~np.isfinite(values))} of {values.size} values are not finite: look at the model"
         )
     return values
 

@@ -42,7 +42,7 @@ settings.models, settings.suite
 
 # %% [markdown]
 # ## The row of the base model
-# Column c is an error: lower is better. It is an mCE, in units of AlexNet's error, only on the published ImageNet-C; here it is the mean error over the fifteen corruptions at five severities. The costly attacks are measured on fewer images: n says how many.
+# Column c is an error: lower is better. It is an mCE, in units of AlexNet's error, only on the published ImageNet-C, else the mean error over the fifteen corruptions at five severities; `source` says which images were shown. The costly attacks are measured on fewer images: n says how many. A column that cannot be shown says what is missing.
 
 # %%
 bench = nslib.open_bench(settings)
@@ -73,11 +73,13 @@ table2.round(1)
 # Top-1 over the fifteen corruptions and five severities.
 
 # %%
-corruptions = corruption_table(base.hits["c"])
-figure, ax = plt.subplots(figsize=(3.6, 3.6))
-plots.heat(corruptions, ax, label="top-1, %").set(xlabel="severity", ylabel="")
-plots.caption(figure, f"{bench.model.name}, n = {len(base.hits['c']['fog/1'])} images in every cell")
-record.figure("corruptions", figure, corruptions.reset_index())
+if "c" in base.hits:
+    corruptions = corruption_table(base.hits["c"])
+    figure, ax = plt.subplots(figsize=(3.6, 3.6))
+    plots.heat(corruptions, ax, label="top-1, %").set(xlabel="severity", ylabel="")
+    plots.caption(figure, f"{bench.model.name}, n = {base.estimate('c').n} images in every cell")
+    record.figure("corruptions", figure, corruptions.reset_index())
+base.sources.get("c", base.absent("c"))
 
 # %% [markdown]
 # ## Strength
@@ -95,14 +97,15 @@ record.figure("strength", figure, curves)
 
 # %% [markdown]
 # ## Do the attacks attack?
-# An attack that fails looks like robustness. Each line holds two figures that must stand in that order.
+# An attack that fails looks like robustness. Each line holds two figures that must stand in that order. The last one is left out where AutoAttack was not measured.
 
 # %%
 eps, few = settings.suite.autoattack_eps, settings.suite.costly_images
 images, labels = bench.take("val", 0, few)
 weaker = pgd_hits(bench.model, images, labels, eps=eps, steps=settings.suite.pgd_steps)
-sanity = sanity_table(curves, base.hits["autoattack"][""], weaker)
+sanity = sanity_table(curves, base.hits.get("autoattack", {}).get(""), weaker)
 record.table("sanity", sanity)
+print(f"AutoAttack: {base.absent('autoattack') or 'measured'}")
 sanity.round(1)
 
 # %% [markdown]
@@ -123,6 +126,7 @@ examples = column_examples(bench, 2)
 figure = plots.answers(examples, bench.source.names())
 if settings.data.kind == "shapes":
     record.figure("examples", figure, None)
+base.missing or "no column is missing"
 
 # %% [markdown]
 # ## The authors' handling of FGSM
@@ -135,13 +139,14 @@ handling.round(1)
 
 # %% [markdown]
 # ## The finetuned models
-# Every objective on the same recipe: same images in the same order, same number of updates, measured on the same images. The mean is over the columns shown, with 100 − c; rows that are not here run at profile `full`.
+# Every objective on the same recipe: same images in the same order, same number of updates, measured on the same images. The mean is over the columns shown, with 100 − c; `c / base` is the ratio of the corruption errors to the base model's. The table of estimates beside it has every figure with its interval, n and seeds. Rows that are not here run at profile `full`.
 
 # %%
 found = trials.rows(bench, settings, settings.finetuning.objectives)
-finetuned = trials.rows_table(found)
+finetuned = trials.with_absent(trials.rows_table(found))
 record.table("finetuned", finetuned)
-finetuned.round(1)
+record.table("finetuned_estimates", trials.rows_estimates(found))
+finetuned.round(2)
 
 # %% [markdown]
 # ## What the noise adds
@@ -159,13 +164,14 @@ plots.caption(
 record.figure("against_plain", figure, against)
 
 # %%
-whole = trials.whole(settings)
+whole = trials.whole(settings) and not found[trials.BASE].missing
+shown = [c for c in settings.finetuning.columns if c in finetuned]
 record.judge("C11", "base", trials.column_gains(found["nullspace"], found[trials.BASE]) if whole else [])
-gain = mean_difference(found["nullspace"], found["plain"], list(found["plain"].hits))
+gain = mean_difference(found["nullspace"], found["plain"], shown)
 record.judge("C11", "plain", gain if whole else [])
 assert sanity.holds.all(), sanity[~sanity.holds]
 assert handling.pixels.iloc[0] > handling.authors.iloc[0]
-record.save(missing=base.missing)
+record.save(missing=base.missing, sources=base.sources)
 record.summary()
 
 # %% [markdown]

@@ -339,6 +339,20 @@ def test_more_steps_never_fool_fewer(shipped, shapes):
     assert scores[-1] < scores[0]
 
 
+@pytest.mark.parametrize("bound", [None, 0.3])
+def test_patch_fool_of_an_image_does_not_depend_on_its_batch(bound, vit, images, labels):
+    def attacked(chosen):
+        draws = [generator(i) for i in chosen]
+        return quick_patch_fool(vit, images[chosen], labels[chosen], generator=draws, bound=bound, steps=1)
+
+    together = attacked([0, 1, 2, 3, 4, 5])
+    apart = torch.cat([attacked([0]), attacked([1, 2, 3]), attacked([4, 5])])
+    assert torch.allclose(together, apart, atol=1e-5)
+    by_one = quick_patch_fool(vit, images, labels, generator=generator(0), bound=bound, steps=1)
+    assert torch.allclose(together[0], by_one[0], atol=1e-5)  # its first draws are the first image's
+    assert not torch.allclose(together[1], by_one[1], atol=1e-2)
+
+
 @pytest.mark.parametrize(
     "kwargs",
     [{}, {"class_token": False, "global_pool": "avg"}, {"reg_tokens": 3}, {"pre_norm": True}],
@@ -563,6 +577,8 @@ def test_settings_out_of_range_are_refused(vit, images, labels):
         quick_patch_fool(vit, images, labels, patches=5)
     with pytest.raises(ValueError, match=r"block must lie in 0\.\.1 for .*, got 4"):
         quick_patch_fool(vit, images, labels, layer=4)
+    with pytest.raises(ValueError, match="generator must be one, or one for each of 6 images, got 2"):
+        quick_patch_fool(vit, images, labels, generator=[generator(0), generator(1)])
     with pytest.raises(ValueError, match="size must be at least 16 px, got 8"):
         surrogate_cnn(10, 8)
 

@@ -18,17 +18,19 @@ from nslib.data.corruptions import CORRUPTIONS, corrupt
 from nslib.data.shapes import Batch, render
 from nslib.data.source import open_source
 from nslib.evaluate import bench as bench_module
+from nslib.evaluate import columns as columns_module
 from nslib.evaluate import suite as suite_module
 from nslib.evaluate.bench import Bench
 from nslib.evaluate.columns import BESIDE, COLUMNS, hits_of, parts_of
 from nslib.evaluate.comparison import differences, table2_row
+from nslib.evaluate.metrics import BY_CUE, corruption_ratio
 from nslib.evaluate.suite import dry_run, evaluate_model
 from nslib.models import load_model
 from nslib.processes import Share
 
 SUITE = SuiteConfig(images=10, costly_images=4, batch=4, pgd_steps=2, cw_steps=3, patchfool_steps=2)
 CHEAP = replace(SUITE, columns=("clean", "fgsm", "v2"))
-ON_SHAPES = [c for c in COLUMNS if c not in BESIDE.values()]
+ON_SHAPES = [c for c in COLUMNS if c not in (*BESIDE.values(), *BY_CUE)]
 
 
 @pytest.fixture
@@ -70,6 +72,9 @@ class Masked:
 
     def missing(self, split):
         return ""
+
+    def named(self, split):
+        return False
 
     def classes(self, split):
         return torch.tensor(self._classes) if self._classes and split in ("a", "val:a") else None
@@ -205,6 +210,41 @@ def test_a_column_reads_no_setting_that_it_does_not_name(vit, source, surrogate,
     assert read <= {f.name for f in fields(SuiteConfig)}
 
 
+def test_an_image_is_painted_alike_in_every_part(vit, source, monkeypatch):
+    drawn = []
+
+    def noted(model, images, labels, *, generator, **budget):
+        drawn.extend(g.initial_seed() for g in generator)
+        return images
+
+    monkeypatch.setattr(columns_module, "patch_fool", noted)
+    for batch in (4, 1, 3):
+        bench = Bench(vit, source, replace(SUITE, batch=batch))
+        for part in parts_of("patchfool", bench):
+            hits_of(bench, part)
+    assert drawn[:4] == drawn[4:8] == drawn[8:]
+    assert len(set(drawn)) == 4
+
+
+def test_autoattack_draws_anew_in_every_part(vit, source, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(columns_module, "auto_attack", lambda m, x, y, *, eps, seed: (drawn.append(seed), x)[1])
+    for seed in (0, 2):
+        bench = Bench(vit, source, replace(SUITE, batch=2, seed=seed))
+        for part in parts_of("autoattack", bench):
+            hits_of(bench, part)
+    assert len(set(drawn)) == 4  # also of seed 0 from image 2 on, and of seed 2 from image 0 on
+
+
+def test_a_column_of_another_version_is_computed_again_and_no_other(vit, source, counted, monkeypatch):
+    evaluate_model(vit, source, CHEAP, progress=False)
+    counted.clear()
+    monkeypatch.setitem(COLUMNS, "fgsm", replace(COLUMNS["fgsm"], version=2))
+    evaluate_model(vit, source, CHEAP, progress=False)
+    assert {p.column for p in counted} == {"fgsm"}
+    assert {name for name, column in COLUMNS.items() if column.version != 1} == {"fgsm", "patchfool", "autoattack"}
+
+
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_share_the_parts(vit, source, counted, world, monkeypatch, tmp_path):
     """Each rank with a store of its own, so that nothing is shared but what is gathered."""
@@ -289,17 +329,37 @@ def test_masked_classes_are_not_answered(vit, source):
 
 def test_differences_and_row(vit, source):
     suite = replace(CHEAP, columns=("clean", "c"), images=4)
-    base = evaluate_model(vit, source, suite, progress=False)
+    base = replace(evaluate_model(vit, source, suite, progress=False), model="plain")
     ours = evaluate_model(make_vit(seed=1), source, suite, progress=False)
     table = differences(ours, base).set_index("column")
     expected = ours.estimate("clean").value - base.estimate("clean").value
     assert table.difference["clean"] == pytest.approx(expected)
-    assert np.isnan(table.ratio_to_base["clean"])
-    assert table.ratio_to_base["c"] > 0
+    assert np.isnan(table["ratio to plain"]["clean"])
+    assert table["ratio to plain"]["c"] == pytest.approx(corruption_ratio(ours.hits["c"], base.hits["c"]))
     row = table2_row(base, ["clean", "c"])
     assert row["average"] == pytest.approx((row["clean"] + 100 - row["c"]) / 2)
     with pytest.raises(ValueError, match="no figure for patchfool"):
         table2_row(base, list(TABLE2))
+
+
+def test_a_table_says_what_was_made_here(vit, source, surrogate):
+    suite = replace(SUITE, columns=("clean", "c", "damagenet"), images=2)
+    found = evaluate_model(vit, source, suite, surrogate=surrogate, progress=False)
+    origin = found.table().set_index("column").source.to_dict()
+    assert origin == {"clean": "", "c": "made here", "damagenet": "made here on the surrogate"}
+
+
+@pytest.mark.parametrize(
+    ("column", "library"), [("autoattack", "pyautoattack"), ("cw", "foolbox"), ("c", "imagecorruptions")]
+)
+def test_without_its_library_a_column_is_missing(vit, source, monkeypatch, column, library):
+    monkeypatch.setattr(columns_module, "find_spec", lambda name: None if name == library else object())
+    found = evaluate_model(vit, source, replace(CHEAP, columns=("clean", column)), progress=False)
+    assert list(found.hits) == ["clean"]
+    assert found.missing == {column: f"{library} is not installed: pip install 'nslib[attacks]'"}
+    assert found.absent(column) == found.missing[column]
+    assert found.absent("fgsm") == "fgsm is not among suite.columns"
+    assert found.absent("clean") == ""
 
 
 def test_dry_run_counts_without_attacking(vit, source, surrogate, counted):

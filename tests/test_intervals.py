@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nslib.intervals import Estimate, mean_estimate, share_estimate, slope_estimate
+from nslib.intervals import Estimate, Spread, mean_estimate, share_estimate, slope_estimate, spread_of_seeds
 
 
 def test_share_by_hand():
@@ -113,3 +113,81 @@ def test_slope_covers_the_truth():
 def test_slope_needs_three_values():
     with pytest.raises(ValueError, match="three values or more, got 2"):
         slope_estimate([1.0, 2.0])
+
+
+# Several seeds on the same images
+
+
+def crossed(draws, seeds, images, *, by_seed, by_image, by_both):
+    """Values (S, n) of mean 0 with these standard deviations between seeds, images, and of what is left."""
+    effects = by_seed * draws.normal(size=(seeds, 1)), by_image * draws.normal(size=(1, images))
+    return sum(effects) + by_both * draws.normal(size=(seeds, images))
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize(
+    ("spread", "exact"),
+    [
+        ({"by_seed": 0.3, "by_image": 0.1, "by_both": 0}, True),
+        ({"by_seed": 0, "by_image": 1, "by_both": 0.3}, False),
+        ({"by_seed": 0.1, "by_image": 1, "by_both": 1}, False),
+        ({"by_seed": 0, "by_image": 0, "by_both": 1}, False),
+    ],
+    ids=["seeds alone", "images alone", "all", "neither alone"],
+)
+def test_interval_over_seeds_covers_the_truth(seeds, spread, exact):
+    draws = np.random.default_rng(4)
+    found = [mean_estimate(crossed(draws, seeds, 60, **spread)) for _ in range(400)]
+    covered = sum(e.low <= 0 <= e.high for e in found)
+    assert stats.binomtest(covered, 400, 0.95, alternative="less").pvalue > 0.01
+    if exact:
+        assert stats.binomtest(covered, 400, 0.95).pvalue > 0.01  # nor is it wider than it need be
+    assert {(e.n, e.seeds) for e in found} == {(60, seeds)}
+
+
+def test_pooling_alone_would_not_cover_the_truth():
+    """The seeds' own variance is what the interval over images leaves out."""
+    draws = np.random.default_rng(5)
+    values = [crossed(draws, 3, 60, by_seed=0.3, by_image=0.1, by_both=0) for _ in range(60)]
+    pooled = [mean_estimate(v.mean(0)) for v in values]
+    assert np.mean([e.low <= 0 <= e.high for e in pooled]) < 0.5
+
+
+def test_errors_over_seeds_have_the_known_variances():
+    """Of images (.25 + .36 / 4) / 50, of seeds (.04 + .36 / 50) / 4; without the share of both, .36 / 200, in one."""
+    draws = np.random.default_rng(6)
+    drawn = [crossed(draws, 4, 50, by_seed=0.2, by_image=0.5, by_both=0.6) for _ in range(1500)]
+    squares = np.mean([[error**2 for error, _ in spread_of_seeds(v).sources] for v in drawn], axis=0)
+    assert squares == pytest.approx([(0.25 + 0.36 / 4) / 50, (0.04 + 0.36 / 50) / 4], rel=0.06)
+    assert np.var([v.mean() for v in drawn]) == pytest.approx(squares.sum() - 0.36 / 200, rel=0.1)
+
+
+def test_spread_over_seeds_by_hand():
+    """Two groups of two images under two seeds; the means over seeds are (.5, 2.5), (3, 1.5), the sums 4.5 and 3."""
+    first, second = np.array([[1.0, 2.0], [0.0, 3.0]]), np.array([[4.0, 2.0], [2.0, 1.0]])
+    spread = spread_of_seeds(first, second)
+    assert [error**2 for error, _ in spread.sources] == pytest.approx([2 / 2, 1.125 / 2, 1.125 / 2])
+    assert [freedom for _, freedom in spread.sources] == [1, 1, 1]
+    found = spread.estimate(7.0, n=4, seeds=2)
+    assert found.high - 7 == pytest.approx(12.706 * np.sqrt(1 + 1.125), abs=1e-3)
+
+
+def test_p_value_is_that_of_the_interval():
+    spread = Spread(((0.3, 20), (0.2, 2)))
+    assert spread.p_value(spread.half()) == pytest.approx(0.05)
+    assert Spread(((0.3, 20),)).p_value(0.9) == pytest.approx(2 * stats.t.sf(3, 20))
+    assert (spread.p_value(0), Spread(((0.0, 3),)).p_value(1)) == (1, 0)
+
+
+def test_shares_over_seeds_are_never_certain_where_all_are_right():
+    found = share_estimate(np.ones((3, 40)))
+    wilson = share_estimate(np.ones(40))
+    assert (found.low, found.high, found.n, found.seeds) == (wilson.low, 1, 40, 3)
+    unlike = share_estimate(np.repeat([[1.0], [0.0]], 40, axis=1))
+    assert (unlike.value, unlike.low, unlike.high) == (0.5, 0, 1)
+    assert share_estimate([[True, False]]) == share_estimate([True, False])
+
+
+def test_one_image_tells_nothing_over_seeds():
+    with pytest.raises(ValueError, match=r"needs two seeds and two images or more, got .*\[\(3, 1\)\]"):
+        mean_estimate(np.ones((3, 1)))

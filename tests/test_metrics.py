@@ -121,6 +121,20 @@ def test_paired_difference_needs_the_same_images():
         paired_difference({"fog/1": np.ones(3, bool)}, {"fog/2": np.ones(3, bool)})
 
 
+def test_several_seeds_are_tested_over_seeds():
+    """Each of two seeds wins 30 of 100 images, but not by chance alone: the p-value is that of the interval."""
+    theirs = {"": np.zeros(100, bool)}
+    steady = {"": np.stack([np.arange(100) < 30, np.arange(100) < 30])}
+    found, p_value = paired_difference(steady, theirs)
+    assert (found.value, found.n, found.seeds) == (30, 100, 2)
+    assert p_value < 1e-6
+    uneven = {"": np.stack([np.arange(100) < 60, np.arange(100) < 0])}
+    found, p_value = paired_difference(uneven, theirs)
+    assert found.value == 30
+    assert found.low < 0
+    assert p_value > 0.05
+
+
 def test_per_image_is_the_mean_over_variants():
     assert per_image({"a": np.array([1, 0], bool), "b": np.array([1, 1], bool)}).tolist() == [1, 0.5]
 

@@ -1,10 +1,13 @@
-"""What notebook 06 calls: curves over strengths, their sanity table, examples of columns, and the printed tables."""
+"""Notebook 06 where columns are missing, and what it calls: curves, their sanity table, examples, printed tables."""
 
+import json
+
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import random_images, real_folder
+from conftest import ROOT, random_images, real_folder
 
 from nslib.analysis.attack_curves import attack_curves, pgd_hits, random_signs, right, sanity_table
 from nslib.attacks.gradient import pgd
@@ -17,6 +20,7 @@ from nslib.evaluate.cue import cue_conflict_table
 from nslib.evaluate.examples import column_examples
 from nslib.evaluate.suite import Evaluation
 from nslib.experiment import open_bench, open_surrogate
+from nslib.intervals import share_estimate
 from nslib.models import load_model
 from nslib.profiles import resolve
 from nslib.report.record import Record
@@ -56,7 +60,9 @@ def test_random_signs():
 def falling(**changes) -> pd.DataFrame:
     values = {"random signs": [90, 90, 88], "FGSM": [90, 60, 30], "PGD": [90, 50, 0]} | changes
     return pd.DataFrame(
-        [{"attack": a, "eps": e, "value": v} for a, row in values.items() for e, v in zip((0, 1, 8), row, strict=True)]
+        {"attack": a, "eps": e, "value": v, "low": v - 3, "high": v + 5, "n": 40}
+        for a, row in values.items()
+        for e, v in zip((0, 1, 8), row, strict=True)
     )
 
 
@@ -64,6 +70,25 @@ def test_sanity_of_attacks_that_work():
     table = sanity_table(falling(), np.array([0, 0, 1], bool), np.array([0, 1, 1], bool))
     assert table.holds.all()
     assert len(table) == 6
+    assert table.n.tolist() == [40] * 5 + [3]
+
+
+def test_sanity_has_intervals():
+    table = sanity_table(falling(), np.array([0, 0, 1], bool), np.array([0, 1, 1], bool)).set_index("check")
+    means = table.loc["PGD is no weaker than FGSM: means over eps"]
+    assert (means.left, means.left_low, means.left_high) == pytest.approx((140 / 3, 140 / 3 - 3, 140 / 3 + 5))
+    assert (means.right, means.right_low, means.right_high) == (60, 57, 65)
+    limit = table.loc["PGD reaches 0: at the largest eps, limit"]
+    assert limit.right == 2
+    assert np.isnan(limit.right_low)
+    auto, wilson = table.loc["AutoAttack is no weaker than PGD"], share_estimate([0, 0, 1])
+    assert (auto.left, auto.left_low, auto.left_high) == pytest.approx((100 / 3, 100 * wilson.low, 100 * wilson.high))
+
+
+def test_sanity_without_autoattack():
+    table = sanity_table(falling())
+    assert len(table) == 5
+    assert not table.check.str.contains("AutoAttack").any()
 
 
 @pytest.mark.parametrize(
@@ -73,8 +98,8 @@ def test_sanity_of_attacks_that_work():
         (1, {"PGD": [90, 95, 0]}, [0, 0, 1]),
         (2, {"PGD": [90, 50, 10]}, [0, 0, 1]),
         (3, {"PGD": [90, 70, 0]}, [0, 0, 1]),
-        (4, {}, [1, 1, 1]),
-        (5, {"random signs": [90, 40, 20]}, [0, 0, 1]),
+        (4, {"random signs": [90, 40, 20]}, [0, 0, 1]),
+        (5, {}, [1, 1, 1]),
     ],
 )
 def test_sanity_notices(line, changes, auto):
@@ -115,7 +140,11 @@ def test_protocols_side_by_side(bench):
     table = compare_protocols(bench, (0.0, 4 / 255), images=6)
     assert table.eps.tolist() == ["0/255", "4/255"]
     assert (table.n == 6).all()
-    assert table[["pixels", "authors"]].stack().between(0, 100).all()
+    for protocol in ("pixels", "authors"):
+        assert table[f"{protocol}_low"].ge(0).all()
+        assert (table[f"{protocol}_low"] <= table[protocol]).all()
+        assert (table[protocol] <= table[f"{protocol}_high"]).all()
+        assert table[f"{protocol}_high"].le(100).all()
 
 
 def test_printed_tables():
@@ -181,3 +210,29 @@ def test_a_file_is_written_once_by_a_notebook():
     record.table("table2", pd.DataFrame({"a": [1]}))
     with pytest.raises(ValueError, match=r"06_robustness_table2\.csv is written already"):
         record.table("table2", pd.DataFrame({"a": [2]}))
+
+
+def test_the_notebook_says_what_is_missing(monkeypatch, tmp_path, capsys):
+    """Without pyautoattack, surrogate and column c it shows the rest."""
+    monkeypatch.setenv("NSLIB_FIGURES", str(tmp_path))
+    monkeypatch.setattr("nslib.evaluate.columns.find_spec", lambda library: None)
+    few = {
+        "suite.columns": ["clean", "fgsm", "damagenet", "autoattack"],
+        "surrogate": "",
+        "finetuning.objectives": ["nullspace", "plain"],
+        "finetuning.columns": ["clean", "fgsm", "damagenet"],
+        "finetune.rounds": 1,
+        "finetune.steps": 1,
+        "finetune.noise.eps": 2.0,
+        "robustness.eps": [0.0, 1 / 255, 16 / 255],
+    }
+    code = (ROOT / "paper_nb" / "06_robustness.py").read_text().replace("overrides = {}", f"overrides = {few}")
+    exec(compile(code, "06_robustness.py", "exec"), cells := {})
+    plt.close("all")
+    assert "AutoAttack: pyautoattack is not installed" in capsys.readouterr().out
+    record = json.loads((tmp_path / "smoke" / "records" / "06_robustness.json").read_text())
+    assert set(record["facts"]["missing"]) == {"damagenet", "autoattack"}
+    assert cells["finetuned"].columns.tolist() == ["model", "clean", "fgsm", "mean", "note"]
+    assert list(cells["examples"]) == ["clean", "fgsm"]
+    assert not list(tmp_path.rglob("*corruptions*"))
+    assert cells["base"].absent("c") == "c is not among suite.columns"

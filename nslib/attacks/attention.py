@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from timm.layers import Attention
 from torch import Tensor
 
-from nslib.models import StagedViT
+from nslib.staged import StagedViT
 
 
 @contextmanager

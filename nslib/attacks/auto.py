@@ -19,6 +19,9 @@ _TARGETS = 9  # classes that APGD and FAB aim at in the standard version
 def auto_attack(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float, seed: int = 0) -> Tensor:
     """APGD on cross-entropy, targeted APGD and FAB, and Square, each on the images that the ones before left right.
 
+    The batch is the unit: the library draws for all of its images together, so that an image's draws depend on those
+    beside it. Batches that are to have draws of their own need seeds of their own.
+
     Args:
         eps: linf budget in pixel units.
         seed: of every random start; torch's global generator is left as it was.

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from nslib.attacks.attention import attention_maps
 from nslib.attacks.budget import check_budget, seal
 from nslib.attacks.target import name_of, under_attack
-from nslib.models import StagedViT
+from nslib.staged import StagedViT
 
 _TINY = 1e-30  # keeps the logarithm and the projection finite where attention or gradient vanish
 
@@ -21,7 +21,7 @@ def patch_fool(
     images: Tensor,
     labels: Tensor,
     *,
-    generator: torch.Generator,
+    generator: torch.Generator | Sequence[torch.Generator],
     patches: int = 1,
     bound: float | None = None,
     layer: int = 4,
@@ -38,7 +38,8 @@ def patch_fool(
     published search runs all steps instead and keeps the last image, which may be one that no longer fools.
 
     Args:
-        generator: a CPU generator, draws the first paint: any colours, or within `bound` of the image.
+        generator: on the CPU, draws the first paint: any colours, or within `bound` of the image. One for all images in
+            turn, or one an image: then an image's paint does not depend on those beside it.
         patches: how many patches of the model's grid, at most N.
         bound: linf budget inside the patches, in pixel units; None lets them take any value in [0, 1].
         layer: block whose attention chooses the patches.
@@ -46,7 +47,7 @@ def patch_fool(
         lr: of Adam, falling by 5 % every 10 steps, in units of the normalised image (std of a pixel).
     Raises:
         TypeError: not a StagedViT, or a block without timm's standard attention.
-        ValueError: patches, layer, bound or steps out of range, or as `under_attack`.
+        ValueError: patches, layer, bound or steps out of range, not one generator an image, or as `under_attack`.
         FloatingPointError: NaN logits.
     Source: Fu et al. 2022, arXiv:2203.08392, and the settings of its published code.
     """
@@ -65,7 +66,7 @@ def patch_fool(
         def allowed(paint: Tensor) -> Tensor:
             return paint.clamp(0, 1) if bound is None else seal(paint, images, bound, "linf")
 
-        colours = torch.rand(images.shape, generator=generator, dtype=images.dtype).to(images.device)
+        colours = _colours(images, generator)
         paint = allowed(colours if bound is None else images + bound * (2 * colours - 1))
         optimizer = torch.optim.Adam([paint], lr=lr * model.std.mean().item(), maximize=True)
         schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=10, gamma=0.95)
@@ -89,6 +90,14 @@ def patch_fool(
                 paint.copy_(allowed(paint))
                 active = active[right]
     return fooled
+
+
+def _colours(images: Tensor, generator: torch.Generator | Sequence[torch.Generator]) -> Tensor:
+    """Colours in [0, 1) for every pixel of images (B, C, H, W)."""
+    draws = [generator] * len(images) if isinstance(generator, torch.Generator) else generator
+    if len(draws) != len(images):
+        raise ValueError(f"generator must be one, or one for each of {len(images)} images, got {len(draws)}")
+    return torch.stack([torch.rand(images.shape[1:], generator=g, dtype=images.dtype) for g in draws]).to(images.device)
 
 
 def choose_patches(model: StagedViT, images: Tensor, *, layer: int, patches: int) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nslib.models import StagedViT, frozen
+from nslib.staged import StagedViT, frozen
 
 
 class Target(nn.Module):

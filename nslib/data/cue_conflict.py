@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nslib.data.families import FAMILIES, expected
 from nslib.data.folders import ImageFiles, eval_transform, image_files, subfolders
-from nslib.models import StagedViT
+from nslib.staged import StagedViT
 
 COARSE = ("airplane", "bear", "bicycle", "bird", "boat", "bottle", "car", "cat", "chair", "clock", "dog", "elephant",
           "keyboard", "knife", "oven", "truck")  # fmt: skip
@@ -68,6 +68,11 @@ class CueConflict(ImageFiles):
         probabilities = logits.softmax(1)
         return torch.stack([probabilities[:, labels].mean(1) for labels in self.members], 1).argmax(1)
 
+    def follows(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether each decision is the image's shape, and whether it is its texture, two (B,) bool; never both."""
+        decided, labels = self.decide(logits), labels.to(logits.device)
+        return decided == labels // len(COARSE), decided == labels % len(COARSE)
+
     def count(self, logits: Tensor, labels: Tensor) -> CueCounts:
         """Sort the decisions on images by the cue that they follow.
 
@@ -75,9 +80,7 @@ class CueConflict(ImageFiles):
             logits: (B, 1000).
             labels: (B,) as `load` gives them.
         """
-        decided, labels = self.decide(logits), labels.to(logits.device)
-        shape = int((decided == labels // len(COARSE)).sum())
-        texture = int((decided == labels % len(COARSE)).sum())
+        shape, texture = (int(followed.sum()) for followed in self.follows(logits, labels))
         return CueCounts(shape, texture, len(labels) - shape - texture)
 
     def identity(self) -> dict[str, Any]:

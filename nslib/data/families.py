@@ -9,7 +9,7 @@ from pathlib import Path
 from nslib.config import DataConfig
 from nslib.data.corruptions import CORRUPTIONS, SEVERITIES
 from nslib.data.folders import ImageFiles, class_files, eval_transform, image_files, label_of, subfolders, wnids
-from nslib.models import StagedViT
+from nslib.staged import StagedViT
 
 _EXTRA_CORRUPTIONS = ("gaussian_blur", "saturate", "spatter", "speckle_noise")  # published beside the 15, never read
 _LABEL_FILE = "val_damagenet.txt"
@@ -101,6 +101,22 @@ def corruption_parts(folder: str | Path) -> list[str]:
             _check_corruption(home.name, f" in {folder}")
     parts = [f"{name}/{severity}" for name in CORRUPTIONS for severity in SEVERITIES]
     return [part for part in parts if (folder / part).is_dir()]
+
+
+def check_same_images(part: ImageFiles, first: ImageFiles) -> None:
+    """Refuse a part of ImageNet-C with other images than the first: figures by image would mix them up.
+
+    Raises:
+        ValueError: files of the same class and name are not in both; names the folder and such a file.
+    """
+    names, known = ({str(f)[len(str(p.folder)) + 1 :] for f, _ in p.files} for p in (part, first))
+    odd = sorted(names ^ known)
+    if odd:
+        where = "not in the latter" if odd[0] in names else "not in the former"
+        raise ValueError(
+            f"{part.folder} and {first.folder} differ in {len(odd)} images, {odd[0]} is {where}: all 75 parts of "
+            "ImageNet-C must show the same images, complete them or take the odd ones away"
+        )
 
 
 def resembles(folder: Path) -> str:

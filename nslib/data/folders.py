@@ -18,8 +18,8 @@ from torch import Tensor
 from torchvision.transforms import functional as TF
 
 from nslib.data.shapes import Batch
-from nslib.models import StagedViT
 from nslib.runtime import generator
+from nslib.staged import StagedViT
 from nslib.store import digest
 
 _SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp"}

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from nslib.config import DataConfig
 from nslib.data.cue_conflict import CueConflict
-from nslib.data.families import FAMILIES, family_folder, family_labels, open_family
+from nslib.data.families import FAMILIES, check_same_images, family_folder, family_labels, open_family
 from nslib.data.folders import FolderImages, ImageFiles, wnids
 from nslib.data.geometry import CLASSES
 from nslib.data.shapes import SPLITS, VERSION, Batch, render
-from nslib.models import StagedViT
+from nslib.staged import StagedViT
 
 _TREE = ("train", "val", "val:a", "val:r")
 _KEPT_OPEN = 12  # splits whose file names are kept: those of all 75 parts of ImageNet-C would fill 3 GiB
@@ -41,6 +41,10 @@ class Source(Protocol):
         Raises:
             ValueError: the folder is there but holds another data set.
         """
+        ...
+
+    def named(self, split: str) -> bool:
+        """Whether a folder was set for this split, so that it must be the one that is read."""
         ...
 
     def classes(self, split: str) -> Tensor | None:
@@ -78,6 +82,9 @@ class ShapesSource:
         told = f"the embedded shapes have no {split}, only {', '.join(SPLITS)}: pass --imagenet FOLDER"
         return "" if split in SPLITS else told
 
+    def named(self, split: str) -> bool:
+        return False
+
     def classes(self, split: str) -> None:
         return None
 
@@ -104,13 +111,15 @@ class FolderSource:
         self.cfg, self.model = cfg, model
         self._opened: dict[str, ImageFiles] = {}
         self._counts: dict[str, int] = {}
+        self._first_part: ImageFiles | None = None  # of ImageNet-C, with which the others are compared
 
     def open(self, split: str) -> ImageFiles:
         """The files of a split; those of `cue_conflict` are a `CueConflict`.
 
         Raises:
             FileNotFoundError: the split is not there.
-            ValueError: no such split, or its folder is of another family.
+            ValueError: no such split, its folder is of another family, or a part of ImageNet-C holds other images than
+                the part that was opened first.
         """
         if split not in self._opened:
             images = self._open(split)
@@ -137,6 +146,9 @@ class FolderSource:
             return str(error)
         return ""
 
+    def named(self, split: str) -> bool:
+        return split in FAMILIES and bool(getattr(self.cfg, split))
+
     def classes(self, split: str) -> Tensor | None:
         name = split.removeprefix("val:")
         labels = family_labels(name) if name in FAMILIES else None
@@ -161,7 +173,11 @@ class FolderSource:
         folder = family_folder(cfg, name)
         if name == "cue_conflict":
             return CueConflict(folder, model, seed=cfg.seed)
-        return open_family(name, folder, model, part=part, seed=cfg.seed)
+        images = open_family(name, folder, model, part=part, seed=cfg.seed)
+        if name == "c":
+            self._first_part = self._first_part or images
+            check_same_images(images, self._first_part)
+        return images
 
 
 def open_source(cfg: DataConfig, model: StagedViT) -> Source:

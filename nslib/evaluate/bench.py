@@ -15,10 +15,11 @@ from nslib.config import SuiteConfig
 from nslib.data.corruptions import CORRUPTIONS, SEVERITIES
 from nslib.data.shapes import Batch
 from nslib.data.source import Source
-from nslib.models import StagedViT
+from nslib.staged import StagedViT
 from nslib.store import cached, model_digest
 
 TRANSFER_VERSION = 1  # part of every stored set: raise it when the same settings give other images
+MADE_HERE = {"c": "ImageNet-C", "damagenet": "DAmageNet"}  # where the data set has not what is published by this name
 _PUBLISHED_C = [f"c/{name}/{severity}" for name in CORRUPTIONS for severity in SEVERITIES]
 
 
@@ -54,22 +55,45 @@ class Bench:
         return self._last[1]
 
     def published(self, split: str) -> bool:
-        """Whether the data set has these images itself, so that they need not be made."""
+        """Whether the data set has these images itself, so that they need not be made.
+
+        Raises:
+            FileNotFoundError: a folder was set for them, and it is not there or not whole; says what it lacks.
+            ValueError: the folder holds another data set, or the parts of ImageNet-C other images than each other.
+        """
         if split not in self._published:
-            self._published[split] = not any(map(self.source.missing, _PUBLISHED_C if split == "c" else [split]))
+            absent = self._absent(_PUBLISHED_C if split == "c" else [split])
+            if absent and self.source.named(split):
+                raise FileNotFoundError(
+                    f"{absent}; data.{split} was set to a folder that is not there or not whole: complete it, or "
+                    f"leave data.{split} empty, and such images are made here"
+                )
+            self._published[split] = not absent
         return self._published[split]
+
+    def origin(self, split: str) -> str:
+        """Where the images of c or damagenet come from, in words."""
+        if self.published(split):
+            return f"{MADE_HERE[split]} as published"
+        if split == "c":
+            return "made here"
+        return f"made here on {self.surrogate.name if isinstance(self.surrogate, StagedViT) else 'the surrogate'}"
+
+    def _absent(self, splits: list[str]) -> str:
+        """Why the first split that cannot be read cannot; empty where all can."""
+        return next((why for why in map(self.source.missing, splits) if why), "")
 
     def reads(self, split: str) -> list[str]:
         """Splits of the data set from which a column's images come."""
-        if split in ("c", "damagenet") and not self.published(split):
+        if split in MADE_HERE and not self.published(split):
             return ["val"]
         return _PUBLISHED_C if split == "c" else [split]
 
     def missing(self, split: str) -> str:
-        """Why a column cannot be shown, with the folder that would have been read; empty if it can."""
+        """Why the images of a column are not there, with the folder that would have been read; empty if they are."""
         if split == "damagenet" and self.surrogate is None and not self.published(split):
             return f"{self.source.missing(split)}; and no surrogate to make such images on"
-        return next((why for why in map(self.source.missing, self.reads(split)) if why), "")
+        return self._absent(self.reads(split))
 
     def count(self, split: str) -> float:
         """Images there are, inf for an endless data set."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,9 @@ from nslib.attacks.gradient import fgsm, pgd
 from nslib.attacks.patchfool import patch_fool
 from nslib.config import SuiteConfig
 from nslib.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from nslib.data.hashing import key
 from nslib.evaluate.bench import Bench
+from nslib.evaluate.metrics import BY_CUE
 from nslib.runtime import generator
 
 BACKWARD = 2  # forward passes that the way back costs
@@ -55,6 +58,9 @@ class Column:
         costly: measured on suite.costly_images.
         passes: forward passes an image, one way back counted as two, for the estimate: all steps of a search, but of
             AutoAttack only its first attack, under which undefended models fall.
+        library: of the `attacks` extra, without which it cannot be shown.
+        version: of what is shown; raise it when the same settings show something else. Part of a stored result unless
+            it is 1.
     """
 
     split: str
@@ -62,6 +68,8 @@ class Column:
     settings: tuple[str, ...] = ()
     costly: bool = False
     passes: Callable[[SuiteConfig], int] = lambda suite: 1
+    library: str = ""
+    version: int = 1
 
 
 def _shown(split: str) -> Column:
@@ -105,7 +113,8 @@ def _carlini(bench: Bench, images: Tensor, labels: Tensor, part: Part) -> Tensor
 
 
 def _auto(bench: Bench, images: Tensor, labels: Tensor, part: Part) -> Tensor:
-    return auto_attack(bench.model, images, labels, eps=bench.suite.autoattack_eps, seed=bench.suite.seed)
+    seed = key(bench.suite.seed, part.start).item()
+    return auto_attack(bench.model, images, labels, eps=bench.suite.autoattack_eps, seed=seed)
 
 
 def _patch_fool(bench: Bench, images: Tensor, labels: Tensor, part: Part) -> Tensor:
@@ -117,7 +126,8 @@ def _patch_fool(bench: Bench, images: Tensor, labels: Tensor, part: Part) -> Ten
         "bound": suite.patchfool_bound,
         "steps": suite.patchfool_steps,
     }
-    return patch_fool(bench.model, images, labels, generator=generator(suite.seed + part.start), **budget)
+    generators = [generator(k) for k in key(suite.seed, torch.arange(part.start, part.stop)).tolist()]
+    return patch_fool(bench.model, images, labels, generator=generators, **budget)
 
 
 def _damagenet(bench: Bench, part: Part) -> Iterator[View]:
@@ -147,10 +157,14 @@ _PATCHFOOL = ("patchfool_steps", "patchfool_patches", "patchfool_bound", "seed")
 COLUMNS: dict[str, Column] = {
     "clean": _shown("val"),
     "patchfool": _attacked(
-        _patch_fool, settings=_PATCHFOOL, costly=True, passes=lambda s: s.patchfool_steps * (1 + BACKWARD)
+        _patch_fool, settings=_PATCHFOOL, costly=True, passes=lambda s: s.patchfool_steps * (1 + BACKWARD), version=2
     ),
     "cw": _attacked(
-        _carlini, settings=("cw_budget", "cw_steps"), costly=True, passes=lambda s: 6 * s.cw_steps * (1 + BACKWARD)
+        _carlini,
+        settings=("cw_budget", "cw_steps"),
+        costly=True,
+        passes=lambda s: 6 * s.cw_steps * (1 + BACKWARD),
+        library="foolbox",
     ),
     "fgsm": _attacked(_fgsm, settings=("fgsm_eps", "protocol"), passes=lambda s: 2 + BACKWARD),
     "pgd": _attacked(
@@ -158,24 +172,47 @@ COLUMNS: dict[str, Column] = {
         settings=("pgd_eps", "pgd_steps", "protocol"),
         passes=lambda s: 1 + s.pgd_steps * (1 + BACKWARD),
     ),
-    "autoattack": _attacked(_auto, settings=("autoattack_eps", "seed"), costly=True, passes=lambda s: 400),
+    "autoattack": _attacked(
+        _auto,
+        settings=("autoattack_eps", "seed"),
+        costly=True,
+        passes=lambda s: 400,
+        library="pyautoattack",
+        version=2,
+    ),
     "damagenet": Column("damagenet", _damagenet, settings=_TRANSFER, passes=lambda s: 1 + 10 * (1 + BACKWARD)),
     "a": _shown("a"),
     "clean_a": _shown("val:a"),
-    "c": Column("c", _corrupted, settings=("seed",), passes=lambda s: len(SEVERITIES)),
+    "c": Column("c", _corrupted, settings=("seed",), passes=lambda s: len(SEVERITIES), library="imagecorruptions"),
     "v2": _shown("v2"),
     "r": _shown("r"),
     "clean_r": _shown("val:r"),
     "sketch": _shown("sketch"),
     "stylized": _shown("stylized"),
+    "cue_conflict": _shown("cue_conflict"),
 }
 BESIDE = {"a": "clean_a", "r": "clean_r"}  # accuracy on clean images of the same classes, where these are a subset
+
+
+def missing_of(name: str, bench: Bench) -> str:
+    """Why a column cannot be shown: the folder that would have been read, or the library; empty if it can.
+
+    Raises:
+        FileNotFoundError: as `Bench.published`.
+    """
+    column = COLUMNS[name]
+    absent = bench.missing(column.split)
+    as_published = name == "c" and bench.published("c")
+    if absent or not column.library or as_published or find_spec(column.library):
+        return absent
+    return f"{column.library} is not installed: pip install 'nslib[attacks]'"
 
 
 def parts_of(name: str, bench: Bench) -> list[Part]:
     """The parts of a column, of fixed composition: the same whoever computes them, and in whatever order."""
     column = COLUMNS[name]
-    wanted = bench.suite.costly_images if column.costly else bench.suite.images
+    suite = bench.suite
+    wanted = suite.costly_images if column.costly else (name == "c" and suite.c_images) or suite.images
     n = min(wanted, bench.count(column.split))
     starts = range(0, n, bench.suite.batch)
     kinds = CORRUPTIONS if name == "c" else ("",)
@@ -183,7 +220,7 @@ def parts_of(name: str, bench: Bench) -> list[Part]:
 
 
 def hits_of(bench: Bench, part: Part) -> dict[str, Tensor]:
-    """Which images of a part the model gets right, (B,) bool for each variant.
+    """Which images of a part the model gets right, (B,) bool for each variant; of cue_conflict, which cue it follows.
 
     Raises:
         FloatingPointError: NaN logits; names the column and the images.
@@ -194,7 +231,11 @@ def hits_of(bench: Bench, part: Part) -> dict[str, Tensor]:
     try:
         for variant, images, labels in column.show(bench, part):
             logits = bench.logits(images, labels, column.split)
-            hits[variant] = (logits.argmax(1) == labels).cpu()
+            if part.column in BY_CUE:
+                shape, texture = bench.source.open(column.split).follows(logits, labels)
+                hits |= {"shape": shape.cpu(), "texture": texture.cpu()}
+            else:
+                hits[variant] = (logits.argmax(1) == labels).cpu()
     except (FloatingPointError, ValueError) as error:
         raise type(error)(f"{part}: {error}") from error
     return hits

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from nslib.evaluate.bench import Bench
-from nslib.evaluate.metrics import average, corruption_ratio, paired_difference, per_image
+from nslib.evaluate.metrics import BY_CUE, average, corruption_ratio, image_differences, paired_difference
 from nslib.evaluate.suite import Evaluation, evaluate_model
-from nslib.intervals import Estimate
+from nslib.intervals import Estimate, spread_of_seeds
 
 _OF_VAL = ("clean", "fgsm", "pgd", "patchfool", "cw", "autoattack", "damagenet", "c")  # other views of the same images
 
@@ -20,15 +20,15 @@ def differences(ours: Evaluation, base: Evaluation) -> pd.DataFrame:
     """One row for each column that both have: top-1 of ours minus the base's, in percentage points, low, high, p, n.
 
     Of c it is the top-1 over all corruptions, and beside it stands the ratio of the corruption errors, ours over the
-    base's.
+    base's, in a column that names it, such as `ratio to plain`. Decisions by cue are no top-1 and left out.
 
     Raises:
-        ValueError: c is published in one and made here in the other.
+        ValueError: c is published in one and made here in the other, or as `paired_difference`.
     """
     _check_kinds(ours, base)
     rows = []
     for column in ours.hits:
-        if column in base.hits:
+        if column in base.hits and column not in BY_CUE:
             found, p_value = paired_difference(ours.hits[column], base.hits[column])
             row = {
                 "column": column,
@@ -37,12 +37,12 @@ def differences(ours: Evaluation, base: Evaluation) -> pd.DataFrame:
                 "difference_high": found.high,
             }
             ratio = corruption_ratio(ours.hits["c"], base.hits["c"]) if column == "c" else None
-            rows.append(row | {"p": p_value, "n": found.n, "ratio_to_base": ratio})
+            rows.append(row | {"p": p_value, "n": found.n, "seeds": found.seeds, f"ratio to {base.model}": ratio})
     return pd.DataFrame(rows)
 
 
 def pool_seeds(evaluations: Sequence[Evaluation], name: str) -> Evaluation:
-    """Several seeds of one method as one: each image's share of seeds that are right, variant by variant.
+    """Several seeds of one method as one evaluation, whose hits (S, n) keep them apart, so that intervals know both.
 
     Raises:
         ValueError: the seeds were not measured on the same columns and images.
@@ -51,40 +51,57 @@ def pool_seeds(evaluations: Sequence[Evaluation], name: str) -> Evaluation:
     for other in evaluations[1:]:
         if _shapes(other) != _shapes(first):
             raise ValueError(f"seeds of {name} must be measured alike, got {_shapes(first)} and {_shapes(other)}")
+    if len(evaluations) == 1:
+        return replace(first, model=name)
     hits = {
-        column: {v: np.mean([e.hits[column][v] for e in evaluations], axis=0) for v in variants}
+        column: {v: np.stack([e.hits[column][v] for e in evaluations]) for v in variants}
         for column, variants in first.hits.items()
     }
-    return Evaluation(name, hits, first.missing, first.published_c)
+    return replace(first, model=name, hits=hits)
 
 
-def _shapes(evaluation: Evaluation) -> dict[str, int]:
-    return {f"{c} {v}".strip(): len(h) for c, variants in evaluation.hits.items() for v, h in variants.items()}
+def _shapes(evaluation: Evaluation) -> dict[str, tuple[int, ...]]:
+    return {f"{c} {v}".strip(): h.shape for c, variants in evaluation.hits.items() for v, h in variants.items()}
 
 
 def mean_difference(ours: Evaluation, theirs: Evaluation, columns: Sequence[str]) -> Estimate:
     """Mean over columns of the paired difference of top-1, in percentage points; of c that over all corruptions.
 
-    Columns made from the same images (clean, attacked, transferred, corrupted) are averaged image by image first; what
-    is left shows different images, so that its errors add up as independent ones, in a normal interval. n counts every
-    image once.
+    Columns made from the same images (clean, attacked, transferred, corrupted) are averaged image by image first, one
+    that shows only the first n_c of them with weight n / n_c there and 0 on the others, which never narrows it; what is
+    left shows different images, so that its errors add up as independent ones, in a normal interval. n counts every
+    image once. Several seeds are paired as in `paired_difference`, in an interval by `spread_of_seeds`.
 
     Raises:
-        ValueError: no columns, or one that is not in both; c is published in one and made here in the other.
+        ValueError: no columns, one that is not in both, or one of decisions by cue; c is published in one and made here
+            in the other; seeds that cannot be paired.
     """
     absent = [c for c in columns if c not in ours.hits or c not in theirs.hits]
     if absent or not columns:
         raise ValueError(f"a mean difference needs columns that both have, lacking are {', '.join(absent) or 'all'}")
+    cues = [c for c in columns if c in BY_CUE]
+    if cues:
+        raise ValueError(f"a mean difference is of top-1, {', '.join(cues)} has decisions by cue: leave it out")
     _check_kinds(ours, theirs)
-    groups: dict[tuple[str, int], list[np.ndarray]] = {}
+    groups: dict[str, list[np.ndarray]] = {}
     for column in columns:
-        difference = 100 * (per_image(ours.hits[column]) - per_image(theirs.hits[column]))
+        difference = 100 * image_differences(ours.hits[column], theirs.hits[column])
         images = column if column not in _OF_VAL or (column == "c" and ours.published_c) else "val"
-        groups.setdefault((images, len(difference)), []).append(difference)
-    sums = [np.sum(differences, axis=0) for differences in groups.values()]
+        groups.setdefault(images, []).append(difference)
+    sums = [_image_sums(differences) for differences in groups.values()]
     value = float(sum(s.mean() for s in sums)) / len(columns)
+    n = sum(s.shape[-1] for s in sums)
+    if sums[0].ndim == 2:
+        return spread_of_seeds(*(s / len(columns) for s in sums)).estimate(value, n=n, seeds=len(sums[0]))
     half = 1.96 * float(np.sqrt(sum(s.var(ddof=1) / len(s) for s in sums))) / len(columns)
-    return Estimate(value, value - half, value + half, sum(len(s) for s in sums))
+    return Estimate(value, value - half, value + half, n)
+
+
+def _image_sums(differences: Sequence[np.ndarray]) -> np.ndarray:
+    """Values (n,) or (S, n) whose mean is the sum of the columns' means; a column may have the first images alone."""
+    n = max(d.shape[-1] for d in differences)
+    reach = [[(0, 0)] * (d.ndim - 1) + [(0, n - d.shape[-1])] for d in differences]
+    return np.sum([np.pad(d * n / d.shape[-1], r) for d, r in zip(differences, reach, strict=True)], axis=0)
 
 
 def _check_kinds(ours: Evaluation, theirs: Evaluation) -> None:
@@ -106,9 +123,12 @@ def table2_row(evaluation: Evaluation, columns: list[str]) -> dict[str, float]:
 
 
 def compare_protocols(bench: Bench, eps_values: Sequence[float], *, images: int) -> pd.DataFrame:
-    """FGSM on the first images of val by both protocols, top-1 in percent: columns eps, pixels, authors, n.
+    """FGSM on the first images of val by both protocols, top-1 in percent.
 
     The authors' budget counts in units of the normalised image, so it is multiplied by the std on the way to pixels.
+
+    Returns:
+        columns eps, pixels, pixels_low, pixels_high, authors, authors_low, authors_high, n.
     """
     rows = []
     for eps in eps_values:
@@ -116,6 +136,6 @@ def compare_protocols(bench: Bench, eps_values: Sequence[float], *, images: int)
         for protocol in ("pixels", "authors"):
             suite = replace(bench.suite, columns=("fgsm",), images=images, fgsm_eps=eps, protocol=protocol)
             found = evaluate_model(bench.model, bench.source, suite, progress=False).estimate("fgsm")
-            row |= {protocol: found.value, "n": found.n}
-        rows.append(row)
+            row |= {protocol: found.value, f"{protocol}_low": found.low, f"{protocol}_high": found.high}
+        rows.append(row | {"n": found.n})
     return pd.DataFrame(rows)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pandas as pd
 
 from nslib.evaluate.bench import Bench
-from nslib.intervals import share_estimate
+from nslib.evaluate.metrics import BY_CUE
+from nslib.evaluate.suite import evaluate_model
 
 
 def cue_conflict_table(bench: Bench) -> pd.DataFrame:
-    """Share of images whose decision is the shape, the texture or neither, in percent with intervals.
+    """Share of the suite's images whose decision is the shape, the texture or neither, in percent with intervals.
 
     Returns:
         columns decision, images, value, low, high, n; or one row that says what is missing.
@@ -17,19 +20,13 @@ def cue_conflict_table(bench: Bench) -> pd.DataFrame:
         FloatingPointError: NaN logits.
     Source: Geirhos et al. 2019, arXiv:1811.12231.
     """
-    missing = bench.missing("cue_conflict")
-    if missing:
-        return pd.DataFrame([{"decision": "missing", "reason": missing}])
-    conflict = bench.source.open("cue_conflict")
-    counts = {"shape": 0, "texture": 0, "other": 0}
-    for start in range(0, len(conflict), bench.suite.batch):
-        images, labels = bench.take("cue_conflict", start, min(start + bench.suite.batch, len(conflict)))
-        found = conflict.count(bench.logits(images, labels, "cue_conflict").cpu(), labels.cpu())
-        for decision in counts:
-            counts[decision] += getattr(found, decision)
-    rows = []
-    for decision, images in counts.items():
-        share = share_estimate([1.0] * images + [0.0] * (len(conflict) - images))
-        rows.append({"decision": decision, "images": images, "value": 100 * share.value, "low": 100 * share.low,
-                     "high": 100 * share.high, "n": share.n})  # fmt: skip
+    suite = replace(bench.suite, columns=BY_CUE)
+    found = evaluate_model(bench.model, bench.source, suite, progress=False)
+    if found.missing:
+        return pd.DataFrame([{"decision": "missing", "reason": why} for why in found.missing.values()])
+    rows = [
+        {"decision": cue, "images": round(share.value * share.n / 100), "value": share.value, "low": share.low,
+         "high": share.high, "n": share.n}
+        for cue, share in found.decisions().items()
+    ]  # fmt: skip
     return pd.DataFrame(rows)

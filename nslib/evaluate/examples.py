@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from nslib.evaluate.bench import Bench
-from nslib.evaluate.columns import COLUMNS, Part
+from nslib.evaluate.columns import COLUMNS, Part, missing_of
+from nslib.evaluate.metrics import BY_CUE
 
 
 class Example(NamedTuple):
@@ -20,11 +21,14 @@ class Example(NamedTuple):
 
 
 def column_examples(bench: Bench, count: int, *, corruption: str = "fog", severity: int = 3) -> dict[str, Example]:
-    """The first images of every column of the suite that is not missing; of c one corruption at one severity."""
+    """The first images of every column of the suite that is not missing; of c one corruption at one severity.
+
+    cue_conflict is left out: its images have two answers, and labels that are no classes of the model.
+    """
     found = {}
     for name in bench.suite.columns:
         column = COLUMNS[name]
-        if bench.missing(column.split):
+        if name in BY_CUE or missing_of(name, bench):
             continue
         part = Part(name, corruption if name == "c" else "", 0, int(min(count, bench.count(column.split))))
         views = {view.variant: view for view in column.show(bench, part)}

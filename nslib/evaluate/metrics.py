@@ -9,7 +9,7 @@ import pandas as pd
 from scipy import stats
 
 from nslib.data.corruptions import CORRUPTIONS, SEVERITIES
-from nslib.intervals import Estimate, mean_estimate
+from nslib.intervals import Estimate, mean_estimate, spread_of_seeds
 
 # Mean error of AlexNet over the severities of ImageNet-C, the unit of mCE (arXiv:1903.12261 and its published code).
 ALEXNET_ERROR = dict(
@@ -20,18 +20,19 @@ ALEXNET_ERROR = dict(
     )
 )
 ERRORS = ("c",)  # lower is better
+BY_CUE = ("cue_conflict",)  # two hits an image, whether the answer is its shape and whether it is its texture: no top-1
 _FLIPS = 9999
 
-Hits = Mapping[str, np.ndarray]  # (n,) for each variant
+Hits = Mapping[str, np.ndarray]  # (n,) for each variant, or (S, n) of S seeds; results below have the same shape
 
 
 def per_image(hits: Hits) -> np.ndarray:
-    """Share of a column's variants in which each image (n,) is classified rightly."""
+    """Share of a column's variants in which each image is classified rightly."""
     return np.mean(list(hits.values()), axis=0)
 
 
 def _errors(hits: Hits) -> dict[str, np.ndarray]:
-    """Error of each image (n,), mean over the severities, for each of the 15 corruptions.
+    """Error of each image, mean over the severities, for each of the 15 corruptions.
 
     Raises:
         ValueError: a corruption or severity is missing or unknown.
@@ -86,16 +87,17 @@ def paired_difference(ours: Hits, theirs: Hits) -> tuple[Estimate, float]:
     """Top-1 of one model minus another's on the same images, in percentage points, with its interval and p-value.
 
     The test is McNemar's exact one: among images on which the two differ, either side is as likely to be right. Over
-    several variants of an image, such as corruptions, or several seeds, the differences are shares, and it is the test
-    of their mean when signs are flipped at random (9,999 times, fixed draws).
+    several variants of an image, such as corruptions, the differences are shares, and it is the test of their mean when
+    signs are flipped at random (9,999 times, fixed draws). Several seeds are paired seed by seed, or each with the one
+    seed of the other side; interval and test are then by `spread_of_seeds`.
 
     Raises:
-        ValueError: not the same variants and images.
+        ValueError: not the same variants and images, or numbers of seeds that cannot be paired.
     """
-    shapes = [{name: np.shape(v) for name, v in hits.items()} for hits in (ours, theirs)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(f"a paired difference needs the same images, got {shapes[0]} and {shapes[1]}")
-    difference = per_image(ours) - per_image(theirs)
+    difference = image_differences(ours, theirs)
+    found = mean_estimate(100 * difference)
+    if difference.ndim == 2:
+        return found, spread_of_seeds(100 * difference).p_value(found.value)
     differ = difference[difference != 0]
     if not len(differ):
         p_value = 1.0
@@ -104,7 +106,25 @@ def paired_difference(ours: Hits, theirs: Hits) -> tuple[Estimate, float]:
     else:
         signs = np.random.default_rng(0).integers(0, 2, (_FLIPS, len(differ)), dtype=np.int8) * 2 - 1
         p_value = (1 + np.count_nonzero(np.abs(signs @ differ) >= abs(differ.sum()) - 1e-9)) / (1 + _FLIPS)
-    return mean_estimate(100 * difference), float(p_value)
+    return found, float(p_value)
+
+
+def image_differences(ours: Hits, theirs: Hits) -> np.ndarray:
+    """Difference of the shares of variants that are right, for each image (n,), and for each pair of seeds (S, n).
+
+    Raises:
+        ValueError: as `paired_difference`.
+    """
+    images = [{name: np.shape(v)[-1] for name, v in hits.items()} for hits in (ours, theirs)]
+    if images[0] != images[1]:
+        raise ValueError(f"a paired difference needs the same images, got {images[0]} and {images[1]}")
+    first, second = np.atleast_2d(per_image(ours)), np.atleast_2d(per_image(theirs))
+    if len(first) != len(second) and 1 not in (len(first), len(second)):
+        raise ValueError(
+            f"seeds are paired one by one, got {len(first)} and {len(second)}: measure as many of both, or one"
+        )
+    difference = first - second
+    return difference[0] if len(difference) == 1 else difference
 
 
 def corruption_table(hits: Hits) -> pd.DataFrame:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,13 @@ from nslib.config import SuiteConfig
 from nslib.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from nslib.data.corruptions import VERSION as CORRUPTIONS_VERSION
 from nslib.data.source import Source
-from nslib.evaluate.bench import TRANSFER_VERSION, Bench
-from nslib.evaluate.columns import BESIDE, COLUMNS, Part, hits_of, parts_of
-from nslib.evaluate.metrics import corruption_error, mce, per_image
+from nslib.evaluate.bench import MADE_HERE, TRANSFER_VERSION, Bench
+from nslib.evaluate.columns import BESIDE, COLUMNS, Part, hits_of, missing_of, parts_of
+from nslib.evaluate.metrics import BY_CUE, corruption_error, mce, per_image
 from nslib.intervals import Estimate, mean_estimate, share_estimate
-from nslib.models import StagedViT
 from nslib.processes import ALONE, Share
 from nslib.runtime import generator, to_json
+from nslib.staged import StagedViT
 from nslib.store import cached, model_digest
 
 VERSION = 1  # part of every stored result: raise it when the same settings give another one
@@ -34,21 +34,45 @@ class Evaluation:
     """What one model got right, image by image.
 
     Attributes:
-        hits: for each column and variant (of c: corruption/severity; else one, without a name) (n,) bool.
+        hits: for each column and variant (of c: corruption/severity; of cue_conflict: shape and texture, the cue that
+            the answer follows; else one, without a name) (n,) bool, or (S, n) of S seeds.
         missing: columns that could not be shown, and why.
         published_c: column c is ImageNet-C as published, so that mCE is defined.
+        sources: of columns that may be published or made here, which of the two was shown.
     """
 
     model: str
     hits: dict[str, dict[str, np.ndarray]]
     missing: dict[str, str] = field(default_factory=dict)
     published_c: bool = False
+    sources: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds were pooled."""
+        first = next((h for variants in self.hits.values() for h in variants.values()), np.empty(0))
+        return len(first) if first.ndim == 2 else 1
+
+    def absent(self, column: str) -> str:
+        """Why a column has no figure; empty if it has one."""
+        return "" if column in self.hits else self.missing.get(column, f"{column} is not among suite.columns")
 
     def estimate(self, column: str) -> Estimate:
-        """Top-1 of a column in percent with its interval over images; of c the mean over all corruptions."""
+        """Top-1 of a column in percent with its interval over images and seeds; of c the mean over all corruptions.
+
+        Raises:
+            ValueError: the column has decisions by cue.
+        """
+        if column in BY_CUE:
+            raise ValueError(f"{column} has no top-1, but shares of decisions by cue: ask for `decisions`")
         values = per_image(self.hits[column])
-        found = mean_estimate(values) if len(self.hits[column]) > 1 else share_estimate(values)
-        return Estimate(100 * found.value, 100 * found.low, 100 * found.high, found.n)
+        return _percent(mean_estimate(values) if len(self.hits[column]) > 1 else share_estimate(values))
+
+    def decisions(self, column: str = BY_CUE[0]) -> dict[str, Estimate]:
+        """Percent of the images whose answer is their shape, their texture or neither."""
+        shape, texture = self.hits[column]["shape"], self.hits[column]["texture"]
+        followed = {"shape": shape, "texture": texture, "other": ~(shape | texture)}
+        return {cue: _percent(share_estimate(hits)) for cue, hits in followed.items()}
 
     def reported(self, column: str) -> tuple[str, Estimate]:
         """What Table 2 prints for a column, and its name: top-1, but an error for c."""
@@ -60,16 +84,28 @@ class Evaluation:
             else ("corruption error", corruption_error(self.hits[column]))
         )
 
-    def table(self) -> pd.DataFrame:
-        """One row a column, in percent; one without data says what is missing."""
-        rows = []
+    def figures(self) -> list[tuple[str, str, Estimate]]:
+        """Column, name of the measure and estimate of all that is reported: one a column, of cue_conflict three."""
+        found = []
         for column in self.hits:
-            measure, found = self.reported(column)
-            rows.append({"model": self.model, "column": column, "measure": measure, "value": found.value,
-                         "low": found.low, "high": found.high, "n": found.n, "missing": ""})  # fmt: skip
-        rows += [{"model": self.model, "column": c, "missing": why} for c, why in self.missing.items()]
-        names = ["model", "column", "measure", "value", "low", "high", "n", "missing"]
+            several = self.decisions(column).items() if column in BY_CUE else [self.reported(column)]
+            found += [(column, measure, estimate) for measure, estimate in several]
+        return found
+
+    def table(self) -> pd.DataFrame:
+        """One row a figure, in percent; a column without data says what is missing."""
+        rows = [
+            {"model": self.model, "column": column, "measure": measure, "value": found.value, "low": found.low,
+             "high": found.high, "n": found.n, "source": self.sources.get(column, ""), "missing": ""}
+            for column, measure, found in self.figures()
+        ]  # fmt: skip
+        rows += [{"model": self.model, "column": c, "source": "", "missing": why} for c, why in self.missing.items()]
+        names = ["model", "column", "measure", "value", "low", "high", "n", "source", "missing"]
         return pd.DataFrame(rows, columns=names)
+
+
+def _percent(share: Estimate) -> Estimate:
+    return replace(share, value=100 * share.value, low=100 * share.low, high=100 * share.high)
 
 
 def evaluate_model(
@@ -94,6 +130,7 @@ def evaluate_model(
     Raises:
         ValueError: unknown column; a model in training mode; a surrogate or labels that do not fit the model.
         FloatingPointError: NaN logits; names column and images.
+        FileNotFoundError: a folder that was set for c or damagenet is not whole.
     """
     bench = Bench(model, source, suite, surrogate)
     parts, missing = plan(bench)
@@ -117,7 +154,8 @@ def evaluate_model(
         for variant, values in found[number].items():
             hits.setdefault(part.column, {}).setdefault(variant, []).append(values)
     joined = {c: {v: np.concatenate(values) for v, values in variants.items()} for c, variants in hits.items()}
-    return Evaluation(model.name, joined, missing, "c" in joined and bench.published("c"))
+    sources = {c: bench.origin(c) for c in joined if c in MADE_HERE}
+    return Evaluation(model.name, joined, missing, "c" in joined and bench.published("c"), sources)
 
 
 def plan(bench: Bench) -> tuple[list[Part], dict[str, str]]:
@@ -125,14 +163,15 @@ def plan(bench: Bench) -> tuple[list[Part], dict[str, str]]:
 
     Raises:
         ValueError: unknown column.
+        FileNotFoundError: a folder that was set for c or damagenet is not whole.
     """
     columns = bench.suite.columns
     unknown = [c for c in columns if c not in COLUMNS]
     if unknown:
         raise ValueError(f"no column {', '.join(map(repr, unknown))}: there are {', '.join(COLUMNS)}")
-    missing = {c: why for c in columns if (why := bench.missing(COLUMNS[c].split))}
+    missing = {c: why for c in columns if (why := missing_of(c, bench))}
     beside = [BESIDE[c] for c in columns if c in BESIDE and c not in missing]
-    beside = [c for c in beside if not bench.missing(COLUMNS[c].split)]
+    beside = [c for c in beside if not missing_of(c, bench)]
     shown = [c for c in dict.fromkeys([*columns, *beside]) if c not in missing]
     return [part for c in shown for part in parts_of(c, bench)], missing
 
@@ -152,7 +191,8 @@ def _inputs(bench: Bench, part: Part) -> dict[str, Any]:
         made = {"transfer": TRANSFER_VERSION, **bench.transfer_inputs}
     elif part.column == "c" and not bench.published("c"):
         made = {"corruptions": CORRUPTIONS_VERSION}
-    return {"part": part._asdict(), "settings": json.loads(to_json(settings)), "data": data, **made}
+    version = {} if column.version == 1 else {"column_version": column.version}
+    return {"part": part._asdict(), "settings": json.loads(to_json(settings)), "data": data, **made, **version}
 
 
 def _own(part: Part) -> list[str]:
