@@ -1,4 +1,25 @@
-"""One process, several on one machine, or several machines: the same script, started by `torchrun`."""
+"""One process, several on one machine, or several machines: the same script or command, started by `torchrun`.
+
+    torchrun --standalone --nproc-per-node 2 -m nslib finetune ...
+    torchrun --nnodes 2 --nproc-per-node 1 --rdzv-backend c10d --rdzv-id 1 --rdzv-endpoint HOST:29511 -m nslib ...
+    accelerate launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no -m nslib finetune ...
+
+are two processes on this machine; two on two machines, on each of which this line is given and of which HOST is one;
+and two by accelerate, of which `accelerate launch --cpu` would start but one. `--device cpu` keeps all off the GPUs.
+The target has to lie where every process can read it. In a notebook, in place of a call of `finetune_model`:
+
+    def train():
+        with processes() as (share, device):
+            model = load_model(device=device)
+            finetune_model(model, open_source(data, model), cfg, target=target, share=share)
+
+    accelerate.notebook_launcher(train, num_processes=2)
+    done = finetune_model(model, open_source(data, model), cfg, target=target)  # loads what they have made
+
+What computes has to stand inside the `with`: the processes are forked from the notebook's. One that has used a GPU
+cannot be forked into others that do, and of one that has computed in several threads the children hang if they do so
+too; inside the `with` each of them computes in one.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +27,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import parent_process
 
 import torch
 from torch import Tensor
@@ -72,6 +94,8 @@ def processes(device: str = "auto") -> Iterator[tuple[Share, torch.device]]:
         raise RuntimeError(
             f"{started} processes were started and accelerate found {accelerator.num_processes}: start with torchrun"
         )
+    if parent_process() is not None and accelerator.device.type == "cpu":
+        torch.set_num_threads(1)  # in a child forked by a notebook whose threads it does not have, more would hang
     try:
         mean = lambda tensor: accelerator.reduce(tensor, "mean")  # noqa: E731
         yield Share(accelerator.process_index, started, mean, gather_object), accelerator.device

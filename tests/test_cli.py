@@ -1,6 +1,7 @@
 """The command line: exit codes, mistakes told in one line, and each command on something small."""
 
 import json
+import math
 import re
 import resource
 import subprocess
@@ -18,7 +19,7 @@ from nslib.cli import main
 from nslib.cli.options import overrides
 from nslib.data.shapes import render
 from nslib.models import load_model
-from nslib.reproduce import DONE, FAILED, SKIPPED, Outcome
+from nslib.reproduce import DONE, FAILED, LEFT, SKIPPED, Outcome
 
 
 @pytest.fixture
@@ -170,7 +171,15 @@ def test_help_tells_what_each_option_is(call, command):
 
 
 @pytest.mark.parametrize(
-    ("statuses", "code"), [((DONE, SKIPPED), 0), ((DONE, FAILED, DONE), 1), ((FAILED,), 1), ((SKIPPED,), 0)]
+    ("statuses", "code"),
+    [
+        ((DONE, SKIPPED), 0),
+        ((DONE, FAILED, DONE), 1),
+        ((FAILED,), 1),
+        ((SKIPPED,), 0),
+        ((DONE, LEFT), 3),
+        ((LEFT, FAILED), 1),
+    ],
 )
 def test_exit_code_tells_whether_all_went_well(call, paper, statuses, code):
     paper.outcomes = [Outcome(f"0{i}_x", status, 0.0) for i, status in enumerate(statuses)]
@@ -180,11 +189,13 @@ def test_exit_code_tells_whether_all_went_well(call, paper, statuses, code):
 def test_reproduce_hands_on_what_was_asked_for(call, paper, tmp_path):
     (tmp_path / "images").mkdir()
     call("reproduce", "01", "02", "--profile", "imagenet", "--imagenet", "images", "--weights", "random", "--force",
-         "--run-name", "mine", "--device", "cpu", "--set", "images=500", "synthesis.noise.lr=0.5")  # fmt: skip
+         "--run-name", "mine", "--device", "cpu", "--minutes", "9",
+         "--set", "images=500", "synthesis.noise.lr=0.5")  # fmt: skip
     assert [list(paper.args[0]), paper.args[1]] == [["01", "02"], "imagenet"]
     assert paper.kwargs == {
         "run_name": "mine",
         "force": True,
+        "minutes": 9,
         "overrides": {
             "data.root": str(tmp_path / "images"),  # notebooks run in another folder
             "weights": "random",
@@ -198,7 +209,7 @@ def test_reproduce_hands_on_what_was_asked_for(call, paper, tmp_path):
 def test_reproduce_by_default_is_all_at_laptop(call, paper):
     call("reproduce")
     assert [list(paper.args[0]), paper.args[1]] == [[], "laptop"]
-    assert paper.kwargs == {"run_name": "", "overrides": {}, "force": False}
+    assert paper.kwargs == {"run_name": "", "overrides": {}, "force": False, "minutes": math.inf}
 
 
 def test_settings_are_json_where_they_can_be():

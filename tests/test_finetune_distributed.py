@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +19,11 @@ from nslib.processes import ALONE, processes
 
 NOISE = NoiseConfig(limit=1.0, lr=0.05, steps=100, batch=16, eps=0.005)
 CFG = FinetuneConfig(rounds=1, steps=3, batch=8, lr=1e-3, lr_min=1e-5, pool=32, heldout=16, noise=NOISE)
+RUNS = {
+    "paper": CFG,
+    "block": replace(CFG, block=1, noise=replace(NOISE, eps=0.05)),
+    "groups": replace(CFG, groups=2, noise=replace(NOISE, batch=8)),
+}
 TINY = dict(img_size=24, embed_dim=24, depth=2, num_heads=2)
 
 
@@ -37,18 +43,19 @@ torch.set_num_threads(1)
 from nslib.data.source import ShapesSource
 from nslib.finetune import rounds
 from nslib.processes import processes
-from test_finetune_distributed import CFG, DataConfig, double_precision_model, watch_noise
+from test_finetune_distributed import RUNS, DataConfig, double_precision_model, watch_noise
 
 folder = Path(sys.argv[1])
-noises = watch_noise()
 with processes("cpu") as (share, device):
     assert share.count == 2
     model = double_precision_model().to(device)
-    made = rounds.finetune_model(model, ShapesSource(DataConfig(), model), CFG, share=share,
-                                 target=folder / "w.safetensors")
-    torch.save({{"weights": made.model.vit.state_dict(), "noise": noises[0], "record": made.record["processes"],
-                "losses": made.history[0].losses, "steps": made.history[0].noises[0].steps,
-                "units": made.record["units"]}}, folder / f"rank{{share.rank}}.pt")
+    for name, cfg in RUNS.items():
+        noises = watch_noise()
+        made = rounds.finetune_model(model, ShapesSource(DataConfig(), model), cfg, share=share,
+                                     target=folder / f"{{name}}.safetensors")
+        torch.save({{"weights": made.model.vit.state_dict(), "noise": noises[0], "record": made.record["processes"],
+                    "losses": made.history[0].losses, "steps": [n.steps for n in made.history[0].noises],
+                    "units": made.record["units"]}}, folder / f"{{name}}{{share.rank}}.pt")
 assert not torch.distributed.is_initialized()
 """
 
@@ -78,23 +85,26 @@ def both(tmp_path_factory):
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    return folder, [torch.load(folder / f"rank{r}.pt", weights_only=True) for r in (0, 1)]
+    return folder, {n: [torch.load(folder / f"{n}{r}.pt", weights_only=True) for r in (0, 1)] for n in RUNS}
 
 
-def test_ranks_end_with_the_same_noise_and_weights(both):
-    _, (first, second) = both
+@pytest.mark.parametrize("name", RUNS)
+def test_ranks_end_with_the_same_noise_and_weights(both, name):
+    first, second = both[1][name]
     assert torch.equal(first["noise"], second["noise"])
     assert all(torch.equal(first["weights"][n], second["weights"][n]) for n in first["weights"])
     assert first["losses"] == second["losses"]
 
 
-def test_two_processes_are_one_for_the_same_global_batch(both, monkeypatch):
-    _, (found, _) = both
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_are_one_for_the_same_global_batch(both, monkeypatch, name):
+    found, _ = both[1][name]
     monkeypatch.setattr(rounds, "find_noises", find_noises)  # put back what watch_noise replaces
     noises = watch_noise()
     model = double_precision_model()
-    made = finetune_model(model, ShapesSource(DataConfig(), model), CFG)
-    assert made.history[0].noises[0].steps == found["steps"] >= 3
+    made = finetune_model(model, ShapesSource(DataConfig(), model), RUNS[name])
+    assert [n.steps for n in made.history[0].noises] == found["steps"]
+    assert min(found["steps"]) >= 3
     assert noises[0].dtype == torch.float64
     assert torch.allclose(noises[0], found["noise"], rtol=0, atol=1e-9)
     assert found["losses"] == pytest.approx(made.history[0].losses, rel=0, abs=1e-9)
@@ -105,14 +115,14 @@ def test_two_processes_are_one_for_the_same_global_batch(both, monkeypatch):
 
 
 def test_one_of_them_writes(both):
-    folder, (found, _) = both
-    names = {p.name for p in folder.iterdir()} - {"script.py", "__pycache__"}
-    assert names == {"w.safetensors", "w.json", "w.jsonl", "rank0.pt", "rank1.pt"}
-    assert found["record"] == 2
+    folder, found = both
+    names = {p.name for p in folder.glob("paper*") if p.suffix != ".tensorboard"}
+    assert names == {"paper.safetensors", "paper.json", "paper.jsonl", "paper0.pt", "paper1.pt"}
+    assert found["paper"][0]["record"] == 2
 
 
 def test_work_is_counted_over_all_processes(both):
-    _, (found, _) = both
+    found, _ = both[1]["paper"]
     assert found["units"]["updates"] == 3 * 8 * 6
 
 

@@ -60,6 +60,11 @@ def same_file(a, b) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
+def files_in(folder) -> list[str]:
+    """Names but that of the folder that is there if TensorBoard is."""
+    return sorted(p.name for p in folder.iterdir() if p.suffix != ".tensorboard")
+
+
 def timeless(history):
     return [replace(r, noise_seconds=0, update_seconds=0) for r in history]
 
@@ -187,7 +192,34 @@ def test_search_that_was_stopped_goes_on_where_it_was(model, source, unbroken, t
     assert again[0] == next(m for m in unbroken[2][steps[0] + 1 :] if m.step == 6)
     assert same_file(target, unbroken[0])
     assert timeless(made.history) == timeless(unbroken[1].history)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["w.json", "w.jsonl", "w.safetensors"]
+    assert files_in(tmp_path) == ["w.json", "w.jsonl", "w.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "change", [dict(block=1, noise=replace(NOISE, eps=0.5)), dict(noises=1, groups=2)], ids=["block", "groups"]
+)
+@pytest.mark.parametrize("phase", ["search", "update"])
+def test_deeper_and_grouped_noise_go_on_too(model, source, tmp_path, change, phase):
+    """Stopped in the second search of round 1, after its first save, or between two updates."""
+    cfg, seen = replace(CFG, rounds=2, steps=3, **change), []
+    whole = finetune_model(model, source, cfg, target=tmp_path / "whole.safetensors")
+
+    def stop(moment):
+        seen.append(moment)
+        second = [m.step for m in seen if (m.round, m.phase) == (1, "noise")].count(0) == 2
+        if (moment.round, moment.phase, moment.step) == (1, "update", 2) or (
+            phase == "search" and second and moment.step == 3
+        ):
+            raise Stopped
+
+    target, again = tmp_path / "w.safetensors", []
+    with pytest.raises(Stopped):
+        finetune_model(model, source, cfg, target=target, on_step=stop)
+    assert (seen[-1].phase == "noise") == (phase == "search")
+    made = finetune_model(model, source, cfg, target=target, on_step=again.append)
+    assert {m.round for m in again} == {1}
+    assert same_file(target, tmp_path / "whole.safetensors")
+    assert timeless(made.history) == timeless(whole.history)
 
 
 def test_search_of_another_run_is_not_gone_on_with(model, source, unbroken, tmp_path):
@@ -273,7 +305,7 @@ def test_full_disk_keeps_the_last_good_state(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "w.training.pt could not be written" in done.stdout
     assert done.stdout.startswith("OSError")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["w.jsonl", "w.training.pt"]
+    assert files_in(tmp_path) == ["w.jsonl", "w.training.pt"]
     saved = torch.load(target.with_suffix(".training.pt"), weights_only=True)
     assert saved["place"]["step"] == 2
 

@@ -8,11 +8,11 @@ import sys
 import tyro
 
 from nslib.cli.nullspaces import noise, nulldim
-from nslib.cli.paper import notebooks, reproduce
+from nslib.cli.paper import notebooks, report, reproduce
 from nslib.cli.pictures import disguise, fingerprint, watermark
 from nslib.cli.training import evaluate, finetune, pretrain
 
-_ALL = (reproduce, evaluate, finetune, pretrain, nulldim, noise, watermark, disguise, fingerprint, notebooks)
+_ALL = (reproduce, report, evaluate, finetune, pretrain, nulldim, noise, watermark, disguise, fingerprint, notebooks)
 COMMANDS = {command.__name__: command for command in _ALL}
 
 

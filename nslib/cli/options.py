@@ -10,17 +10,44 @@ from typing import Annotated
 
 import tyro
 
+from nslib.profiles import Settings, resolve
+
 Setting = Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="NAME=VALUE")]
 
 
-def overrides(settings: tuple[str, ...], **options: str) -> dict:
-    """`synthesis.noise.steps=100` -> {"synthesis.noise.steps": 100}; values as `_value` reads them."""
+def settings_of(
+    profile: str, imagenet: str, device: str, settings: tuple[str, ...], *, within: str = "", **options
+) -> Settings:
+    """What a command works with: a profile, by default the one that fits the data, with what was said otherwise.
+
+    Args:
+        imagenet: the folder of images, empty for the embedded data.
+        settings, within, options: as `overrides`.
+    Raises:
+        ValueError: as `overrides` and `resolve`.
+    """
+    options |= {"data__root": imagenet, "device": "" if device == "auto" else device}
+    return resolve(
+        profile or ("imagenet" if imagenet else "laptop"), overrides=overrides(settings, within=within, **options)
+    )
+
+
+def overrides(settings: tuple[str, ...], *, within: str = "", **options) -> dict:
+    """`synthesis.noise.steps=100` -> {"synthesis.noise.steps": 100}; values as `_value` reads them.
+
+    Args:
+        within: the task, such as `finetune`, that all of the settings are of.
+        options: further ones by full name with `__` for the dot; empty ones are left out.
+    Raises:
+        ValueError: one of the settings has no equals sign.
+    """
+    prefix = within and f"{within}."
     chosen = {name.replace("__", "."): value for name, value in options.items() if value}
     for item in settings:
         name, equals, text = item.partition("=")
         if not equals:
             raise ValueError(f"--set takes NAME=VALUE such as images=500, got {item!r}")
-        chosen[name] = _value(text)
+        chosen[prefix + name] = _value(text)
     # Notebooks run in a folder of their own, where a relative path would lead elsewhere.
     return {k: absolute(v) if k.startswith("data.") or k.endswith("weights") else v for k, v in chosen.items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from typing import Annotated
@@ -20,8 +21,9 @@ def reproduce(
     device: str = "auto",
     set: Setting = (),
     force: bool = False,
+    minutes: float = math.inf,
 ) -> int:
-    """Run the notebooks of the paper headless.
+    """Run the notebooks of the paper headless. The exit status is 1 if one failed, 3 if the time was up before the end.
 
     Args:
         notebooks: names or numbers, such as 02; default: all.
@@ -32,16 +34,41 @@ def reproduce(
         device: auto, cpu, cuda or mps.
         set: override a setting of the profile, such as --set images=500 synthesis.noise.steps=100.
         force: run also what is done and unchanged.
+        minutes: stop after so many; the same command goes on from there.
     """
-    from nslib.reproduce import FAILED
+    from nslib.report.gather import recorded_runs
+    from nslib.report.page import write_page
+    from nslib.reproduce import FAILED, LEFT
     from nslib.reproduce import reproduce as run
 
     device_option = "" if device == "auto" else device
     options = {"data__root": imagenet, "weights": weights, "device": device_option}
     if imagenet and profile != "imagenet":
         raise ValueError(f"--imagenet goes with --profile imagenet, got profile {profile!r}")
-    outcomes = run(list(notebooks), profile, run_name=run_name, overrides=overrides(set, **options), force=force)
-    return int(any(o.status == FAILED for o in outcomes))
+    chosen = overrides(set, **options)
+    outcomes = run(list(notebooks), profile, run_name=run_name, overrides=chosen, force=force, minutes=minutes)
+    if (name := run_name or profile) in recorded_runs():
+        print(f"\n{write_page(name)}")
+    statuses = {o.status for o in outcomes}
+    return 1 if FAILED in statuses else 3 if LEFT in statuses else 0
+
+
+def report(run_name: Annotated[str, tyro.conf.Positional] = "") -> int:
+    """Write figures/RUN_NAME/index.html: every verdict, table and figure of a run, beside the paper's, in one file.
+
+    Args:
+        run_name: folder under figures/, such as laptop; default: every one that has records.
+    """
+    from nslib.report.gather import recorded_runs
+    from nslib.report.page import write_page
+    from nslib.runtime import figures_path
+
+    names = [run_name] if run_name else recorded_runs()
+    if not names:
+        raise FileNotFoundError(f"no records in {figures_path('')}/<run name>/records: run `make reproduce` first")
+    for name in names:
+        print(write_page(name))
+    return 0
 
 
 def notebooks() -> int:

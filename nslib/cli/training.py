@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from nslib.cli.options import Setting, absolute, overrides, show
-from nslib.profiles import resolve
+from nslib.cli.options import Setting, absolute, settings_of, show
 
 
 def pretrain(
@@ -25,7 +24,7 @@ def pretrain(
     from nslib.runtime import pick_device, runs_path
 
     training = "surrogate_pretrain" if model == "surrogate_cnn" else "pretrain"
-    settings = resolve(profile, overrides={f"{training}.{k}": v for k, v in overrides(set).items()})
+    settings = settings_of(profile, "", "auto", set, within=training)
     cfg = replace(getattr(settings, training), model=model or settings.models[0])
     path = Path(target) if target else runs_path("pretrain") / profile / f"{cfg.model}.safetensors"
     record = train(cfg, path, device=pick_device(device))
@@ -53,7 +52,7 @@ def evaluate(
     Args:
         model: shapes_vit or a timm tag.
         weights: shipped, pretrained, random, a safetensors file, or a folder of <model>.safetensors.
-        columns: such as clean,fgsm,c; default: those of Table 2, pgd and autoattack.
+        columns: such as clean,fgsm,c or cue_conflict; default: those of Table 2, pgd and autoattack.
         imagenet: ImageNet-style folder with val/; its relatives beside it or by --set data.a=FOLDER and so on.
         profile: whose numbers of images to take; default: laptop, or imagenet with --imagenet.
         against: weights of another model of this architecture, for differences on the same images.
@@ -71,16 +70,10 @@ def evaluate(
     from nslib.report.record import portable, without_paths
     from nslib.runtime import run_record, to_json, write_text
 
-    profile = profile or ("imagenet" if imagenet else "laptop")
-    options = {
-        "data__root": imagenet,
-        "weights": weights,
-        "models": model,
-        "suite__protocol": protocol,
-        "suite__columns": columns.split(",") if columns else "",
-        "device": "" if device == "auto" else device,
-    }
-    settings = resolve(profile, overrides=overrides(set, **options))
+    settings = settings_of(
+        profile, imagenet, device, set, weights=weights, models=model, suite__protocol=protocol,
+        suite__columns=columns.split(",") if columns else "",
+    )  # fmt: skip
     with processes(settings.device) as (share, place):
         settings = replace(settings, device=str(place))
         bench = open_bench(settings)
@@ -95,7 +88,8 @@ def evaluate(
         if against:
             other = bench.of(open_model(replace(settings, weights=absolute(against))))
             base = evaluate_model(other.model, other.source, settings.suite, surrogate=other.surrogate, share=share)
-            table = table.merge(differences(found, base).drop(columns="n"), on="column", how="left")
+            base = replace(base, model=Path(against).stem)
+            table = table.merge(differences(found, base).drop(columns=["n", "seeds"]), on="column", how="left")
     if share.rank == 0:
         show(table)
         if out:
@@ -112,10 +106,14 @@ def finetune(
     imagenet: str = "",
     profile: str = "",
     target: str = "",
+    dry_run: bool = False,
     device: str = "auto",
     set: Setting = (),
 ) -> int:
-    """Finetune a model by Algorithm 1, or a control; a second call goes on where a killed one was, also under torchrun.
+    """Finetune a model by Algorithm 1, or a control; a second call goes on where a killed one was.
+
+    Two processes share each batch after `torchrun --standalone --nproc-per-node 2 -m nslib finetune ...`; the head of
+    nslib/processes.py tells of several machines, accelerate and notebooks.
 
     Args:
         model: shapes_vit or a timm tag.
@@ -127,36 +125,43 @@ def finetune(
         profile: whose settings to take; default: laptop, or imagenet with --imagenet.
         target: the safetensors file to write, its record and log beside it; default:
             runs/finetune/<profile>/<model>_<objective>.safetensors.
+        dry_run: only tell images, steps, forward passes, memory and hours, from a round of two steps and two updates.
         device: auto, cpu, cuda or mps.
         set: override a setting of the finetuning, such as --set rounds=20 noise.eps=0.01.
     """
     from nslib.data.source import open_source
     from nslib.experiment import open_model
     from nslib.finetune.checkpoints import load_checkpoint
+    from nslib.finetune.cost import cost_told
+    from nslib.finetune.estimate import estimate
     from nslib.finetune.rounds import finetune_model
     from nslib.processes import processes
     from nslib.progress import finetune_bar
     from nslib.runtime import runs_path
 
-    profile = profile or ("imagenet" if imagenet else "laptop")
-    options = {"data__root": imagenet, "weights": weights, "models": model, "finetune__objective": objective,
-               "device": "" if device == "auto" else device}  # fmt: skip
-    given = overrides((), **options) | {f"finetune.{k}": v for k, v in overrides(set).items()}
-    settings = resolve(profile, overrides=given)
+    settings = settings_of(
+        profile, imagenet, device, set, within="finetune", weights=weights, models=model, finetune__objective=objective
+    )
     cfg = settings.finetune
-    path = Path(target) if target else runs_path("finetune") / profile / f"{model}_{objective}.safetensors"
+    path = Path(target or runs_path("finetune") / settings.profile / f"{model}_{objective}.safetensors")
     with processes(settings.device) as (share, place):
         if Path(settings.weights).suffix in (".pth", ".pt", ".tar"):
             vit = load_checkpoint(settings.weights, model, device=place)
         else:
             vit = open_model(replace(settings, device=str(place)))
+        source = open_source(settings.data, vit)
+        if dry_run:
+            planned = estimate(vit, source, cfg, share=share)
+            if share.rank == 0:
+                print(*planned.lines(), sep="\n")
+            return 0
         with finetune_bar(cfg, f"{objective} {model}", disable=share.rank > 0) as on_step:
-            done = finetune_model(vit, open_source(settings.data, vit), cfg, target=path, share=share, on_step=on_step)
+            done = finetune_model(vit, source, cfg, target=path, share=share, on_step=on_step)
     if share.rank == 0:
-        record = done.record
+        record, units = done.record, done.record["units"]
         print(f"{path}: {record['minutes']} minutes, {cfg.rounds} rounds of {cfg.steps} updates")
-        print(f"cost of {record['images_of_standard_training']:.0f} images of standard training; forward passes: "
-              f"{record['units']['noise']} for noise, {record['units']['updates']} for updates")  # fmt: skip
+        print(f"forward passes: {units['noise']:,.0f} for noise, {units['updates']:,.0f} for updates")
+        print(f"cost: {cost_told(sum(units.values()), source.count('train'))}")
         for number in record["missed_eps"]:
             print(f"round {number}: noise did not reach eps = {cfg.noise.eps} in {cfg.noise.steps} steps")
     return 0

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from nslib.config import FinetuneConfig
-from nslib.models import StagedViT
+from nslib.staged import StagedViT
 
 _POLICIES = {"rand": rand_augment_transform, "augmix": augment_and_mix_transform}
 

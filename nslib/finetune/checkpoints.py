@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nslib.models import StagedViT, build_model
+from nslib.models import build_model
+from nslib.staged import StagedViT
 
 _NORMALISATION = re.compile(r"^0\.(mean|std)$")
 

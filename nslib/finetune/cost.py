@@ -6,41 +6,66 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from nslib.models import StagedViT
+from nslib.staged import StagedViT
 
 STANDARD_TRAINING = 3  # units an image: forward, backward to the input, backward to the weights
 
 
 class Meter:
-    """Units so far, one being a forward pass of one image through the encoder.
+    """Passes so far of one image through one of `depth` blocks.
 
-    A backward pass to the tokens is one unit more, and one to the weights another. The patch embedding and the head
-    are not counted.
+    A backward pass to the tokens is one more, and one to the weights another. The patch embedding and the head are not
+    counted, and the last block is, of which not all may be computed.
     """
 
-    def __init__(self, blocks: nn.Module):
-        self.units = 0
-        self._blocks = blocks
+    def __init__(self, depth: int):
+        self.depth = depth
+        self.passes = 0
 
-    def _pass(self, first: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        tokens = inputs[0]
-        self.units += len(tokens)
-        if torch.is_grad_enabled() and tokens.requires_grad:
-            to_weights = any(p.requires_grad for p in self._blocks.parameters())
-            tokens.register_hook(lambda gradient: self._back(len(gradient) * (1 + to_weights)))
+    @property
+    def units(self) -> float:
+        """Passes through the whole encoder: a whole number but where a noise is added to a deeper block."""
+        whole, rest = divmod(self.passes, self.depth)
+        return whole + rest / self.depth if rest else whole
 
-    def _back(self, units: int) -> None:
-        self.units += units
+    def watch(self, part: nn.Sequential) -> RemovableHandle:
+        """Count what passes through these blocks, one after the other, from now on."""
+
+        def enters(_, inputs: tuple[Tensor, ...]) -> None:
+            tokens = inputs[0]
+            self._add(len(part) * len(tokens))
+            if torch.is_grad_enabled() and tokens.requires_grad:
+                to_weights = any(p.requires_grad for p in part.parameters())
+                tokens.register_hook(lambda gradient: self._add(len(part) * len(gradient) * (1 + to_weights)))
+
+        # A plain block that is the last is not called itself, see StagedViT.logits_from_tokens.
+        first = part[0].norm1 if type(part[0]) is Block else part[0]
+        return first.register_forward_pre_hook(enters)
+
+    def _add(self, passes: int) -> None:
+        self.passes += passes
 
 
 @contextmanager
 def metered(model: StagedViT) -> Iterator[Meter]:
     """Count what passes through the model's blocks inside the block of code."""
-    meter = Meter(model.vit.blocks)
-    hook = model.vit.blocks[0].register_forward_pre_hook(meter._pass)
+    blocks = model.vit.blocks
+    meter = Meter(len(blocks))
+    parts = (blocks[: model.block], blocks[model.block :])
+    hooks = [meter.watch(part) for part in parts if len(part)]
     try:
         yield meter
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
+
+
+def cost_told(units: float, train: int | None) -> str:
+    """A cost in words, as standard training: its images, and its epochs where split train holds so many images."""
+    images = units / STANDARD_TRAINING
+    epochs = f", {images / train:.3g} epochs over the {train:,} of split train (the paper: 8)" if train else ""
+    return f"{images:,.0f} images of standard training{epochs}"

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from nslib.config import FinetuneConfig
 from nslib.finetune.draws import draws
-from nslib.models import StagedViT
 from nslib.nullspace.encoder import Memory, Trace, learn_noise
 from nslib.nullspace.membership import Pool, agreement, boundary_scale, make_pool, permute, random_noise_at
 from nslib.processes import Share
+from nslib.staged import StagedViT
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,20 @@ def find_noises(
     share: Share,
     search: Search,
     on_step: Callable[[int, Trace], None] | None,
+    labels: Tensor | None = None,
 ) -> tuple[Tensor, list[NoiseFacts]]:
-    """cfg.noises noises (n, N, D) of a round and what they are; lines 2 to 7 of Algorithm 1 where they are learned.
+    """The noises (n, N, D) of a round and what they are; lines 2 to 7 of Algorithm 1 where they are learned.
+
+    They are cfg.noises from all of the pool, or one from the images of each of cfg.groups groups of classes.
 
     Args:
         kind: `learned`, `permuted` (the learned one with its elements in another order), or a rule of
             `random_noise_at`.
         last: the noises of the round before, from which cfg.warm_start begins.
         search: goes on with what was begun, and is told its state every cfg.checkpoint_every steps.
+        labels: of the pool's images and the held-out ones, (pool + heldout,); where there are groups.
     Raises:
+        ValueError: a group has no image in the pool, or none held out.
         NoiseDiverged, ValueError: as `learn_noise` and `random_noise_at`.
     """
     found = [noise.to(model.device) for noise in search.begun.get("noises", [])]
@@ -80,8 +85,9 @@ def find_noises(
     def save(state: dict[str, Any]) -> None:
         search.save({"noises": found, "facts": [asdict(f) for f in facts], "state": state})
 
-    for i in range(len(found), cfg.noises):
-        generator = draws(cfg.seed, "noise", round_, i)
+    pools = [pool] * cfg.noises if cfg.groups == 1 else _by_group(pool, labels, cfg.groups)
+    for i in range(len(found), len(pools)):
+        pool, generator = pools[i], draws(cfg.seed, "noise", round_, i)
         if kind in ("learned", "permuted"):
             memory, begun = Memory(cfg.checkpoint_every, save, begun), None
             warm = cfg.warm_start and last is not None and not memory.state
@@ -101,6 +107,22 @@ def find_noises(
         found.append(noise)
         facts.append(fact)
     return torch.cat(found), facts
+
+
+def _by_group(pool: Pool, labels: Tensor, groups: int) -> list[Pool]:
+    """A pool for each group, that of group j holding the images whose label modulo groups is j."""
+    group = (labels % groups).to(pool.train.tokens.device).split([len(part) for part in pool])
+    found = []
+    for j in range(groups):
+        parts = Pool(*(part[mine == j] for part, mine in zip(pool, group, strict=True)))
+        for name, setting, part in zip(Pool._fields, ("pool", "heldout"), parts, strict=True):
+            if not len(part):
+                raise ValueError(
+                    f"group {j} of {groups}, labels {j}, {j + groups}, ..., has no image in the {name} part of the "
+                    f"pool: raise {setting} or lower groups"
+                )
+        found.append(parts)
+    return found
 
 
 def _on_heldout(model: StagedViT, pool: Pool, noise: Tensor) -> dict[str, float]:

@@ -17,12 +17,12 @@ from torch.nn import functional as F
 from nslib.attacks.budget import project, random_point
 from nslib.attacks.gradient import pgd
 from nslib.config import FinetuneConfig
-from nslib.models import StagedViT, frozen
+from nslib.staged import StagedViT, frozen
 
 
 class View(NamedTuple):
     """What a loss sees: images (B, C, H, W), targets (B,) or (B, K), and where the objective has them a noise
-    (1, N, D), which takes no gradient, and adversarial images (B, C, H, W)."""
+    (1, N, D), or one for each image (B, N, D), which takes no gradient, and adversarial images (B, C, H, W)."""
 
     images: Tensor
     targets: Tensor

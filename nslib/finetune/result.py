@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from nslib.finetune.cost import STANDARD_TRAINING
 from nslib.finetune.state import Place, Round, rounds_of
-from nslib.models import StagedViT
 from nslib.processes import Share
 from nslib.runtime import atomic_path, run_record, to_json, write_text
+from nslib.staged import StagedViT
 
 
 def finished(

@@ -15,6 +15,7 @@ import torch
 from nslib.config import FinetuneConfig
 from nslib.data.source import Source
 from nslib.finetune.augment import Augment
+from nslib.finetune.board import Board
 from nslib.finetune.cost import metered
 from nslib.finetune.draws import draws, number, seeded
 from nslib.finetune.noises import Search, find_noises, pool_of
@@ -23,9 +24,9 @@ from nslib.finetune.result import Log, finished, write_result
 from nslib.finetune.state import Place, Round, StateFile
 from nslib.finetune.stream import Stream
 from nslib.finetune.updates import Trainer, precision
-from nslib.models import StagedViT
 from nslib.nullspace.encoder import NoiseDiverged, Trace
 from nslib.processes import ALONE, Share
+from nslib.staged import StagedViT
 from nslib.store import model_digest
 
 
@@ -75,8 +76,8 @@ def finetune_model(
     With a target the state is saved beside it before and after each learning of noise, and in both phases every
     cfg.checkpoint_every steps. A run that was stopped in any way goes on from there, and on a CPU ends with the weights
     of an unbroken one, bit for bit. At the end `target` is a safetensors file that timm loads, `.json` its record and
-    `.jsonl` its log. Where the target was made with the same settings from the same weights it is loaded, not made
-    again.
+    `.jsonl` its log, as is the folder `.tensorboard` where that package is installed. Where the target was made with
+    the same settings from the same weights it is loaded, not made again.
 
     Args:
         model: in evaluation mode, on the device on which to train; not changed.
@@ -110,23 +111,25 @@ def finetune_model(
 
     if not place.history:
         saved.save(trainer, place)
-    while place.round < cfg.rounds:
-        began = trainer.result()
-        try:
-            if len(place.history) == place.round:
-                _find_noise(place, trainer, stream, saved.search(place.round), on_step)
-                saved.save(trainer, place)
-            _train(place, trainer, stream, lambda: saved.save(trainer, place), on_step)
-        except NoiseDiverged as error:
-            raise FinetuneDiverged(place.round, "noise step", error.step, began, error) from error
-        except FloatingPointError as error:
-            raise FinetuneDiverged(place.round, "update", place.step, began, error) from error
-        current = place.history[-1]
-        if on_round:
-            current.measured = on_round(place.round, trainer.result())
-        log.write(place.round, current)
-        place.round, place.step = place.round + 1, 0
-        saved.save(trainer, place)
+    with Board(target, place, writes=saved.writes) as board:
+        while place.round < cfg.rounds:
+            began = trainer.result()
+            try:
+                if len(place.history) == place.round:
+                    _find_noise(place, trainer, stream, saved.search(place.round), on_step)
+                    saved.save(trainer, place)
+                _train(place, trainer, stream, lambda: saved.save(trainer, place), on_step)
+            except NoiseDiverged as error:
+                raise FinetuneDiverged(place.round, "noise step", error.step, began, error) from error
+            except FloatingPointError as error:
+                raise FinetuneDiverged(place.round, "update", place.step, began, error) from error
+            current = place.history[-1]
+            if on_round:
+                current.measured = on_round(place.round, trainer.result())
+            log.write(place.round, current)
+            board.write(place.round, current, lr=trainer.rate)
+            place.round, place.step = place.round + 1, 0
+            saved.save(trainer, place)
 
     result = trainer.result()
     record = write_result(target, result, settings, place.history, share)
@@ -148,14 +151,14 @@ def _find_noise(place: Place, trainer: Trainer, stream: Stream, search: Search, 
         started = time.monotonic() - search.begun.get("seconds", 0.0)  # reading images is not on the clock
         with metered(model) as meter, precision(cfg, model.device):
             pool = pool_of(model, images, cfg)
-            meter.units = search.begun.get("units", meter.units)
+            meter.passes = search.begun.get("passes", meter.passes)
 
             def save(state: dict[str, Any]) -> None:
-                search.save({**state, "units": meter.units, "seconds": time.monotonic() - started})
+                search.save({**state, "passes": meter.passes, "seconds": time.monotonic() - started})
 
             place.noise, current.noises = find_noises(
                 kind, model, pool, cfg, round_=place.round, last=place.noise, share=trainer.share,
-                search=replace(search, save=save), on_step=tell if on_step else None,
+                search=replace(search, save=save), on_step=tell if on_step else None, labels=stream.labels_for_noise,
             )  # fmt: skip
         current.noise_units = meter.units * trainer.share.count
         current.noise_seconds = time.monotonic() - started
@@ -179,11 +182,12 @@ def _train(place: Place, trainer: Trainer, stream: Stream, save: Callable[[], No
         started = time.monotonic()
         noise = None
         if place.noise is not None:
-            which = torch.randint(len(place.noise), (1,), generator=draws(cfg.seed, "choice", update))
+            draw = torch.randint(len(place.noise), (1,), generator=draws(cfg.seed, "choice", update))
+            which = draw if cfg.groups == 1 else labels % cfg.groups
             noise = place.noise[which.to(weight.device)]
         rank = trainer.share.rank
-        draw = number(cfg.seed, "augment", update, rank)
-        with seeded(draw, weight.device), metered(model) as meter, precision(cfg, weight.device):
+        augmenting = number(cfg.seed, "augment", update, rank)
+        with seeded(augmenting, weight.device), metered(model) as meter, precision(cfg, weight.device):
             images, targets = augment(images.to(weight), labels.to(weight.device))
             loss = trainer.update(images, targets, noise, draws(cfg.seed, "attack", update, rank))
         current.losses.append(loss)
@@ -193,5 +197,5 @@ def _train(place: Place, trainer: Trainer, stream: Stream, save: Callable[[], No
         if (update + 1) % cfg.checkpoint_every == 0 and place.step < cfg.steps:
             save()
         if on_step:
-            values = {"loss": loss, "lr": trainer.optimizer.param_groups[0]["lr"]}
+            values = {"loss": loss, "lr": trainer.rate}
             on_step(Moment(place.round, "update", place.step, values))

@@ -22,10 +22,10 @@ class Round:
 
     noises: list[NoiseFacts] = field(default_factory=list)
     noise_seconds: float = 0.0
-    noise_units: int = 0
+    noise_units: float = 0
     losses: list[float] = field(default_factory=list)  # of each update
     update_seconds: float = 0.0
-    update_units: int = 0
+    update_units: float = 0
     measured: dict[str, Any] = field(default_factory=dict)  # what on_round returned
 
 

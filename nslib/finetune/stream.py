@@ -13,8 +13,8 @@ from nslib.config import FinetuneConfig
 from nslib.data.shapes import CLASSES, Batch
 from nslib.data.source import ShapesSource, Source
 from nslib.finetune.draws import draws
-from nslib.models import StagedViT
 from nslib.processes import Share
+from nslib.staged import StagedViT
 
 
 class Stream:
@@ -26,12 +26,14 @@ class Stream:
 
     Raises:
         ValueError: no image is left to train on; the classes are not those of the model's head; the number of
-            processes does not divide the batch.
+            processes does not divide the batch; there are more groups than classes.
     """
 
     def __init__(self, source: Source, model: StagedViT, cfg: FinetuneConfig, share: Share):
         self.source, self.cfg = source, cfg
         self.num_classes = _check_classes(source, model)
+        if cfg.groups > self.num_classes:
+            raise ValueError(f"groups must be at most {self.num_classes}, the classes of the model, got {cfg.groups}")
         self.part = share.size(cfg.batch)
         self.offset = share.rank * self.part
         self.first = cfg.pool + cfg.heldout
@@ -44,10 +46,19 @@ class Stream:
         self.length = None if total is None else total - self.first
         self._pass, self._order = -1, torch.empty(0, dtype=torch.int64)
 
-    @cached_property
+    @property
     def for_noise(self) -> Tensor:
         """The images to learn noise from, and after them the held-out ones, (pool + heldout, C, H, W); kept."""
-        return self._checked(self.source.take("train", self.first)).images
+        return self._for_noise.images
+
+    @property
+    def labels_for_noise(self) -> Tensor:
+        """Their labels (pool + heldout,)."""
+        return self._for_noise.labels
+
+    @cached_property
+    def _for_noise(self) -> Batch:
+        return self._checked(self.source.take("train", self.first))
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
         """This process's part of the batches of updates first ... last - 1, files being read one batch ahead."""

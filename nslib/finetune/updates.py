@@ -13,23 +13,26 @@ from torch import Tensor, nn
 
 from nslib.config import FinetuneConfig
 from nslib.finetune.augment import set_drop_path
+from nslib.finetune.cut import cut_at
 from nslib.finetune.objectives import Objective, View
-from nslib.models import StagedViT
 from nslib.processes import Share
+from nslib.staged import StagedViT
 
 
 class Trainer:
     """A model in training with all that changes from update to update.
 
     Args:
-        model: trained in place; in evaluation mode except inside `update`.
+        model: trained in place; in evaluation mode except inside `update`. `self.model` is it with its cut where
+            cfg.block wants the noise.
         share: of each batch; gradients are averaged over processes, so that all hold the same weights.
     Raises:
-        ValueError: no parameter has cfg.trainable in its name.
+        ValueError: no parameter has cfg.trainable in its name; or as `cut_at`.
     """
 
     def __init__(self, model: StagedViT, objective: Objective, cfg: FinetuneConfig, share: Share):
-        self.model, self.objective, self.cfg, self.share = model, objective, cfg, share
+        self.whole, self.model = model, cut_at(model, cfg.block)
+        self.objective, self.cfg, self.share = objective, cfg, share
         if cfg.drop_path:
             set_drop_path(model, cfg.drop_path)
         self.parameters = _trainable(model, cfg.trainable)
@@ -47,7 +50,7 @@ class Trainer:
 
         Args:
             images: (B, C, H, W) in [0, 1], this process's part of the batch; targets (B,) or (B, K).
-            noise: (1, N, D), for the objectives that have one.
+            noise: (1, N, D), or (B, N, D) for one an image, for the objectives that have one.
             generator: of the attack's random start.
         Raises:
             FloatingPointError: loss or gradient is not finite; the weights are as before.
@@ -97,9 +100,14 @@ class Trainer:
             parameter.add_(gradient * (self.cfg.sam_rho / length.clamp_min(1e-12)))
         return before
 
+    @property
+    def rate(self) -> float:
+        """The learning rate of the next update."""
+        return self.optimizer.param_groups[0]["lr"]
+
     def result(self) -> StagedViT:
         """A copy of the model in evaluation mode, with the averaged weights where cfg.ema is on."""
-        model = deepcopy(self.model)
+        model = deepcopy(self.whole)
         if self.ema:
             model.vit.load_state_dict(self.ema.module.state_dict())
         for p in model.parameters():

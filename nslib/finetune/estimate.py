@@ -1,0 +1,167 @@
+"""What a finetuning will need, told before it starts: by one round of two noise steps and two updates."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nslib.config import FinetuneConfig
+from nslib.data.source import Source
+from nslib.finetune.cost import cost_told
+from nslib.finetune.draws import draws
+from nslib.finetune.objectives import recipe_of
+from nslib.finetune.rounds import Moment, finetune_model
+from nslib.finetune.updates import Trainer, precision
+from nslib.processes import ALONE, Share
+from nslib.runtime import generator
+from nslib.staged import StagedViT
+
+_TRIED = 2  # the first noise step and the first update are slower
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Needs of a run, at most: no noise is inside eps before its last step.
+
+    Units are those of `Meter`, bytes those of one process. Held-out tests on the way are not counted: a noise that
+    fails is seen to fail by a few images. Groups are taken to be of equal size.
+    """
+
+    cfg: FinetuneConfig
+    images: int  # of all updates
+    noise_steps: int  # of all rounds
+    noise_units: float
+    update_units: float
+    noise_step_seconds: float
+    update_seconds: float
+    hours: float
+    memory: dict[str, int]  # bytes by what they are for
+    peak: int  # bytes: on CUDA the most that was allocated, else the sum of `memory`
+    train: int | None  # images of split train
+
+    def lines(self) -> list[str]:
+        """The estimate in words."""
+        cfg, at_most = self.cfg, "at most " if self.noise_steps else ""
+        parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in self.memory.items())
+        return [
+            f"images: {self.images:,}, in {cfg.rounds} rounds of {cfg.steps} updates of {cfg.batch}",
+            f"noise steps: {at_most}{self.noise_steps:,}",
+            f"forward passes: {at_most}{self.noise_units:,.0f} for noise, {self.update_units:,.0f} for updates",
+            f"cost: {at_most}{cost_told(self.noise_units + self.update_units, self.train)}",
+            f"memory of a process, GB: {self.peak / 1e9:.2f} beside Python and torch ({parts})",
+            f"hours: {at_most}{self.hours:.2f}, with {self.noise_step_seconds:.3f} s a noise step and "
+            f"{self.update_seconds:.3f} s an update, as measured now",
+        ]
+
+
+def estimate(model: StagedViT, source: Source, cfg: FinetuneConfig, *, share: Share = ALONE) -> Estimate:
+    """Images, steps, forward passes, memory and hours of `finetune_model` with these arguments.
+
+    Reads the pool and the images of two updates, and writes nothing.
+
+    Raises:
+        as `finetune_model`.
+    """
+    objective, _ = recipe_of(cfg)
+    learned = objective.noise in ("learned", "permuted")
+    times: dict[tuple[str, int], float] = {}
+
+    def watch(moment: Moment) -> None:
+        times[moment.phase, moment.step] = time.monotonic()
+
+    noise = replace(cfg.noise, steps=_TRIED, eps=None) if learned else cfg.noise
+    tried = replace(cfg, rounds=1, steps=_TRIED, noise=noise, warm_start=0.0)
+    cuda = model.device.type == "cuda"
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(model.device)
+    (done,) = finetune_model(model, source, tried, share=share, on_step=watch).history
+    memory = _memory(model, cfg, share)
+    peak = torch.cuda.max_memory_allocated(model.device) if cuda else sum(memory.values())
+
+    update = times["update", _TRIED] - times["update", _TRIED - 1]
+    step = times["noise", _TRIED] - times["noise", _TRIED - 1] if learned else 0.0
+    searches = cfg.noises * cfg.groups if learned else 0
+    further = searches * (cfg.noise.steps - _TRIED)  # steps of a round, besides those that were tried
+    depth = len(model.vit.blocks)
+    step_units = 2 * min(cfg.noise.batch, cfg.pool // cfg.groups) * (depth - cfg.block) / depth  # there and back
+    return Estimate(
+        cfg=cfg,
+        images=cfg.rounds * cfg.steps * cfg.batch,
+        noise_steps=cfg.rounds * searches * cfg.noise.steps,
+        noise_units=cfg.rounds * (done.noise_units + further * step_units),
+        update_units=cfg.rounds * cfg.steps * done.update_units / _TRIED,
+        noise_step_seconds=step,
+        update_seconds=update,
+        hours=cfg.rounds * (done.noise_seconds + further * step + cfg.steps * update) / 3600,
+        memory=memory,
+        peak=peak,
+        train=source.count("train"),
+    )
+
+
+def _memory(model: StagedViT, cfg: FinetuneConfig, share: Share) -> dict[str, int]:
+    """Bytes by what they are for; activations as one update keeps them for its backward pass."""
+    objective, cfg = recipe_of(cfg)
+    trainer = Trainer(deepcopy(model), objective, cfg, share)
+    images = torch.rand(share.size(cfg.batch), *model.image_shape, generator=generator(0)).to(model.device)
+    labels = torch.zeros(len(images), dtype=torch.int64, device=model.device)
+    weight = model.vit.patch_embed.proj.weight
+    noise = torch.zeros(1, *trainer.model.token_shape).to(weight) if objective.noise else None
+
+    def update() -> None:
+        with precision(cfg, model.device):
+            trainer.update(images.to(weight), labels, noise, draws(cfg.seed, "attack", 0))
+
+    weights, trained = (sum(map(_size, part)) for part in (model.parameters(), trainer.parameters))
+    pooled = cfg.pool + cfg.heldout if objective.noise else 0
+    return {
+        "weights": weights * (3 + bool(cfg.ema)),  # given, in training, at the round's beginning, averaged
+        "gradients": trained,
+        "moments": 2 * trained,
+        "pool": pooled * (prod(model.image_shape) + prod(trainer.model.token_shape)) * weight.element_size(),
+        "activations": kept_bytes(update, weights=trainer.model.parameters()),
+    }
+
+
+def _size(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def kept_bytes(call: Callable[[], Any], *, weights: Iterable[Tensor] = ()) -> int:
+    """The most bytes that autograd keeps at a time while something is called, without those of the weights.
+
+    Tensors that share their memory are counted once.
+    """
+    known = {p.untyped_storage().data_ptr() for p in weights}
+    kept: Counter[int] = Counter()  # graphs that hold a storage, by its address
+    now = most = 0
+
+    class Kept:
+        """A tensor that a graph holds; with the graph it goes."""
+
+        def __init__(self, tensor: Tensor):
+            nonlocal now, most
+            self.tensor, storage = tensor, tensor.untyped_storage()
+            self.place, self.size = storage.data_ptr(), storage.nbytes()
+            kept[self.place] += 1
+            if kept[self.place] == 1 and self.place not in known:
+                now += self.size
+                most = max(most, now)
+
+        def __del__(self):
+            nonlocal now
+            kept[self.place] -= 1
+            if not kept[self.place] and self.place not in known:
+                now -= self.size
+
+    with torch.autograd.graph.saved_tensors_hooks(Kept, lambda held: held.tensor):
+        call()
+    return most

@@ -1,0 +1,62 @@
+"""From what stands on the command line to settings."""
+
+import sys
+
+import pytest
+
+from nslib.cli import main
+from nslib.cli.options import overrides, settings_of
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, tmp_path):
+    """Run `nslib ...` in an empty folder: (exit code, output)."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["nslib", *arguments])
+        return main(), capsys.readouterr().out
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("profile", "folder", "expected"),
+    [("", False, "laptop"), ("", True, "imagenet"), ("smoke", False, "smoke"), ("smoke", True, "smoke")],
+)
+def test_profile_follows_the_data(tmp_path, profile, folder, expected):
+    root = str(tmp_path) if folder else ""
+    settings = settings_of(profile, root, "auto", ())
+    assert (settings.profile, settings.data.root, settings.device) == (expected, root, "auto")
+
+
+def test_device_and_further_options():
+    settings = settings_of("", "", "cpu", ("suite.images=7",), models="a", suite__columns=["c", "r"], weights="")
+    assert (settings.device, settings.suite.images, settings.models) == ("cpu", 7, ("a",))
+    assert settings.suite.columns == ("c", "r")
+    assert settings.weights == "shipped"
+
+
+def test_settings_of_one_task():
+    assert overrides(("noise.eps=0.1",), within="finetune", weights="w") == {"weights": "w", "finetune.noise.eps": 0.1}
+    assert settings_of("", "", "auto", ("noise.eps=0.1",), within="finetune").finetune.noise.eps == 0.1
+    with pytest.raises(ValueError, match=r"no setting 'finetune\.suite\.images'"):
+        settings_of("", "", "auto", ("suite.images=7",), within="finetune")
+
+
+def test_finetune_dry_run_only_tells(call, tmp_path):
+    tiny = ("--set", "rounds=3", "steps=2", "batch=4", "pool=8", "heldout=4", "noise.batch=4", "noise.steps=50")
+    code, printed = call("finetune", "--dry-run", "--target", "w.safetensors", *tiny)
+    assert code == 0
+    told = [line.split(":")[0] for line in printed.splitlines()]
+    assert told == ["images", "noise steps", "forward passes", "cost", "memory of a process, GB", "hours"]
+    assert "images: 24, in 3 rounds of 2 updates of 4" in printed
+    assert "noise steps: at most 150" in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_finetune_closes_with_its_cost(call):
+    tiny = ("--objective", "plain", "--set", "rounds=1", "steps=2", "batch=4", "pool=8", "heldout=4")
+    code, printed = call("finetune", "--target", "w.safetensors", *tiny)
+    assert code == 0
+    assert "forward passes: 0 for noise, 24 for updates\ncost: 8 images of standard training\n" in printed

@@ -1,0 +1,179 @@
+"""What a finetuning will need, told before it starts, against what it then needs."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import make_vit
+
+from nslib.config import DataConfig, FinetuneConfig, NoiseConfig
+from nslib.data.shapes import Batch
+from nslib.data.source import ShapesSource
+from nslib.finetune import estimate as module
+from nslib.finetune.cost import cost_told
+from nslib.finetune.estimate import estimate, kept_bytes
+from nslib.finetune.rounds import finetune_model
+from nslib.runtime import generator
+
+NOISE = NoiseConfig(limit=1.0, lr=0.05, steps=7, batch=16, eps=None)
+CFG = FinetuneConfig(rounds=2, steps=3, batch=8, lr=1e-3, lr_min=1e-5, pool=32, heldout=16, noise=NOISE)
+
+
+@pytest.fixture
+def model():
+    return make_vit("shapes_vit", img_size=24, embed_dim=24, depth=2, num_heads=2)
+
+
+@pytest.fixture
+def source(model):
+    return ShapesSource(DataConfig(), model)
+
+
+# Bytes
+
+
+def test_kept_bytes_by_hand():
+    x = torch.rand(1000, generator=generator(0), requires_grad=True)
+
+    def chain():
+        y = x.exp()  # keeps y
+        (y * y).sum().backward()  # keeps y twice, the same memory
+
+    def twice():
+        chain()
+        chain()  # the first graph is gone
+
+    def both():
+        first, second = x.exp(), x.exp()
+        (first.sum() + second.sum()).backward()
+
+    assert kept_bytes(chain) == 4000
+    assert kept_bytes(twice) == 4000
+    assert kept_bytes(both) == 8000
+    assert kept_bytes(torch.no_grad()(lambda: x.exp())) == 0
+
+
+def test_weights_are_not_counted():
+    w = torch.ones(1000, requires_grad=True)
+    x = torch.ones(1000, requires_grad=True)
+    assert kept_bytes(lambda: (w * x).sum().backward()) == 8000
+    assert kept_bytes(lambda: (w * x).sum().backward(), weights=[w]) == 4000
+
+
+def test_memory_by_hand(model, source):
+    weights = sum(p.numel() for p in model.parameters())
+    memory = estimate(model, source, CFG).memory
+    assert memory["weights"] == 3 * 4 * weights
+    assert (memory["gradients"], memory["moments"]) == (4 * weights, 8 * weights)
+    assert memory["pool"] == 48 * 4 * (3 * 24 * 24 + 4 * 24)
+    head = estimate(model, source, replace(CFG, trainable="head", ema=0.9)).memory
+    assert head["weights"] == 4 * 4 * weights
+    assert head["gradients"] == 4 * sum(p.numel() for p in model.vit.head.parameters())
+    assert head["activations"] < 0.5 * memory["activations"]
+    assert estimate(model, source, replace(CFG, objective="plain")).memory["pool"] == 0
+
+
+def test_activations_grow_with_the_batch(model, source):
+    small, large = (estimate(model, source, replace(CFG, batch=b)).memory["activations"] for b in (8, 16))
+    assert large == pytest.approx(2 * small, rel=0.05)
+    plain = estimate(model, source, replace(CFG, objective="plain")).memory["activations"]
+    assert 1.6 * plain < small < 2 * plain  # two branches, one patch embedding
+
+
+def test_peak_is_the_sum_on_a_cpu(model, source):
+    planned = estimate(model, source, CFG)
+    assert planned.peak == sum(planned.memory.values())
+
+
+# Counts
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{}, dict(objective="permuted"), dict(noises=2), dict(block=1), dict(objective="plain"), dict(objective="madry"),
+     dict(noise=replace(NOISE, steps=1)), dict(noise=replace(NOISE, batch=64)), dict(mixup=0.8)],
+    ids=lambda change: str(sorted(change)),
+)  # fmt: skip
+def test_estimate_is_what_is_then_needed(model, source, change):
+    """Without early stop every noise step is made."""
+    cfg = replace(CFG, **change)
+    planned, made = estimate(model, source, cfg), finetune_model(model, source, cfg)
+    assert planned.images == made.record["images"] == 48
+    assert planned.noise_units == pytest.approx(made.record["units"]["noise"])
+    assert planned.update_units == pytest.approx(made.record["units"]["updates"])
+    searched = [n.steps for r in made.history for n in r.noises]
+    assert planned.noise_steps == sum(searched)
+
+
+def test_early_stop_costs_at_most_as_much(model, source):
+    cfg = replace(CFG, noise=replace(NOISE, steps=60, eps=0.3))
+    planned, made = estimate(model, source, cfg), finetune_model(model, source, cfg)
+    assert planned.noise_steps == 120
+    assert 48 * 2 < made.record["units"]["noise"] < planned.noise_units
+
+
+@pytest.mark.parametrize("change", [dict(objective="random"), dict(warm_start=1.5)])
+def test_settings_that_need_an_eps(model, source, change):
+    cfg = replace(CFG, noise=replace(NOISE, eps=0.1), **change)
+    planned = estimate(model, source, cfg)
+    assert planned.noise_steps == (0 if "objective" in change else 14)
+    assert planned.noise_units > 2 * 48
+    with pytest.raises(ValueError, match=r"needs the eps .*: set noise\.eps"):
+        estimate(model, source, replace(CFG, **change))
+
+
+def test_hours_by_a_clock_that_ticks_at_each_step(model, source, monkeypatch):
+    ticks = iter(range(1000))
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(ticks)))
+    planned = estimate(model, source, replace(CFG, noise=replace(NOISE, steps=3602), noises=2))
+    assert (planned.noise_step_seconds, planned.update_seconds) == (1, 1)
+    by_hand = 2 * (2 * 3600 + 3) / 3600  # and the round of two steps by a clock of its own
+    assert by_hand < planned.hours < by_hand + 0.1
+
+
+def test_nothing_is_changed_or_written(model, source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = {n: w.clone() for n, w in model.vit.state_dict().items()}
+    estimate(model, source, CFG)
+    assert list(tmp_path.iterdir()) == []
+    assert all(torch.equal(w, before[n]) for n, w in model.vit.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+# Words
+
+
+class Few:
+    """A data set that ends."""
+
+    def take(self, split, n, *, start=0):
+        images = torch.rand(n, 3, 24, 24, generator=generator(start))
+        return Batch(images, torch.arange(start, start + n) % 10)
+
+    def count(self, split):
+        return 96
+
+    def identity(self, split):
+        return {"kind": "few"}
+
+
+def test_lines_tell_it_in_words(model):
+    planned = estimate(model, Few(), CFG)
+    text = "\n".join(planned.lines())
+    assert "images: 48, in 2 rounds of 3 updates of 8\n" in text
+    assert "noise steps: at most 14\n" in text
+    assert f"forward passes: at most {planned.noise_units:.0f} for noise, 288 for updates\n" in text
+    images = (planned.noise_units + 288) / 3
+    epochs = f"{images / 96:.3g} epochs over the 96 of split train (the paper: 8)"
+    assert f"cost: at most {images:.0f} images of standard training, {epochs}\n" in text
+    assert "memory of a process, GB: 0.00 beside Python and torch (weights 0.00, gradients" in text
+    assert f"hours: at most {planned.hours:.2f}, with" in text
+    assert "at most" not in "\n".join(estimate(model, Few(), replace(CFG, objective="plain")).lines())
+
+
+def test_cost_in_words():
+    assert cost_told(3000, None) == "1,000 images of standard training"
+    assert cost_told(3 * 8 * 1281167, 1281167) == (
+        "10,249,336 images of standard training, 8 epochs over the 1,281,167 of split train (the paper: 8)"
+    )
