@@ -16,12 +16,15 @@ from nslib.data.shapes import CLASSES
 from nslib.data.shapes import VERSION as SHAPES_VERSION
 from nslib.data.source import Source, open_source
 from nslib.evaluate.bench import Bench
-from nslib.models import StagedViT, load_model
+from nslib.models import load_model
 from nslib.nullspace.membership import CleanPass, Pool, clean_pass, make_pool
 from nslib.pretrain import pretrain
 from nslib.profiles import Settings
 from nslib.runtime import pick_device, store_path
+from nslib.staged import StagedViT
 from nslib.store import digest
+
+_STRANGER_IMAGES = 200  # of each split for a stranger's record, whose accuracy is not the point
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,28 @@ def open_model(settings: Settings, name: str | None = None) -> StagedViT:
     device = pick_device(settings.device)
     if settings.weights != "train":
         return load_model(name, settings.weights, seed=settings.seed, device=device)
-    cfg = replace(settings.pretrain, model=name)
-    return load_model(name, _trained(cfg, device), num_classes=len(CLASSES), img_size=cfg.size, device=device)
+    return _from_scratch(replace(settings.pretrain, model=name), device)
+
+
+def open_stranger(settings: Settings, seed: int) -> StagedViT:
+    """The first model's architecture trained on `shapes` from another seed, as briefly as settings.fingerprint says.
+
+    Args:
+        seed: added to the one of settings.pretrain; other images and another start.
+    Raises:
+        ValueError: seed 0, that of the model itself.
+    """
+    if seed == 0:
+        raise ValueError("seed must not be 0, which is added to the model's own: a stranger needs another")
+    study, own = settings.fingerprint, settings.pretrain
+    cfg = replace(own, model=settings.models[0], steps=study.steps, batch=study.batch, seed=own.seed + seed,
+                  report_images=min(own.report_images, _STRANGER_IMAGES))  # fmt: skip
+    return _from_scratch(cfg, pick_device(settings.device))
+
+
+def _from_scratch(cfg: PretrainConfig, device: torch.device) -> StagedViT:
+    path = _trained(cfg, device)
+    return load_model(cfg.model, path, num_classes=len(CLASSES), img_size=cfg.size, device=device)
 
 
 def _trained(cfg: PretrainConfig, device: torch.device) -> Path:

@@ -20,6 +20,8 @@ COLOURS = {
     "random": "#E69F00",
     "pool": "#56B4E9",
     "nullspace": "#009E73",
+    "patch": "#009E73",
+    "targeted": "#CC79A7",
     "complement": "#CC79A7",
     "heldout": "#0072B2",
     "batch": "#D55E00",
@@ -40,6 +42,13 @@ DASHES = {
     "paper": "-.",
     "random signs": ":",
     "FGSM": "--",
+}
+# Told apart by shape and by colour.
+VERDICTS = {
+    "holds": ("o", "#009E73"),
+    "does not hold": ("X", "#D55E00"),
+    "not testable": ("_", "#7F7F7F"),
+    "not run": (".", "#D0D0D0"),
 }
 MARKERS = {"permuted": "s", "random": "^", "pool": "d", "complement": "s", "paper": "x"}
 
@@ -184,4 +193,15 @@ def differences(table: pd.DataFrame, ax: Axes, *, x: str = "column", by: str = "
     ax.axhline(0, color="0.3", linewidth=0.8)
     ax.set_xticks(range(len(groups)), groups, rotation=30, ha="right")
     ax.grid(axis="x", visible=False)
+    return ax
+
+
+def verdict_grid(table: pd.DataFrame, ax: Axes) -> Axes:
+    """A mark for each verdict: claims (the index) from left to right, runs (the columns) from top to bottom."""
+    for verdict, (marker, colour) in VERDICTS.items():
+        claim, run = np.nonzero((table == verdict).to_numpy())
+        ax.scatter(claim, run, s=26, marker=marker, color=colour, label=verdict)
+    ax.set_xticks(range(len(table)), table.index, rotation=90, fontsize=6)
+    ax.set_yticks(range(table.shape[1]), table.columns)
+    ax.set(xlim=(-0.6, len(table) - 0.4), ylim=(table.shape[1] - 0.4, -0.6))
     return ax

@@ -71,23 +71,26 @@ scales[scales.scale.abs().isin([0.5, 1, 2])].pivot(index="scale", columns="noise
 
 # %% [markdown]
 # ## Figure 5b: two noises, αv + βv′
-# Mean over pairs. Contours at ε and at .033; dashed: α + β = 1, whose middle piece holds the convex combinations.
+# Mean over pairs, each judged on the next few images in turn, which blurs the share beyond ε; the tables of lines have it on all images. Contours at ε and at .033; dashed: α + β = 1, whose middle piece holds the convex combinations.
 
 # %%
 pairs = closure.draw_pairs(count, min(study.pairs, count * (count - 1) // 2), generator=generator(settings.seed))
 ticks = closure.ticks(1.5, study.grid_step)
-grid = closure.grid_table(lab.model, clean[: study.grid_images], noises, pairs, ticks, eps)
+shown = {"learned": pairs, "permuted": pairs[: study.control_pairs]}
+grid = closure.grid_table(lab.model, clean, noises, shown, ticks, eps, images=study.grid_images)
+grid[grid.alpha.isin([-1, 0, 1]) & grid.beta.isin([-1, 0, 1])].round(4)
+
+# %%
 figure, axes = plt.subplots(1, 2, figsize=(6.4, 2.8), sharey=True)
 for ax, (kind, rows) in zip(axes, grid.groupby("noise", sort=False), strict=True):
     square = rows.pivot(index="beta", columns="alpha", values="value")
     shades = ax.pcolormesh(ticks, ticks, square, vmin=0, vmax=grid.value.quantile(0.95), cmap="mako", shading="nearest")
     ax.contour(ticks, ticks, square, levels=[eps, 0.033], colors=["white", "tab:orange"], linewidths=1)
     ax.plot([-0.5, 1.5], [1.5, -0.5], "--", color="0.8", linewidth=0.8)
-    ax.set(title=kind, xlabel="α", ylabel="β", aspect="equal")
+    title = f"{kind}, {rows.pairs.iloc[0]} pairs, n = {rows.n.iloc[0]}"
+    ax.set(title=title, xlabel="α", ylabel="β", aspect="equal")
 figure.colorbar(shades, ax=axes, label="MSE probability")
-plots.caption(
-    figure, f"{len(pairs)} pairs, n = {study.grid_images} images; white: ε = {eps:g}, orange: .033; dashed: α + β = 1"
-)
+plots.caption(figure, f"a pair: {study.grid_images} images; white: ε = {eps:g}, orange: .033; dashed: α + β = 1")
 record.figure("figure5b", figure, grid)
 
 # %% [markdown]

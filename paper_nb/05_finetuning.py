@@ -28,7 +28,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 import nslib
-from nslib import plots, trials
+from nslib import jobs, plots, trials
 from nslib.evaluate.comparison import mean_difference
 from nslib.finetune.result import history_table
 from nslib.intervals import Estimate, share_estimate, slope_estimate
@@ -45,7 +45,7 @@ settings.models, settings.finetune
 
 # %%
 bench = nslib.open_bench(settings)
-runs = {name: trials.finetuned(bench, settings, name) for name in trials.TRACED}
+runs = {name: jobs.run(bench, settings, name) for name in jobs.TRACED}
 rounds = pd.concat([history_table(run.history).assign(objective=name) for name, run in runs.items()], ignore_index=True)
 record.table("rounds", rounds)
 shown = ["round", "norm", "steps", "gap_batch", "gap_heldout", "loss", "clean", "adversarial"]
@@ -62,7 +62,7 @@ plots.curves(noisy, axes[0], x="round", y="norm", by="objective").set(ylabel="no
 plots.curves(noisy[noisy.objective == "nullspace"], axes[1], x="round", y="steps", by="objective").set(
     ylabel="steps to ε"
 )
-start = pd.DataFrame([{"round": -1, "objective": o, **trials.traced_base(bench, settings)} for o in runs])
+start = pd.DataFrame([{"round": -1, "objective": o, **jobs.traced_base(bench, settings)} for o in runs])
 for ax, metric in zip(axes[2:], ("clean", "adversarial"), strict=True):
     plots.curves(pd.concat([start, rounds]), ax, x="round", y=metric, by="objective").set(ylabel=f"{metric} top-1, %")
 plots.legend_above(figure, axes[2])
@@ -90,8 +90,7 @@ table5.round(4)
 # Finetuning is said to enlarge the approximate nullspace. A noise that the model was trained with says little about that, so new noises are learned against each model, and the way to the boundary is measured along them, along their permutations and along random directions.
 
 # %%
-models = {"base": bench.model, **{name: run.model for name, run in runs.items()}}
-sizes = trials.eps_sets(bench, settings, models, eps=settings.finetune.noise.eps)
+sizes = trials.eps_sets(bench, settings, list(runs), eps=settings.finetune.noise.eps)
 summary = sizes.groupby(["model", "noise"], sort=False).norm.agg(value="mean", low="min", high="max").reset_index()
 figure, ax = plt.subplots(figsize=(4.6, 2.3))
 plots.bars(summary, ax, x="model").set(ylabel="norm at the boundary")
@@ -108,7 +107,7 @@ summary.pivot(index="model", columns="noise", values="value").round(1)
 # In forward passes of one image; a backward pass to the tokens counts one more, to the weights two.
 
 # %%
-units = {name: run.record["units"] | {"minutes": run.record["minutes"]} for name, run in runs.items()}
+units = {name: run.cost["units"] | {"minutes": run.cost["minutes"]} for name, run in runs.items()}
 cost = pd.DataFrame(units).T.rename_axis("objective").reset_index()
 cost["share of noise"] = cost.noise / (cost.noise + cost.updates)
 record.table("cost", cost)
@@ -128,7 +127,7 @@ pd.DataFrame([{"columns": ", ".join(attacked), "difference": rise.value, "low": 
 # %%
 paper = trials.noise_as_paper(settings.finetune)  # else C7 and C8 are not the paper's
 later = nullspace[nullspace["round"] > 0]
-epochs = runs["nullspace"].record["images_of_standard_training"] / (bench.source.count("train") or float("inf"))
+epochs = runs["nullspace"].cost["images_of_standard_training"] / (bench.source.count("train") or float("inf"))
 record.judge("C7", "after", [share_estimate(later.converged)] if paper else [])
 influence = Estimate.exact((nullspace.gap_heldout - settings.finetune.noise.eps).max(), len(nullspace))
 record.judge("C8", "influence", [influence] if paper else [])
@@ -139,7 +138,7 @@ record.judge("C18", "share", Estimate.exact(cost.set_index("objective")["share o
 record.judge("C19", "fixed", fixed)
 assert (rounds.loss > 0).all()
 assert cost.set_index("objective").noise["plain"] == 0
-record.save(missed_eps=runs["nullspace"].record["missed_eps"])
+record.save(missed_eps=runs["nullspace"].cost["missed_eps"])
 record.summary()
 
 # %% [markdown]

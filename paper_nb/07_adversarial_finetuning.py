@@ -45,7 +45,8 @@ bench = nslib.open_bench(settings)
 found = trials.rows(bench, settings, ("plain", "nullspace", "madry", "trades"))
 table3 = trials.rows_table(found)
 record.table("table3", table3)
-table3.round(1)
+record.table("estimates", trials.rows_estimates(found))
+table3.round(2)
 
 # %% tags=["nbval-check-output"]
 printed("table3")
@@ -63,7 +64,7 @@ for ax, (name, table) in zip(axes.flat, pairs.items(), strict=False):
 axes[0, 0].set_ylabel("top-1, points")
 plots.caption(
     figure,
-    f"{bench.model.name}, n = {settings.finetuning.images} images a column, one seed; whiskers: 95 % of the paired difference",
+    f"{bench.model.name}, n = {settings.finetuning.images} images a column, NS with {settings.finetuning.seeds} seeds; whiskers: 95 % of the paired difference",
 )
 record.figure(
     "against_adversarial", figure, trials.differences_to({k: found[k] for k in ("nullspace", *others)}, "nullspace")

@@ -51,7 +51,8 @@ for eps in settings.finetuning.eps:
     found |= {f"{m} {eps:g}": trials.row(bench, settings, m, noise=noise) for m in ("nullspace", "random")}
 table4 = trials.rows_table(found)
 record.table("table4", table4)
-table4.round(1)
+record.table("estimates", trials.rows_estimates(found))
+table4.round(2)
 
 # %% tags=["nbval-check-output"]
 printed("table4")

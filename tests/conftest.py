@@ -11,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from nslib.models import StagedViT, build_model
+from nslib.models import build_model
 from nslib.nullspace.membership import Pool, make_pool
 from nslib.runtime import generator
+from nslib.staged import StagedViT
 
 ROOT = Path(__file__).resolve().parents[1]
 WNIDS = ("n01440764", "n02099601", "n15075141")  # tench 0, golden retriever 207, toilet tissue 999

@@ -97,7 +97,9 @@ def test_grid_and_line_have_the_noises_themselves_at_their_ends(vit, clean):
     noises = {"learned": gaussian(vit, 3, size=0.5)}
     own = [v.unsqueeze(0) for v in noises["learned"]]
     pairs = torch.tensor([[0, 2], [1, 0]])
-    grid = closure.grid_table(vit, clean, noises, pairs, closure.ticks(1, 0.5), EPS).set_index(["alpha", "beta"])
+    table = closure.grid_table(vit, clean, noises, {"learned": pairs}, closure.ticks(1, 0.5), EPS, images=24)
+    assert set(table.n) == {24}
+    grid = table.set_index(["alpha", "beta"])
     assert len(grid) == 25
     ends = {(1, 0): (own[0], own[1]), (0, 1): (own[2], own[0]), (-0.5, 1): (own[2] - own[0] / 2, own[0] - own[1] / 2)}
     for place, mixed in ends.items():
@@ -112,6 +114,40 @@ def test_grid_and_line_have_the_noises_themselves_at_their_ends(vit, clean):
     quarter = [own[0] / 4 + own[2] * 3 / 4, own[1] / 4 + own[0] * 3 / 4]
     assert line.value[0.25] == pytest.approx(sum(noise_gap(vit, clean, v) for v in quarter) / 2, abs=1e-5)
     assert line.seeds[0.25] == 2
+
+
+def test_pairs_of_the_grid_take_turns_with_the_images(vit, clean):
+    """Three pairs on ten images each of 24: the last one comes round to the first six."""
+    noises = {"learned": gaussian(vit, 3, size=0.5), "permuted": gaussian(vit, 3, seed=1)}
+    pairs = torch.tensor([[0, 2], [1, 0], [2, 1]])
+    grid = closure.grid_table(vit, clean, noises, {"learned": pairs, "permuted": pairs[:1]}, [1.0], EPS, images=10)
+    turns = [list(range(10)), list(range(10, 20)), [20, 21, 22, 23, 0, 1, 2, 3, 4, 5]]
+    gaps = [
+        noise_gap(vit, clean[turn], noises["learned"][pair].sum(0, keepdim=True))
+        for turn, pair in zip(turns, pairs, strict=True)
+    ]
+    learned, permuted = (grid[grid.noise == kind].iloc[0] for kind in noises)
+    assert learned.value == pytest.approx(sum(gaps) / 3, abs=1e-5)
+    assert len({round(g, 4) for g in gaps}) == 3
+    assert (learned.pairs, learned.n, permuted.pairs, permuted.n) == (3, 24, 1, 10)
+    assert permuted.value == pytest.approx(
+        noise_gap(vit, clean[:10], noises["permuted"][[0, 2]].sum(0, keepdim=True)), abs=1e-5
+    )
+    for images in (0, 25):
+        with pytest.raises(ValueError, match=rf"images must be in 1\.\.24, the clean ones, got {images}"):
+            closure.grid_table(vit, clean, noises, {"learned": pairs}, [1.0], EPS, images=images)
+
+
+def test_inside_is_decided_early_and_as_over_all_images(vit, clean, monkeypatch):
+    noises = torch.cat([gaussian(vit, 4, seed=i, size=size) for i, size in enumerate((0.01, 0.1, 0.2, 0.3, 1.0))])
+    expected = [noise_gap(vit, clean, v.unsqueeze(0)) < EPS for v in noises]
+    assert 0 < sum(expected) < 20
+    asked = []
+    whole = closure.gap_matrix
+    monkeypatch.setattr(closure, "gap_matrix", lambda *args: asked.append(args[2]) or whole(*args))
+    assert closure.inside_each(vit, clean, noises, EPS).tolist() == expected
+    assert [len(v) for v in asked[:1]] == [20]
+    assert sum(expected) <= len(asked[-1]) < 20  # those far outside are out of it by then
 
 
 def test_convex_combinations_of_one_noise_are_that_noise(vit, clean):
@@ -131,6 +167,8 @@ def test_convex_weights_are_convex(vit, clean, monkeypatch):
     noises[range(3), 0, range(3)] = 1
     seen = []
     monkeypatch.setattr(closure, "gap_matrix", lambda _, __, mixed: seen.append(mixed[:, 0, :3]) or torch.zeros(2, 2))
+    outside = torch.zeros(STUDY.draws, dtype=torch.bool)
+    monkeypatch.setattr(closure, "inside_each", lambda _, __, mixed, ___: seen.append(mixed[:, 0, :3]) or outside)
     pairs = torch.tensor([[0, 1], [2, 1]])
     closure.further_table(vit, clean, {"learned": noises}, pairs, STUDY, seed=0)
     assert seen[0].tolist() == [[1, 1, 0], [0, 1, 1]]

@@ -1,5 +1,7 @@
 """The nullspace as a fingerprint: whose it is, whose not, and what moves it."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,12 @@ from safetensors.torch import save_file
 from test_patch_nullspace import tiny
 
 from nslib.analysis import fingerprint
-from nslib.models import StagedViT, build_model
-from nslib.runtime import generator
+from nslib.config import FingerprintStudy
+from nslib.experiment import open_stranger
+from nslib.models import build_model
+from nslib.profiles import resolve
+from nslib.runtime import generator, store_path
+from nslib.staged import StagedViT
 
 UNEQUAL = dict(mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.7))
 
@@ -82,7 +88,7 @@ def test_rotations(model, key):
         assert weight.norm().item() == pytest.approx(own.norm().item(), rel=1e-5)
 
 
-def test_table_and_false_positives(model, key):
+def test_table_of_suspects(model, key):
     suspects = {
         "itself": model,
         "finetuned": fingerprint.moved(model, 0.01, generator=generator(0)),
@@ -94,11 +100,56 @@ def test_table_and_false_positives(model, key):
     assert np.isnan(table.leak["larger"])
     assert table.leak["other"] == pytest.approx(fingerprint.leak(suspects["other"], key))
     assert table.largest_angle["other"] > table.median_angle["other"] > 20
-    strangers = {str(seed): stranger(seed) for seed in range(1, 11)}
-    rate = fingerprint.false_positives(key, strangers)
-    assert (rate.value, rate.n) == (0, 10)
-    assert rate.high < 0.3
-    assert fingerprint.false_positives(key, strangers, threshold=2).value == 1
+
+
+def test_false_positives_by_kind(model, key):
+    seeds = {str(seed): stranger(seed) for seed in range(1, 11)}
+    thieves = {"own": model, "other": stranger(11)}
+    table = fingerprint.fingerprint_table(key, seeds | thieves).assign(kind=["seed"] * 10 + ["mixed"] * 2)
+    rates = fingerprint.false_positives(table).set_index("kind")
+    assert rates.index.tolist() == ["seed", "mixed", "all"]
+    assert rates.value.tolist() == [0, 0.5, pytest.approx(1 / 12)]
+    assert rates.n.tolist() == [10, 2, 12]
+    assert rates.low["seed"] == 0 < rates.high["seed"] < 0.3
+    assert rates.smallest_leak["seed"] == table.leak[:10].min() > rates.smallest_leak["all"] == table.leak[10]
+    assert rates.smallest_median_angle["seed"] == table.median_angle[:10].min()
+    lenient = fingerprint.fingerprint_table(key, seeds, threshold=2).assign(kind="seed")
+    assert fingerprint.false_positives(lenient).value.tolist() == [1, 1]
+
+
+def test_reach_is_the_relative_move(model):
+    assert fingerprint.reach(model, model) == 0
+    moved = fingerprint.moved(model, 0.07, generator=generator(0))
+    assert fingerprint.reach(model, moved) == pytest.approx(0.07, rel=1e-4)
+    half = fingerprint.moved(model, 0, generator=generator(0))
+    half.vit.patch_embed.proj.weight.data *= 1.5
+    assert fingerprint.reach(model, half) == pytest.approx(0.5)
+    assert fingerprint.reach(half, model) == pytest.approx(1 / 3)
+
+
+def test_shuffled_weights_are_a_stranger(model, key):
+    other = fingerprint.shuffled(model, generator=generator(0))
+    own, found = (m.vit.patch_embed.proj.weight for m in (model, other))
+    assert torch.equal(found.flatten().sort().values, own.flatten().sort().values)
+    assert not torch.equal(found, own)
+    assert fingerprint.leak(other, key) > 0.5
+    assert torch.equal(other.vit.head.weight, model.vit.head.weight)
+
+
+def test_a_stranger_is_trained_once_from_another_seed():
+    """And away from where its seed started."""
+    overrides = {"pretrain.size": 24, "fingerprint.steps": 3, "fingerprint.batch": 8, "pretrain.report_images": 4}
+    settings = resolve("smoke", overrides=overrides)
+    one, two, again = (open_stranger(settings, seed) for seed in (1, 2, 1))
+    first, second, third = (m.vit.patch_embed.proj.weight for m in (one, two, again))
+    assert one.image_shape == (3, 24, 24)
+    assert torch.equal(first, third)
+    assert not torch.allclose(first, second, atol=0.01)
+    (record,) = [r for r in store_path().rglob("*.json") if json.loads(r.read_text())["config"]["seed"] == 1]
+    config = json.loads(record.read_text())["config"]
+    assert (config["steps"], config["batch"], config["report_images"]) == (3, 8, 4)
+    with pytest.raises(ValueError, match=r"seed must not be 0, which is added to the model's own"):
+        open_stranger(settings, 0)
 
 
 def test_a_key_on_disk(tmp_path, key):
@@ -120,5 +171,12 @@ def test_mistakes(model, key):
         fingerprint.leak(tiny(patch_size=8), key)
     with pytest.raises(ValueError, match="size must be >= 0, got -1"):
         fingerprint.moved(model, -1, generator=generator(0))
+    with pytest.raises(
+        ValueError, match=r"other must have a patch weight \(16, 3, 4, 4\) as tiny has, got \(16, 3, 8, 8\)"
+    ):
+        fingerprint.reach(model, tiny(patch_size=8))
+    for name, least in (("untrained", 1), ("permuted", 1), ("trained", 0)):
+        with pytest.raises(ValueError, match=f"{name} must be >= {least}, got -1"):
+            FingerprintStudy(**{name: -1})
     with pytest.raises(ValueError, match="side must be tokens or pixels, got 'both'"):
         fingerprint.rotated(model, "both", generator=generator(0))

@@ -12,8 +12,9 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from nslib.config import DataConfig
 from nslib.data.folders import FolderImages, eval_transform, label_of, wnids
 from nslib.data.source import open_source
-from nslib.models import StagedViT, load_model
+from nslib.models import load_model
 from nslib.pretrain import accuracy
+from nslib.staged import StagedViT
 
 
 def test_wnids_are_the_thousand_in_order():

@@ -132,7 +132,8 @@ def test_wheel_stands_alone(tmp_path):
     python("-m", "pip", "install", "--no-deps", "--no-index", "--target", str(target), str(wheel))
 
     package = target / "nslib"
-    assert (package / "paper.mplstyle").is_file()
+    for name in ("paper.mplstyle", "report/page.html.j2", "report/page.css"):
+        assert (package / name).is_file(), name
     assert (package / "_data/reference/claims.csv").is_file()
     shipped = {path.name for path in (ROOT / "data/checkpoints").glob("*.safetensors")}
     assert shipped

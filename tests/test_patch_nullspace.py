@@ -8,9 +8,10 @@ from safetensors.torch import save_file
 from timm.models import VisionTransformer
 
 from nslib.data.folders import FolderImages
-from nslib.models import StagedViT, load_model
+from nslib.models import load_model
 from nslib.nullspace.patch import PatchNullspace
 from nslib.runtime import generator
+from nslib.staged import StagedViT
 
 UNEQUAL = dict(mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.7))
 

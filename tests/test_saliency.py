@@ -8,6 +8,7 @@ import torch
 from conftest import make_vit, random_images
 
 from nslib.analysis import lrp, saliency
+from nslib.analysis.pictures import eight_bit
 from nslib.nullspace.patch import PatchNullspace
 from nslib.runtime import generator
 
@@ -180,20 +181,44 @@ def test_correlation_table(model, images):
     pytest.importorskip("pytorch_grad_cam")
     noise = PatchNullspace(model).sample(3, peak=0.1, generator=generator(0), dtype=torch.float64)
     target = random_images(model, 3, seed=9).double()
-    table = saliency.correlation_table(model, images, images + noise, target)
-    rows = table.set_index(["method", "level", "pair"]).sort_index()
-    assert len(rows) == 6 * 2 * 2
-    assert (table[table.algebra].value > 0.9999).all()
-    assert rows.value["CP-LRP", "pixel", "source, transformed"] < 0.9999
-    assert table[table.pair == "target, transformed"].value.max() < 0.99
+    exact = images + noise
+    pictures = {"real-valued": exact, "8-bit": eight_bit(exact)}
+    table = saliency.correlation_table(model, images, pictures, target)
+    columns = ["method", "level", "picture", "pair"]
+    rows = table.set_index(columns).sort_index()
+    assert len(rows) == 6 * 2 * 2 * 2
+    algebra = table[table.algebra]
+    assert set(algebra.picture) == {"real-valued"}
+    assert set(algebra.pair) == {"source-transformed"}
+    assert algebra.level.value_counts().to_dict() == {"patch": 6, "pixel": 3}
+    assert (algebra.value > 0.99999).all()
+    rounded = rows.loc[[(r.method, r.level, "8-bit", r.pair) for r in algebra.itertuples()]]
+    assert (rounded.value < algebra.value.min()).sum() > 5  # of 256 levels the tokens see something
+    assert rows.value["CP-LRP", "pixel", "real-valued", "source-transformed"] < 0.9999
+    assert table[table.pair == "target-transformed"].value.max() < 0.99
     assert (table.n <= 3).all()
-    found = saliency.estimates(table)
-    assert [e.value for e in found] == pytest.approx([1] * 6, abs=1e-4)
+    assert [e.value for e in saliency.estimates(table, picture="real-valued")] == pytest.approx([1] * 6, abs=1e-4)
+    assert [e.value for e in saliency.estimates(table)] == rounded.value.loc[:, "patch"].tolist()
+
+
+def test_values_are_correlations_of_the_maps(model, images):
+    """One method that the table must agree with, by hand."""
+    pytest.importorskip("captum")
+    other, target = (random_images(model, 3, seed=s).double() for s in (5, 9))
+    table = saliency.correlation_table(model, images, {"8-bit": other}, target, methods=("input x gradient",))
+    maps = [saliency.saliency_map(model, x, model(x).argmax(1), "input x gradient") for x in (images, target, other)]
+    levelled = {"pixel": maps, "patch": [saliency.patch_map(model, m) for m in maps]}
+    for row, (level, index) in zip(table.itertuples(), [(v, i) for v in levelled for i in (0, 1)], strict=True):
+        found = saliency.correlation(levelled[level][index], levelled[level][2])
+        assert row.level == level
+        assert row.value == pytest.approx(found.mean().item())
 
 
 def test_mistakes(model, images, monkeypatch):
     with pytest.raises(ValueError, match=r"method must be one of CP-LRP, gradient, .*got 'smoothgrad'"):
         saliency.saliency_map(model, images, LABELS, "smoothgrad")
+    with pytest.raises(ValueError, match=r"pictures must be real-valued or 8-bit, got \['jpeg'\]: name them so"):
+        saliency.correlation_table(model, images, {"jpeg": images}, images)
     with pytest.raises(ValueError, match="in training mode"):
         saliency.saliency_map(model.train(), images, LABELS, "gradient")
 

@@ -9,10 +9,10 @@ import torch
 from timm.layers import Attention
 from torch import Tensor, nn
 
-from nslib.models import StagedViT
 from nslib.nullspace.attention import Heads, HeadsNullspace, proof_direction
 from nslib.nullspace.heads import construct_heads
 from nslib.runtime import generator
+from nslib.staged import StagedViT
 
 STAGES = ("heads", "with biases", "after LayerNorm", "block")
 

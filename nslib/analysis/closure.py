@@ -5,7 +5,7 @@ Combinations are judged on images that neither taught nor stopped the noises, in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import torch
@@ -13,10 +13,10 @@ from torch import Tensor
 
 from nslib.config import ClosureStudy
 from nslib.intervals import mean_estimate, share_estimate
-from nslib.models import StagedViT
 from nslib.nullspace.membership import CleanPass, Pool, permute, probability_gap
 from nslib.nullspace.stored import stored_noise
 from nslib.runtime import generator
+from nslib.staged import StagedViT
 
 
 def closure_noises(model: StagedViT, pool: Pool, study: ClosureStudy, *, seed: int) -> dict[str, Tensor]:
@@ -40,11 +40,11 @@ def closure_noises(model: StagedViT, pool: Pool, study: ClosureStudy, *, seed: i
 
 
 @torch.no_grad()
-def gap_matrix(model: StagedViT, clean: CleanPass, noises: Tensor, *, chunk: int = 512) -> Tensor:
+def gap_matrix(model: StagedViT, clean: CleanPass, noises: Tensor, *, chunk: int = 256) -> Tensor:
     """MSE probability (J, M) of each noise (J, N, D) on each of the M clean images.
 
     Args:
-        chunk: noises x images that go through the model at once.
+        chunk: noises x images that go through the model at once; more are slower on a CPU, whose caches they leave.
     Raises:
         ValueError: the model is in training mode, no images, or noises that do not fit the model.
     """
@@ -61,6 +61,22 @@ def gap_matrix(model: StagedViT, clean: CleanPass, noises: Tensor, *, chunk: int
             row.append(gap.reshape(len(group), len(u)))
         rows.append(torch.cat(row, dim=1))
     return torch.cat(rows)
+
+
+def inside_each(model: StagedViT, clean: CleanPass, noises: Tensor, eps: float, *, step: int = 8) -> Tensor:
+    """Of each noise (J, N, D): is its mean gap over all images below eps? (J,), on the CPU.
+
+    Gaps are never negative, so that a noise whose gaps on the images seen so far, `step` more at a time, add up to
+    M eps is outside; the other images are not asked about it.
+    """
+    total = torch.zeros(len(noises))
+    inside = torch.ones(len(noises), dtype=torch.bool)
+    for start in range(0, len(clean), step):
+        total[inside] += gap_matrix(model, clean[start : start + step], noises[inside.to(noises.device)]).sum(1).cpu()
+        inside = total < eps * len(clean)  # False on NaN
+        if not inside.any():
+            break
+    return inside
 
 
 def ticks(reach: float, step: float) -> list[float]:
@@ -101,22 +117,43 @@ def draw_pairs(noises: int, pairs: int, *, generator: torch.Generator) -> Tensor
 
 
 def grid_table(
-    model: StagedViT, clean: CleanPass, noises: dict[str, Tensor], pairs: Tensor, values: Sequence[float], eps: float
+    model: StagedViT,
+    clean: CleanPass,
+    noises: dict[str, Tensor],
+    pairs: Mapping[str, Tensor],
+    values: Sequence[float],
+    eps: float,
+    *,
+    images: int,
 ) -> pd.DataFrame:
-    """Figure 5b: alpha v + beta v' over a grid, for pairs (P, 2) of noises.
+    """Figure 5b: alpha v + beta v' over a grid.
 
+    Each pair is judged on so many `images` of the M clean ones, the next pair on the next ones, and so round: the mean
+    is then over nearly all of them at the price of a few. A share of pairs is blurred where few images judge a pair.
+
+    Args:
+        pairs: (P, 2) for each kind of noise.
     Returns:
-        one row for each kind of noise, alpha and beta: mean over pairs and images, share of pairs beyond eps.
+        one row for each kind of noise, alpha and beta: mean over pairs and images, share of pairs beyond eps, and how
+        many `pairs` and different images, `n`, there are.
+    Raises:
+        ValueError: images outside 1 ... M.
     """
+    if not 1 <= images <= len(clean):
+        raise ValueError(f"images must be in 1..{len(clean)}, the clean ones, got {images}")
     axis = torch.tensor(values)
     weights = torch.cartesian_prod(axis, axis)  # (G, 2), alpha and beta
     tables = []
     for kind, own in noises.items():
-        mean = torch.stack([gap_matrix(model, clean, combine(own[p], weights)).mean(1) for p in pairs])  # (P, G)
+        turns = torch.arange(len(pairs[kind]) * images).reshape(-1, images) % len(clean)
+        each = zip(pairs[kind], turns, strict=True)
+        means = [gap_matrix(model, clean[turn], combine(own[pair], weights)).mean(1) for pair, turn in each]
+        mean = torch.stack(means)  # (P, G)
         tables.append(
             pd.DataFrame(
                 {"noise": kind, "alpha": weights[:, 0], "beta": weights[:, 1]}
                 | {"value": mean.mean(0).cpu(), "outside": (mean >= eps).float().mean(0).cpu()}
+                | {"pairs": len(turns), "n": len(turns.unique())}
             ).round({"alpha": 6, "beta": 6})
         )
     return pd.concat(tables, ignore_index=True)
@@ -179,7 +216,7 @@ def span_table(
                 weights = weights.abs() if sign == "positive" else weights
                 mixed = combine(own[chosen], weights)[:, 0]
                 mixed = mixed * (norm / mixed.flatten(1).norm(dim=1)).reshape(-1, 1, 1)
-                inside = share_estimate((gap_matrix(model, clean, mixed).mean(1) < study.noise.eps).cpu())
+                inside = share_estimate(inside_each(model, clean, mixed, study.noise.eps))
                 rows.append({"noise": kind, "sign": sign, "k": k, "norm": norm.item()} | vars(inside))
     return pd.DataFrame(rows)
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nslib.models import StagedViT
 from nslib.nullspace.membership import Agreement, CleanPass, agreement, permute
 from nslib.runtime import generator
+from nslib.staged import StagedViT
 
 
 def control_directions(noise: Tensor, *, seed: int) -> dict[str, Tensor]:

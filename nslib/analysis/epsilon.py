@@ -9,10 +9,10 @@ import pandas as pd
 from nslib.analysis.controls import control_directions
 from nslib.config import ApproximateStudy
 from nslib.intervals import mean_estimate
-from nslib.models import StagedViT
 from nslib.nullspace.encoder import LearnedNoise
 from nslib.nullspace.membership import CleanPass, Pool, agreement, boundary_scale
 from nslib.nullspace.stored import stored_noise
+from nslib.staged import StagedViT
 
 STOPPING = ("heldout", "batch")
 

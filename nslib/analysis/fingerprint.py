@@ -14,10 +14,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nslib.intervals import Estimate, share_estimate
-from nslib.models import StagedViT
+from nslib.intervals import share_estimate
+from nslib.nullspace.membership import permute
 from nslib.nullspace.patch import PatchNullspace
 from nslib.runtime import atomic_path
+from nslib.staged import StagedViT
 
 THRESHOLD = 0.01  # of `leak`: below it, weights are said to be of the key's model
 
@@ -105,9 +106,36 @@ def fingerprint_table(key: Tensor, suspects: Mapping[str, StagedViT], *, thresho
     return pd.DataFrame(rows)
 
 
-def false_positives(key: Tensor, strangers: Mapping[str, StagedViT], *, threshold: float = THRESHOLD) -> Estimate:
-    """Share of unrelated models that are taken for the key's own, with Wilson's interval."""
-    return share_estimate(fingerprint_table(key, strangers, threshold=threshold).identified)
+def false_positives(strangers: pd.DataFrame) -> pd.DataFrame:
+    """How often unrelated models are taken for the key's own, and how near the nearest of them comes.
+
+    Args:
+        strangers: a `fingerprint_table` of models that have nothing to do with the key's, with a column `kind`.
+    Returns:
+        one row for each kind, and one for `all`: share identified with Wilson's interval, smallest leak, and smallest
+        median angle in degrees.
+    """
+    groups = [*strangers.groupby("kind", sort=False), ("all", strangers)]
+    return pd.DataFrame(
+        {"kind": kind} | vars(share_estimate(rows.identified))
+        | {"smallest_leak": rows.leak.min(), "smallest_median_angle": rows.median_angle.min()}
+        for kind, rows in groups
+    )  # fmt: skip
+
+
+def reach(model: StagedViT, other: StagedViT) -> float:
+    """How far the patch weight of another model lies from this one's, relative to its norm.
+
+    Raises:
+        ValueError: the weights differ in shape.
+    """
+    own, changed = (m.vit.patch_embed.proj.weight.detach().double().cpu() for m in (model, other))
+    if own.shape != changed.shape:
+        raise ValueError(
+            f"other must have a patch weight {tuple(own.shape)} as {model.name} has, got {tuple(changed.shape)} of "
+            f"{other.name}: only a model of the same architecture can be a finetuning of it"
+        )
+    return ((changed - own).norm() / own.norm()).item()
 
 
 def rotated(model: StagedViT, side: str, *, generator: torch.Generator) -> StagedViT:
@@ -143,4 +171,12 @@ def moved(model: StagedViT, size: float, *, generator: torch.Generator) -> Stage
     weight = other.vit.patch_embed.proj.weight
     step = torch.randn(weight.shape, generator=generator).to(weight)
     weight.data.add_(step * (weight.detach().norm() / step.norm() * size))
+    return other
+
+
+def shuffled(model: StagedViT, *, generator: torch.Generator) -> StagedViT:
+    """A copy whose patch weight has the same numbers in another order: a stranger that no histogram tells apart."""
+    other = copy.deepcopy(model)
+    weight = other.vit.patch_embed.proj.weight
+    weight.data.copy_(permute(weight.detach(), generator=generator))
     return other

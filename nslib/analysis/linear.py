@@ -9,9 +9,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from nslib.models import StagedViT, load_model
+from nslib.models import load_model
 from nslib.nullspace.patch import PatchNullspace
 from nslib.runtime import data_path
+from nslib.staged import StagedViT
 
 
 def table1(weights: str) -> pd.DataFrame:

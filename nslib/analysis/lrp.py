@@ -9,7 +9,7 @@ import torch
 from timm.layers import Attention, Mlp
 from torch import Tensor, nn
 
-from nslib.models import StagedViT, frozen
+from nslib.staged import StagedViT, frozen
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from nslib.data.folders import eval_transform
-from nslib.models import StagedViT
+from nslib.staged import StagedViT
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 
 import pandas as pd
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from nslib.analysis.lrp import pixel_relevance
 from nslib.attacks.attention import attention_maps
 from nslib.intervals import Estimate, mean_estimate
-from nslib.models import StagedViT, frozen
+from nslib.staged import StagedViT, frozen
 
 # Which maps are equal for equal tokens by algebra alone. Summed over a patch all are; pixel by pixel only the gradient,
 # which comes back through one linear map, and the two that are made of tokens.
@@ -23,6 +23,9 @@ ALGEBRA = {
     "pixel": ("gradient", "Grad-CAM", "attention rollout"),
     "patch": METHODS,
 }
+_BATCH = 32  # images explained at once
+EXACT, ROUNDED = "real-valued", "8-bit"
+SOURCE, TARGET = "source-transformed", "target-transformed"
 
 
 def saliency_map(model: StagedViT, images: Tensor, labels: Tensor, method: str, *, ig_steps: int = 16) -> Tensor:
@@ -66,38 +69,63 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
 
 
 def correlation_table(
-    model: StagedViT, source: Tensor, transformed: Tensor, target: Tensor, *, methods: tuple[str, ...] = METHODS
+    model: StagedViT,
+    source: Tensor,
+    transformed: Mapping[str, Tensor],
+    target: Tensor,
+    *,
+    methods: tuple[str, ...] = METHODS,
 ) -> pd.DataFrame:
     """How alike the maps of source and transformed are, and those of target and transformed.
 
     Each image is explained for the class that the model gives it.
 
+    Args:
+        source, target: (B, C, H, W) in [0, 1].
+        transformed: the same images by kind of picture: `real-valued`, which have exactly the source's tokens, `8-bit`,
+            of which the model sees the rounding, or both.
     Returns:
-        one row for each method, level (pixel, patch) and pair: mean correlation over images with its interval, n images
-        whose maps are not flat, and whether equality is `algebra` for an image with exactly the source's tokens.
+        one row for each method, level (pixel, patch), picture and pair: mean correlation over images with its interval,
+        n images whose maps are not flat, and `algebra`: whether the maps are equal because tokens are; else measured.
+    Raises:
+        ValueError: no such kind of picture, or as `saliency_map`.
+        ModuleNotFoundError, TypeError: as there.
     """
-    with torch.no_grad():
-        labels = [torch.cat([model(x) for x in images.split(32)]).argmax(1) for images in (source, transformed, target)]
+    if unknown := transformed.keys() - {EXACT, ROUNDED}:
+        raise ValueError(f"pictures must be {EXACT} or {ROUNDED}, got {sorted(unknown)}: name them so")
+    images = {"source": source, "target": target, **transformed}
+    labels = {name: _classes(model, x) for name, x in images.items()}
     rows = []
     for method in methods:
-        maps = [
-            torch.cat([saliency_map(model, x, y, method) for x, y in zip(images.split(32), own.split(32), strict=True)])
-            for images, own in zip((source, transformed, target), labels, strict=True)
-        ]
+        maps = {name: _maps(model, x, labels[name], method) for name, x in images.items()}
         for level in ALGEBRA:
-            levelled = [patch_map(model, m) if level == "patch" else m for m in maps]
-            for name, other in (("source", levelled[0]), ("target", levelled[2])):
-                found = correlation(other, levelled[1])
-                estimate = mean_estimate(found[found.isfinite()].cpu())
-                rows.append({"method": method, "level": level, "pair": f"{name}, transformed"} | vars(estimate)
-                            | {"algebra": name == "source" and method in ALGEBRA[level]})  # fmt: skip
+            levelled = {name: patch_map(model, m) if level == "patch" else m for name, m in maps.items()}
+            for picture in transformed:
+                for pair, other in ((SOURCE, "source"), (TARGET, "target")):
+                    found = correlation(levelled[other], levelled[picture])
+                    estimate = mean_estimate(found[found.isfinite()].cpu())
+                    algebra = pair == SOURCE and picture == EXACT and method in ALGEBRA[level]
+                    place = {"method": method, "level": level, "picture": picture, "pair": pair}
+                    rows.append(place | vars(estimate) | {"algebra": algebra})
     return pd.DataFrame(rows)
 
 
-def estimates(table: pd.DataFrame, *, level: str = "patch", pair: str = "source, transformed") -> list[Estimate]:
+def estimates(
+    table: pd.DataFrame, *, level: str = "patch", picture: str = ROUNDED, pair: str = SOURCE
+) -> list[Estimate]:
     """The estimates of a `correlation_table`, one a method."""
-    rows = table[(table.level == level) & (table.pair == pair)]
+    rows = table[(table.level == level) & (table.picture == picture) & (table.pair == pair)]
     return [Estimate(r.value, r.low, r.high, r.n, r.seeds) for r in rows.itertuples()]
+
+
+@torch.no_grad()
+def _classes(model: StagedViT, images: Tensor) -> Tensor:
+    return torch.cat([model(x) for x in images.split(_BATCH)]).argmax(1)
+
+
+def _maps(model: StagedViT, images: Tensor, labels: Tensor, method: str) -> Tensor:
+    parts = zip(images.split(_BATCH), labels.split(_BATCH), strict=True)
+    return torch.cat([saliency_map(model, x, y, method) for x, y in parts])
 
 
 def _by_captum(name: str, model: StagedViT, images: Tensor, labels: Tensor, **options) -> Tensor:

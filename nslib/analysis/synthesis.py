@@ -9,9 +9,9 @@ import pandas as pd
 from nslib.analysis.controls import mean_agreement, with_controls
 from nslib.config import SynthesisStudy
 from nslib.intervals import Estimate, mean_estimate, share_estimate
-from nslib.models import StagedViT
 from nslib.nullspace.membership import Agreement, CleanPass, Pool, agreement
 from nslib.nullspace.stored import stored_noise
+from nslib.staged import StagedViT
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from nslib.analysis.pictures import as_jpeg, eight_bit, read_picture, write_picture
 from nslib.intervals import share_estimate
-from nslib.models import StagedViT
 from nslib.nullspace.patch import PatchNullspace
+from nslib.staged import StagedViT
 
 
 @contextmanager

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from nslib.config import NoiseConfig
-from nslib.models import StagedViT, frozen
 from nslib.nullspace.membership import CleanPass, EpsTest, Pool, agreement, inside, probability_gap
 from nslib.processes import ALONE, Share
+from nslib.staged import StagedViT, frozen
 
 VERSION = 2  # part of every stored noise: raise it when the same settings give another result
 

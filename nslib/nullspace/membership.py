@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nslib.models import StagedViT
+from nslib.staged import StagedViT
 
 
 @dataclass(frozen=True)

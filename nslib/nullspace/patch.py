@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from nslib.models import StagedViT
+from nslib.staged import StagedViT
 
 
 class PatchNullspace:

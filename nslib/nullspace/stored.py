@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from nslib.config import NoiseConfig
-from nslib.models import StagedViT
 from nslib.nullspace.encoder import VERSION, LearnedNoise, Trace, learn_noise
 from nslib.nullspace.membership import Pool
 from nslib.progress import noise_bar
 from nslib.runtime import generator
+from nslib.staged import StagedViT
 from nslib.store import cached, model_digest, tensor_digest
 
 

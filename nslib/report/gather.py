@@ -1,0 +1,233 @@
+"""Records read back: what the notebooks of a run found, and what of them is missing, contested or not there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from nslib.intervals import Estimate
+from nslib.profiles import PROFILES
+from nslib.report.claims import FAILS, HOLDS, UNTESTABLE, Verdict, judge, read_claims
+from nslib.report.conditions import SettingDifference, VersionGroup, setting_differences, version_groups
+from nslib.runtime import checkout, figures_path
+
+NOT_RUN = "not run"
+VERDICTS = (HOLDS, FAILS, UNTESTABLE, NOT_RUN)
+
+
+@dataclass(frozen=True)
+class StoredRecord:
+    """`records/<name>.json`: left by a notebook, or by a command with `--out`, which judges nothing."""
+
+    name: str
+    notebook: str  # of a command: the one whose name its own begins with, else its own
+    by_command: bool
+    config: dict[str, Any]
+    versions: dict[str, str]  # of nslib, Python and packages, and the commit
+    hardware: dict[str, Any]
+    made: str  # the day
+    minutes: float | None  # of the notebook's own run
+    verdicts: tuple[Verdict, ...]
+    files: tuple[str, ...]
+    facts: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class GatheredRun:
+    """All records of one run, in the order of their names. Files that no record lists are left out."""
+
+    run_name: str
+    folder: Path
+    records: tuple[StoredRecord, ...]
+    titles: dict[str, str]  # of every numbered notebook that there is
+
+    @property
+    def profile(self) -> str:
+        """The profile of the first record."""
+        return self.records[0].config["profile"]
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Numbered notebooks without a record."""
+        left = {r.name for r in self.records if not r.by_command}
+        return tuple(name for name in self.titles if name not in left)
+
+    @property
+    def strangers(self) -> tuple[str, ...]:
+        """Records of notebooks that are no longer there, whose verdicts count nowhere."""
+        return tuple(r.name for r in self.records if not r.by_command and r.name not in self.titles)
+
+    @property
+    def contested(self) -> dict[str, tuple[str, ...]]:
+        """Files that several records list, and these records: a later run wrote over an earlier one's file."""
+        owners = {file: self._listing(file) for file in self._files}
+        return {file: names for file, names in owners.items() if len(names) > 1}
+
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """Files that a record lists and that are not there."""
+        return tuple(file for file in self._files if not (self.folder / file).is_file())
+
+    @property
+    def outdated(self) -> tuple[str, ...]:
+        """Verdicts that claims.csv does not ask of their notebook, or that its rule, applied again, does not give."""
+        claims = read_claims()
+        asked = set(zip(claims.claim, claims.part, claims.notebook, strict=True))
+        told = [(r, v) for r in self.records for v in r.verdicts if r.name not in self.strangers]
+        return tuple(
+            f"{v.claim}.{v.part}" for r, v in told if (v.claim, v.part, r.name) not in asked or _judged_again(r, v) != v
+        )
+
+    @property
+    def groups(self) -> tuple[VersionGroup, ...]:
+        """The records by the versions that made them."""
+        return version_groups({r.name: r.versions for r in self.records})
+
+    @property
+    def differences(self) -> tuple[SettingDifference, ...]:
+        """Settings that are not the same in all records."""
+        return setting_differences({r.name: r.config for r in self.records})
+
+    @property
+    def _files(self) -> list[str]:
+        return sorted({file for r in self.records for file in r.files})
+
+    def _listing(self, file: str) -> tuple[str, ...]:
+        return tuple(r.name for r in self.records if file in r.files)
+
+
+def notebook_titles() -> dict[str, str]:
+    """Every numbered notebook with its title; outside a checkout those that claims.csv names, by name alone."""
+    repository = checkout()
+    if repository is None:
+        return {name: name for name in sorted(set(read_claims().notebook))}
+    titles = {}
+    for path in sorted((repository / "paper_nb").glob("[0-9]*.py")):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        titles[path.stem] = next((s.removeprefix("# # ") for s in lines if s.startswith("# # ")), path.stem)
+    return titles
+
+
+def recorded_runs(root: Path | None = None) -> list[str]:
+    """Names of the runs with records below a folder of figures, by default `$NSLIB_FIGURES` or `figures/`."""
+    return sorted({path.parent.parent.name for path in (root or figures_path("")).glob("*/records/*.json")})
+
+
+def figure_folders() -> tuple[Path, ...]:
+    """Where runs lie: `$NSLIB_FIGURES`, or `figures/`, and the checkout's own `figures/` if that is another folder."""
+    repository = checkout()
+    return tuple(dict.fromkeys((figures_path(""), *([repository / "figures"] if repository else []))))
+
+
+def gather(run_name: str, root: Path | None = None) -> GatheredRun:
+    """Read the records of a run: only files directly in `records/`; folders below it hold something else.
+
+    Raises:
+        FileNotFoundError: there are none.
+        ValueError: one is damaged; names it.
+    """
+    folder = (root or figures_path("")) / run_name
+    titles = notebook_titles()
+    paths = sorted((folder / "records").glob("*.json"))
+    if not paths:
+        there = ", ".join(recorded_runs(folder.parent)) or "none"
+        raise FileNotFoundError(
+            f"no records in {folder / 'records'}: run `make reproduce` first, or name a run that there is: {there}"
+        )
+    return GatheredRun(run_name, folder, tuple(_read(path, titles) for path in paths), titles)
+
+
+def gather_all(*roots: Path) -> list[GatheredRun]:
+    """Every run below the folders of figures, in the order of the profiles, then by name; there may be none.
+
+    By default those of `figure_folders`. Where two hold a run of the same name, the first alone is read: they are not
+    blended.
+
+    Raises:
+        ValueError: a record is damaged; names it.
+    """
+    found: dict[str, GatheredRun] = {}
+    for root in roots or figure_folders():
+        found |= {name: gather(name, root) for name in recorded_runs(root) if name not in found}
+    order = {profile: place for place, profile in enumerate(PROFILES)}
+    return sorted(found.values(), key=lambda run: (order.get(run.profile, len(order)), run.run_name))
+
+
+def claims_of(run: GatheredRun | None) -> pd.DataFrame:
+    """A line for each part of each claim: the run's verdict, or `not run` where the claim's notebook has none.
+
+    Columns: claim, part, words, profile (the run name), verdict, value, low, high, n, seeds, rule (as applied),
+    versions (label of the record's group), testable at (profiles, by claims.csv), notebook.
+    """
+    records = {r.name: r for r in run.records} if run else {}
+    labels = {name: group.label for group in run.groups for name in group.records} if run else {}
+    rows = []
+    for row in read_claims().itertuples():
+        judged = records[row.notebook].verdicts if row.notebook in records else ()
+        rule = f"{row.bound} {row.operator} {row.threshold:g}"
+        found = next(
+            (v for v in judged if (v.claim, v.part) == (row.claim, row.part)),
+            Verdict(row.claim, row.part, NOT_RUN, row.statistic, rule),
+        )
+        rows.append(
+            {
+                **{"claim": row.claim, "part": row.part, "words": row.words, "profile": run.run_name if run else ""},
+                **{name: getattr(found, name) for name in ("verdict", "value", "low", "high", "n", "seeds", "rule")},
+                "versions": labels[row.notebook] if found.verdict != NOT_RUN else "",
+                "testable at": row.profiles,
+                "notebook": row.notebook,
+            }
+        )
+    return pd.DataFrame(rows).astype(dict.fromkeys(("value", "low", "high"), float))
+
+
+def all_claims(runs: Sequence[GatheredRun]) -> pd.DataFrame:
+    """`claims_of` every run below each other; without any run every claim is `not run`."""
+    return pd.concat([claims_of(run) for run in runs or [None]], ignore_index=True)
+
+
+def _judged_again(record: StoredRecord, verdict: Verdict) -> Verdict:
+    """The rule of claims.csv as it is now, on the numbers that decided then."""
+    v = verdict
+    estimates = [] if v.value is None else Estimate(v.value, v.low, v.high, v.n, v.seeds)
+    return judge(v.claim, v.part, estimates, profile=record.config["profile"])
+
+
+def _read(path: Path, titles: dict[str, str]) -> StoredRecord:
+    """One record.
+
+    Raises:
+        ValueError: it is none, or not the one that its name tells.
+    """
+    remedy = "run its notebook again, or take the file away"
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        by_command = "notebook" not in stored and path.stem not in titles
+        if not by_command and stored["notebook"] != path.stem:
+            raise ValueError(f"it is the record of {stored['notebook']}")
+        verdicts = tuple(Verdict(**v) for v in ([] if by_command else stored["verdicts"]))
+        if unknown := {v.verdict for v in verdicts} - set(VERDICTS):
+            raise ValueError(f"verdict must be one of {', '.join(VERDICTS)}, got {', '.join(sorted(unknown))}")
+        owners = [name for name in titles if path.stem.startswith(f"{name}_")]
+        return StoredRecord(
+            name=path.stem,
+            notebook=owners[-1] if by_command and owners else path.stem,
+            by_command=by_command,
+            config={**stored["config"], "profile": stored["config"]["profile"]},
+            versions={**stored["versions"], "commit": stored["commit"]},
+            hardware=dict(stored["hardware"]),
+            made=stored["made"],
+            minutes=None if by_command else float(stored["minutes"]),
+            verdicts=verdicts,
+            files=(f"{path.stem}.csv",) if by_command else tuple(stored["files"]),
+            facts=stored.get("facts", {}),
+        )
+    except KeyError as error:
+        raise ValueError(f"{path} is no whole record, it lacks {error}: {remedy}") from error
+    except (OSError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as a record ({error}): {remedy}") from error

@@ -1,0 +1,187 @@
+"""One HTML file for a run: verdicts, tables and figures beside the paper's numbers, and how all of it was made."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from urllib.parse import quote
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from nslib.report.cells import Cells, cells, number, read_cells
+from nslib.report.claims import FAILS, HOLDS, UNTESTABLE
+from nslib.report.executed import executed_pages
+from nslib.report.gather import NOT_RUN, GatheredRun, StoredRecord, claims_of, gather
+from nslib.report.reference import printed
+from nslib.runtime import write_text
+
+SYMBOLS = {HOLDS: "✓", FAILS: "✗", UNTESTABLE: "○", NOT_RUN: "–"}
+LONG, CAP = 30, 200  # rows above which a table is folded, and at which it ends
+
+# Which printed table belongs beside which table of which notebook.
+PRINTED = {
+    "01_patch_nullspace": ("table1", "Table 1"),
+    "02_noise_synthesis": ("figure3b", "Figure 3b"),
+    "05_finetuning": ("table5", "Table 5"),
+    "06_robustness": ("table2", "Table 2"),
+    "07_adversarial_finetuning": ("table3", "Table 3"),
+    "08_epsilon_ablation": ("table4", "Table 4"),
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A figure, a table, or a figure with the table behind it; and what the paper printed in its place."""
+
+    name: str
+    record: str
+    figure: str = ""  # data URI
+    figure_file: str = ""
+    files: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()  # listed, but not there
+    table: Cells | None = None
+    paper: Cells | None = None
+    paper_name: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """What one notebook left, and what commands left under its name."""
+
+    notebook: str
+    title: str
+    label: str  # of its versions
+    executed: str  # relative address of the executed notebook; empty: not there
+    entries: tuple[Entry, ...]
+
+
+def write_page(run_name: str) -> Path:
+    """Write `figures/<run name>/index.html`, and the executed notebooks as HTML where there are any.
+
+    Raises:
+        FileNotFoundError: the run left no records.
+        ValueError: a record, table or executed notebook is damaged; names it.
+    """
+    run = gather(run_name)
+    links = {name: os.path.relpath(path, run.folder) for name, path in executed_pages(run_name).items()}
+    return write_text(run.folder / "index.html", render(run, links))
+
+
+def render(run: GatheredRun, links: dict[str, str]) -> str:
+    """The page, the same bytes for the same records and files.
+
+    Args:
+        links: address of the executed notebook, relative to the page, by notebook.
+    Raises:
+        ValueError: a table is damaged; names it.
+    """
+    claims = claims_of(run)
+    links = {name: quote(Path(path).as_posix()) for name, path in links.items()}
+    return _template().render(
+        run=run,
+        sections=[_section(run, name, links) for name in _notebooks(run)],
+        links=links,
+        claims=[row._asdict() for row in claims.rename(columns={"testable at": "testable_at"}).itertuples(index=False)],
+        counts={g.label: Counter(claims[claims.versions == g.label].verdict) for g in run.groups},
+        total=Counter(claims.verdict),
+        common=_common([g.versions for g in run.groups]),
+        seeds=_seeds(run),
+        symbols=SYMBOLS,
+        long=LONG,
+        cap=CAP,
+    )
+
+
+@cache
+def _template():
+    environment = Environment(
+        loader=PackageLoader("nslib.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )  # fmt: skip
+    environment.filters |= {
+        "number": number,
+        "quoted": quote,
+        "slug": lambda text: text.replace(" ", "-"),
+        "settings": lambda value: json.dumps(value, indent=1, sort_keys=True),
+    }
+    return environment.get_template("page.html.j2")
+
+
+def _notebooks(run: GatheredRun) -> list[str]:
+    """All there are, and those of records that belong to none of them."""
+    return sorted({*run.titles, *(r.notebook for r in run.records)})
+
+
+def _section(run: GatheredRun, notebook: str, links: dict[str, str]) -> Section:
+    labels = {name: group.label for group in run.groups for name in group.records}
+    entries = [e for r in run.records if r.notebook == notebook for e in _entries(run, r)]
+    if entries and notebook in PRINTED:
+        entries = _beside_paper(notebook, entries)
+    title, label = run.titles.get(notebook, notebook), labels.get(notebook, "")
+    return Section(notebook, title, label, links.get(notebook, ""), tuple(entries))
+
+
+def _entries(run: GatheredRun, record: StoredRecord) -> list[Entry]:
+    """Files of a record by their names without suffix. A table that a command wrote again is that command's."""
+    taken = set() if record.by_command else {file for r in run.records if r.by_command for file in r.files}
+    stems: dict[str, list[str]] = {}
+    for file in record.files:
+        if file not in taken:
+            stems.setdefault(file.rpartition(".")[0], []).append(file)
+    return [_entry(run, record, stem, files) for stem, files in stems.items()]
+
+
+def _entry(run: GatheredRun, record: StoredRecord, stem: str, files: list[str]) -> Entry:
+    there = [f for f in files if f not in run.absent]
+    picture, data = f"{stem}.png", f"{stem}.csv"
+    drawn = picture in there
+    return Entry(
+        name=stem.removeprefix(f"{record.notebook}_").replace("_", " "),
+        record=record.name,
+        figure=_data_uri(run.folder / picture) if drawn else "",
+        figure_file=picture if drawn else "",
+        files=tuple(there),
+        absent=tuple(f for f in files if f not in there),
+        table=read_cells(run.folder / data, most=CAP) if data in there else None,
+    )
+
+
+def _data_uri(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def _beside_paper(notebook: str, entries: list[Entry]) -> list[Entry]:
+    """Put the printed table beside ours of that name; without one of ours it stands alone, before the others."""
+    name, paper_name = PRINTED[notebook]
+    frame = printed(name)
+    paper = cells(frame.astype(object).where(frame.notna(), None), most=CAP)
+    ours = next((e for e in entries if e.name == name and e.table), None)
+    if ours is None:
+        return [Entry(name, entries[0].record, paper=paper, paper_name=paper_name), *entries]
+    table = ours.table
+    if name == "table2":  # our file holds the printed rows too
+        rows = tuple(row for row in table.rows if row[0] not in set(frame.model))
+        table = replace(table, rows=rows, total=len(rows))
+    both = replace(ours, table=table, paper=paper, paper_name=paper_name)
+    return [both if e is ours else e for e in entries]
+
+
+def _common(versions: list[dict[str, str]]) -> dict[str, str]:
+    """Versions that are the same in all groups."""
+    return {k: v for k, v in versions[0].items() if all(other.get(k) == v for other in versions)}
+
+
+def _seeds(run: GatheredRun) -> dict[str, str]:
+    """For each record the seed that it started from, and how many the numbers behind its verdicts come from."""
+    told = {}
+    for record in run.records:
+        counts = pd.Series([v.seeds for v in record.verdicts if v.seeds], dtype=int)
+        behind = "" if counts.empty else f"{counts.min()}" + (f" to {counts.max()}" if counts.nunique() > 1 else "")
+        told[record.name] = f"seed {record.config.get('seed', '?')}" + (f"; verdicts over {behind}" if behind else "")
+    return told

@@ -1,0 +1,109 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 12 · Every claim, wherever it has been tested
+#
+# **All claims.** What the other notebooks recorded about C1 to C19, side by side for every profile that has been run: verdict, number, interval, n and seeds. Nothing is computed here.
+#
+# *Paper: arXiv:2403.10476. The claims in our words, and the rules by which they are judged: data/reference/claims.csv.*
+
+# %% tags=["parameters"]
+profile = "smoke"  # smoke, laptop, full, gpu or imagenet
+run_name = ""  # folder under figures/; default: the profile
+overrides = {}  # settings by dotted name; none of them changes what is shown
+
+# %%
+import matplotlib.pyplot as plt
+import pandas as pd
+
+import nslib
+from nslib import plots
+from nslib.report.cells import number
+from nslib.report.claims import read_claims
+from nslib.report.gather import VERDICTS, all_claims, gather_all
+
+plots.use_style()
+settings = nslib.resolve(profile, run_name, overrides)
+record = nslib.Record("12_claims", settings)
+
+# %% [markdown]
+# ## The runs
+# Those in `figures/`, the committed ones among them. A run whose records were made by several versions, or that lacks some notebooks, says so here; its page `figures/<run>/index.html` tells which.
+
+# %% tags=["reads-records"]
+runs = gather_all()
+claims = all_claims(runs)
+claims["claim part"] = claims.claim + " " + claims.part
+not_run = (claims.verdict == "not run").groupby(claims.profile).sum()
+overview = pd.DataFrame(
+    [(r.run_name, r.profile, len(r.records), not_run[r.run_name], len(r.groups), len(r.differences)) for r in runs],
+    columns=["run", "profile", "records", "parts not run", "versions", "settings that differ"],
+)
+record.table("runs", overview)
+overview
+
+# %% [markdown]
+# ## Verdicts
+# One line a part of a claim, one column a run. `not testable`: the rule cannot be applied at that profile; `testable at` tells where it can.
+
+# %%
+names = [r.run_name for r in runs] or [""]
+wide = claims.pivot(index="claim part", columns="profile", values="verdict").loc[claims["claim part"].unique(), names]
+about = claims.drop_duplicates("claim part").set_index("claim part")[["words", "testable at"]]
+table = about[["words"]].join(wide).join(about[["testable at"]])
+record.table("verdicts", table.reset_index())
+table
+
+# %%
+figure, ax = plt.subplots(figsize=(6.4, 1.6 + 0.22 * len(names)))
+plots.verdict_grid(wide, ax)
+plots.legend_above(figure, ax)
+plots.caption(figure, "rules, intervals, n and seeds: see the table of numbers")
+record.figure("grid", figure, None)
+
+# %% [markdown]
+# ## Numbers
+# The estimate that decided, with its 95 % interval, the number of images or other units, the seeds, and the rule. `versions` tells records of one run apart that were made by different versions.
+
+# %%
+shown = ["claim", "part", "profile", "verdict", "value", "low", "high", "n", "seeds", "rule", "versions"]
+record.table("numbers", claims[[*shown, "words", "testable at"]])
+numbers = claims.loc[claims.value.notna(), shown]
+numbers.assign(**{bound: numbers[bound].map(number) for bound in ("value", "low", "high")})
+
+# %% [markdown]
+# ## Where the runs disagree
+# The same claim, judged by the same rule, at two scales.
+
+# %%
+judged = claims[claims.verdict.isin(["holds", "does not hold"])]
+split = judged.groupby("claim part", sort=False).filter(lambda rows: rows.verdict.nunique() > 1)
+record.table("disagreements", split[[*shown, "words"]])
+split[["claim", "part", "profile", "verdict", "value", "low", "high", "n"]].round(4)
+
+# %%
+parts = read_claims()
+assert set(zip(claims.claim, claims.part, strict=True)) == set(zip(parts.claim, parts.part, strict=True))
+assert not claims.duplicated(["claim", "part", "profile"]).any()
+assert set(claims.verdict) <= set(VERDICTS) == set(plots.VERDICTS)
+assert (judged[["n", "seeds"]] > 0).all(axis=None)
+assert judged.value.between(judged.low - 1e-9, judged.high + 1e-9).all()
+assert {r.run_name: r.outdated for r in runs if r.outdated} == {}  # each rule, applied again, gives the same verdict
+untested = [part for part in wide.index if part not in set(judged["claim part"])]
+record.save(runs=[r.run_name for r in runs], untested=untested)
+untested
+
+# %% [markdown]
+# The last list names the parts that no run has judged yet.
+# A claim that holds at one scale and not at another is reported as both.
