@@ -237,6 +237,7 @@ class SuiteConfig:
 
     columns: tuple[str, ...] = (*TABLE2, "pgd", "autoattack")
     images: int = 1000  # of each column, or as many as there are
+    first: int = 0  # image of each split with which to begin
     c_images: int = 0  # of column c, each under every corruption; 0: as many as of the others
     costly_images: int = 64  # of patchfool, cw and autoattack
     batch: int = 128
@@ -258,7 +259,8 @@ class SuiteConfig:
         counts = ("images", "costly_images", "batch", "pgd_steps", "cw_steps", "patchfool_steps", "patchfool_patches")
         for name in counts:
             _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
-        _require(self.c_images >= 0, "c_images", ">= 0", self.c_images)
+        for name in ("first", "c_images"):
+            _require(getattr(self, name) >= 0, name, ">= 0", getattr(self, name))
         for name in ("fgsm_eps", "pgd_eps", "autoattack_eps", "transfer_eps", "patchfool_bound"):
             value = getattr(self, name)
             _require(value is None or 0 <= value <= 1, name, "in [0, 1], 8-bit levels divided by 255", value)
@@ -291,5 +293,5 @@ class FinetuningStudy:
     search_lr: tuple[float, ...] = ()  # learning rates among which the recipe was chosen, on val alone; empty: not run
     search_eps: tuple[float, ...] = ()  # and values of eps
     search_rounds: int = 5  # of each such run
-    search_images: int = 1000  # of val that judge it
+    search_images: int = 1000  # of val that judge it, none of which is reported
     keep: bool = False  # results of each run as a small file beside the figures, from which a later call takes them

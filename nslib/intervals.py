@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,6 +20,12 @@ class Estimate:
     high: float
     n: int
     seeds: int = 1
+
+    def absolute(self) -> Estimate:
+        """The size of the number, whatever its sign; an interval that holds zero begins there."""
+        ends = sorted((abs(self.low), abs(self.high)))
+        low = 0.0 if self.low < 0 < self.high else ends[0]
+        return replace(self, value=abs(self.value), low=low, high=ends[1])
 
     @classmethod
     def exact(cls, value: float, n: int = 1) -> Estimate:

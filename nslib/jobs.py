@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,16 @@ from filelock import FileLock
 
 from nslib.analysis.epsilon import eps_noises, reach_table
 from nslib.config import FinetuneConfig, SuiteConfig
-from nslib.evaluate.bench import Bench
-from nslib.evaluate.columns import COLUMNS
+from nslib.data.corruptions import VERSION as CORRUPTIONS_VERSION
+from nslib.evaluate.bench import TRANSFER_VERSION, Bench
+from nslib.evaluate.columns import COLUMNS, missing_of
+from nslib.evaluate.suite import VERSION as EVALUATION_VERSION
 from nslib.evaluate.suite import Evaluation, evaluate_model
 from nslib.finetune.rounds import Finetuned, finetune_model
 from nslib.finetune.state import Round, rounds_of
+from nslib.finetune.updates import precision_of
 from nslib.kept import jobs_path, kept, packed, rounded, unpacked
+from nslib.nullspace.encoder import VERSION as NOISE_VERSION
 from nslib.nullspace.membership import clean_pass, make_pool
 from nslib.profiles import Settings
 from nslib.progress import finetune_bar
@@ -57,6 +62,8 @@ def finetuned(bench: Bench, settings: Settings, objective: str, *, seed: int = 0
     traced = objective in TRACED
     suite = _trace_suite(settings)
     inputs = [VERSION, cfg, model_digest(bench.model), bench.source.identity("train"), suite if traced else None]
+    if (kind := precision_of(cfg, bench.model.device)) != "float32":
+        inputs.append(kind)
     target = store_path() / "finetune" / digest(inputs) / f"{objective}.safetensors"
     target.parent.mkdir(parents=True, exist_ok=True)
 
@@ -94,7 +101,7 @@ def run(bench: Bench, settings: Settings, objective: str, *, seed: int = 0, **ch
     Args:
         seed, changes: as in `finetuned`; a change to what the settings say anyway is none.
     Raises:
-        ValueError: a kept file is damaged.
+        ValueError: a kept file is damaged, or was made from other inputs.
     """
 
     def compute() -> dict[str, Any]:
@@ -104,8 +111,8 @@ def run(bench: Bench, settings: Settings, objective: str, *, seed: int = 0, **ch
         return {"history": rounded([asdict(r) for r in done.history]), "cost": cost, "evaluation": packed(found)}
 
     cfg = config_of(settings, objective, seed, **changes)
-    inputs = {**_inputs(bench, settings, cfg), "suite": _row_suite(settings),
-              "surrogate": bench.surrogate and model_digest(bench.surrogate)}  # fmt: skip
+    surrogate = bench.surrogate and model_digest(bench.surrogate)
+    inputs = {**_inputs(bench, settings, cfg), **_measurement(bench, settings), "surrogate": surrogate}
     found = kept(_file(bench, settings, cfg), inputs, compute)
     return Job(rounds_of(found["history"]), found["cost"], unpacked(found["evaluation"]))
 
@@ -118,7 +125,7 @@ def config_of(settings: Settings, objective: str, seed: int = 0, **changes) -> F
 def base_row(bench: Bench, settings: Settings) -> Evaluation:
     """The columns of the model before finetuning, on the same images as those of every run."""
     found = evaluate_model(bench.model, bench.source, _row_suite(settings), surrogate=bench.surrogate)
-    return replace(found, model=BASE)
+    return replace(found, model=BASE, fixed=True)
 
 
 def eps_set(bench: Bench, settings: Settings, objective: str, *, eps: float) -> pd.DataFrame:
@@ -144,18 +151,36 @@ def eps_set(bench: Bench, settings: Settings, objective: str, *, eps: float) -> 
         return {"rows": rounded(found.drop(columns="eps").assign(model=objective).to_dict("records"))}
 
     cfg = config_of(settings, objective)
-    inputs = {**_inputs(bench, settings, cfg), "reach": study, "pool": settings.pool, "heldout": settings.heldout}
-    rows = kept(_file(bench, settings, cfg, "reach"), inputs, compute)["rows"]
+    asked = {name: getattr(settings, name) for name in ("seed", "pool", "heldout")}
+    inputs = {**_inputs(bench, settings, cfg), "reach": study, **asked}
+    rows = kept(_file(bench, settings, cfg, f"reach-{eps:g}"), inputs, compute)["rows"]
     return pd.DataFrame(rows, columns=["model", "start", "noise", "norm", "gap", "reached"])
 
 
 def _inputs(bench: Bench, settings: Settings, cfg: FinetuneConfig) -> dict[str, Any]:
-    shown = [s for c in settings.finetuning.columns if not bench.missing(s := COLUMNS[c].split)]
-    data = {split: bench.identity(split) for split in ("train", *(r for s in shown for r in bench.reads(s)))}
-    trace = _trace_suite(settings) if cfg.objective in TRACED else None
-    versions = {c: v for c in settings.finetuning.columns if (v := COLUMNS[c].version) != 1}
-    return {"version": VERSION, "columns": versions, "finetune": cfg, "trace": trace,
-            "weights": model_digest(bench.model), "data": data}  # fmt: skip
+    """All on which a finetuned model depends."""
+    return {
+        "version": {"job": VERSION, "noise": NOISE_VERSION},
+        "finetune": cfg,
+        "precision": precision_of(cfg, bench.model.device),
+        "trace": _trace_suite(settings) if cfg.objective in TRACED else None,
+        "weights": model_digest(bench.model),
+        "data": {split: bench.identity(split) for split in ("train", "val")},
+    }
+
+
+def _measurement(bench: Bench, settings: Settings) -> dict[str, Any]:
+    """All on which its row depends besides: of the suite only what the columns that can be shown take."""
+    suite = _row_suite(settings)
+    shown = {name: COLUMNS[name] for name in suite.columns if not missing_of(name, bench)}
+    asked = {"batch", "first", "images", "c_images", "costly_images"}.union(*(c.settings for c in shown.values()))
+    versions = {"evaluation": EVALUATION_VERSION, "corruptions": CORRUPTIONS_VERSION, "transfer": TRANSFER_VERSION}
+    return {
+        "columns": {name: column.version for name, column in shown.items()},
+        "measured": versions,
+        "suite": {name: getattr(suite, name) for name in sorted(asked)},
+        "shown": {s: bench.identity(s) for column in shown.values() for s in bench.reads(column.split)},
+    }
 
 
 def _file(bench: Bench, settings: Settings, cfg: FinetuneConfig, *kind: str) -> Path | None:
@@ -174,3 +199,13 @@ def changed(before: FinetuneConfig, after: FinetuneConfig) -> list[str]:
 
 def _row_suite(settings: Settings) -> SuiteConfig:
     return replace(settings.suite, columns=settings.finetuning.columns, images=settings.finetuning.images)
+
+
+def provenance(settings: Settings) -> list[dict[str, Any]]:
+    """Of each kept result of this run: its name, and the commit, versions, threads and day that made it."""
+    made = []
+    for path in sorted(jobs_path(settings.run_name).glob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        facts = {name: record[name] for name in ("commit", "versions", "made")}
+        made.append({"job": path.stem, **facts, "threads": record["hardware"]["threads"]})
+    return made

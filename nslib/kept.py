@@ -30,17 +30,18 @@ def jobs_path(run_name: str) -> Path:
 
 
 def kept(path: Path | None, inputs: dict[str, Any], compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The result in this file if it was made from the same inputs, else computed now and written there.
+    """The result in this file; computed now and written there if there is none.
 
     A setting that did not exist yet when the file was written counts as its default, which is how the code of then
-    behaved. Two processes that want the same file compute it once.
+    behaved. Two processes that want the same file compute it once. A file that was made from other inputs is never
+    overwritten: it may have taken hours.
 
     Args:
         path: None computes without keeping.
         inputs: plain values and dataclasses; of `finetune`, `suite` and `trace` the defaults are known.
         compute: returns plain (JSON) values by name.
     Raises:
-        ValueError: the file is damaged; names it.
+        ValueError: the file is damaged, or was made from other inputs; names it and the differences.
         OSError: it cannot be written.
     """
     if path is None:
@@ -51,9 +52,13 @@ def kept(path: Path | None, inputs: dict[str, Any], compute: Callable[[], dict[s
     with FileLock(lock):
         if path.is_file():
             record = _read(path)
-            known = {name: default for name, default in _DEFAULTS.items() if name in record["config"]}
-            if not differences(_filled(record["config"], known), now):
-                return record["result"]
+            told = differences(_filled(record["config"], _DEFAULTS, now), now)
+            if told:
+                raise ValueError(
+                    f"{path} was made from other inputs: {'; '.join(told)}; remove it to compute it anew, or take "
+                    "another --run-name"
+                )
+            return record["result"]
         record = run_record(inputs, result=compute())
         write_text(path, to_json(record) + "\n")
     return record["result"]
@@ -69,14 +74,14 @@ def _read(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _filled(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """Settings, and where they know less than the defaults of their name, these too."""
+def _filled(settings: dict[str, Any], defaults: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Settings, and with their defaults those that are known now and were not when the settings were written."""
     filled = dict(settings)
-    for name, default in defaults.items():
-        if isinstance(default, dict) and isinstance(settings.get(name), dict):
-            filled[name] = _filled(settings[name], default)
+    for name in now.keys() & defaults.keys():
+        if isinstance(settings.get(name), dict) and isinstance(now[name], dict):
+            filled[name] = _filled(settings[name], defaults[name], now[name])
         elif name not in settings:
-            filled[name] = default
+            filled[name] = defaults[name]
     return filled
 
 

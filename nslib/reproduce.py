@@ -102,6 +102,7 @@ def reproduce(
     settings = resolve(profile, run_name, overrides)
     parameters = {"profile": profile, "run_name": settings.run_name, "overrides": overrides or {}}
     notebooks = find_notebooks(names)
+    notebooks.sort(key=_reads_records)  # last those that tell of the others
     for notebook in notebooks:
         _check_parameters(notebook, parameters)
     logging.getLogger("papermill").setLevel(logging.ERROR)
@@ -198,16 +199,21 @@ def _key(notebook: Path, parameters: dict[str, Any], inputs: str) -> str:
     cells = [(c.cell_type, c.source) for c in nbformat.read(notebook, as_version=4).cells]
     package = Path(__file__).parent
     library = [*sorted(package.rglob("*.py")), *package.glob("*.mplstyle"), *sorted(data_path("reference").glob("*"))]
-    library += _records_before(notebook)
+    library += _records_read(notebook)
     sources = [hashlib.sha256(p.read_bytes()).hexdigest() for p in library]
     return hashlib.sha256(to_json([cells, parameters, sources, inputs, versions()]).encode()).hexdigest()
 
 
-def _records_before(notebook: Path) -> list[Path]:
-    """Records of the notebooks before this one, of every run, if one of its cells is tagged `reads-records`."""
-    tags = {tag for c in nbformat.read(notebook, as_version=4).cells for tag in c.metadata.get("tags", [])}
-    folders = figure_folders() if "reads-records" in tags else ()
-    return [p for f in folders for p in sorted(f.glob("*/records/*.json")) if p.stem < notebook.stem]
+def _reads_records(notebook: Path) -> bool:
+    """Whether one of its cells is tagged `reads-records`: then it tells of what the others have found."""
+    cells = nbformat.read(notebook, as_version=4).cells
+    return any("reads-records" in c.metadata.get("tags", []) for c in cells)
+
+
+def _records_read(notebook: Path) -> list[Path]:
+    """Records of all other notebooks, of every run, if it reads them."""
+    folders = figure_folders() if _reads_records(notebook) else ()
+    return [p for f in folders for p in sorted(f.glob("*/records/*.json")) if p.stem != notebook.stem]
 
 
 def _inputs_digest(settings: Settings) -> str:

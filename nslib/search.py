@@ -19,7 +19,7 @@ def settings_table(bench: Bench, settings: Settings) -> pd.DataFrame:
     """Short runs over settings.finetuning.search_lr and search_eps: learned noise minus `plain` at the same rate.
 
     Each is 1/10 of its learning rate at the end, as in the paper. Differences are means over the columns of val, in
-    percentage points, paired by image.
+    percentage points, paired by image. The images are those of val after the ones that are reported.
 
     Returns:
         the largest difference first: columns lr, eps, plain (its mean top-1 over the columns, percent), difference,
@@ -27,10 +27,10 @@ def settings_table(bench: Bench, settings: Settings) -> pd.DataFrame:
     """
     study = settings.finetuning
     short = replace(study, columns=VAL, images=study.search_images, trace_images=_TRACED)
-    settings = replace(settings, finetuning=short)
+    settings = replace(settings, finetuning=short, suite=replace(settings.suite, first=study.images, c_images=0))
     rows = []
     for lr in study.search_lr:
-        recipe = {"rounds": study.search_rounds, "lr": lr, "lr_min": lr / 10}
+        recipe = {"rounds": study.search_rounds, "lr": lr, "lr_min": float(f"{lr / 10:.6g}")}
         plain = run(bench, settings, "plain", **recipe).evaluation
         height = sum(plain.estimate(c).value for c in VAL) / len(VAL)
         for eps in study.search_eps:

@@ -60,7 +60,7 @@ def fixed_against_early(bench: Bench, settings: Settings) -> list[Estimate]:
     noise = replace(settings.finetune.noise, eps=None, steps=study.fixed_steps)
     early = run(bench, settings, "nullspace").evaluation
     found = mean_difference(row(bench, settings, "nullspace", noise=noise), early, study.columns)
-    return [replace(found, value=abs(found.value))]
+    return [found.absolute()]
 
 
 def noise_as_paper(cfg: FinetuneConfig) -> bool:

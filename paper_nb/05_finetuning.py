@@ -74,7 +74,7 @@ record.figure("figure4", figure, rounds)
 
 # %% [markdown]
 # ## Table 5
-# MSE probability of each round's noise, on the batch that stopped it and on held-out images, beside the paper's numbers, which are those of a batch.
+# MSE probability of each round's noise, on its last batch and on the held-out images that stopped it, beside the paper's numbers, which are those of a batch. What the same noise does on images that stopped nothing is shown in notebook 03.
 
 # %%
 nullspace = rounds[rounds.objective == "nullspace"]
@@ -142,5 +142,5 @@ record.save(missed_eps=runs["nullspace"].cost["missed_eps"])
 record.summary()
 
 # %% [markdown]
-# The loop does what it says: every round finds a noise below ε on images that neither the noise nor the model saw in learning.
+# A noise counts as found when it is below ε on held-out images, which it was not learned from and the model not trained on, but which stopped it: C8 therefore says little more than C7. The record lists the rounds that missed ε.
 # Whether that makes the model robust is decided by the distance to `plain`, which saw the same images without noise: notebook 06.

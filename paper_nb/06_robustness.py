@@ -27,7 +27,7 @@ overrides = {}  # settings by dotted name, such as {"suite.images": 500}
 import matplotlib.pyplot as plt
 
 import nslib
-from nslib import plots, trials
+from nslib import jobs, plots, trials
 from nslib.analysis.attack_curves import attack_curves, pgd_hits, sanity_table
 from nslib.evaluate.comparison import mean_difference
 from nslib.evaluate.cue import cue_conflict_table
@@ -159,7 +159,7 @@ plots.differences(against[~against.model.isin(["madry", "trades"])], ax).set(yla
 plots.legend_above(figure, ax)
 plots.caption(
     figure,
-    f"{bench.model.name}, n = {settings.finetuning.images} images a column, seeds: {settings.finetuning.seeds}; whiskers: 95 % of the paired difference",
+    f"{bench.model.name}, n = {settings.finetuning.images} images a column, seeds as in the table; whiskers: 95 % of the paired difference",
 )
 record.figure("against_plain", figure, against)
 
@@ -171,7 +171,7 @@ gain = mean_difference(found["nullspace"], found["plain"], shown)
 record.judge("C11", "plain", gain if whole else [])
 assert sanity.holds.all(), sanity[~sanity.holds]
 assert handling.pixels.iloc[0] > handling.authors.iloc[0]
-record.save(missing=base.missing, sources=base.sources)
+record.save(missing=base.missing, sources=base.sources, jobs=jobs.provenance(settings))
 record.summary()
 
 # %% [markdown]

@@ -42,6 +42,7 @@ record = nslib.Record("12_claims", settings)
 # Those in `figures/`, the committed ones among them. A run whose records were made by several versions, or that lacks some notebooks, says so here; its page `figures/<run>/index.html` tells which.
 
 # %% tags=["reads-records"]
+(record.folder / "records" / f"{record.notebook}.json").unlink(missing_ok=True)  # what it found before is no news
 runs = gather_all()
 claims = all_claims(runs)
 claims["claim part"] = claims.claim + " " + claims.part

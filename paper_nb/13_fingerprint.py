@@ -133,4 +133,4 @@ pd.concat([table, finetunings.drop(columns="reach"), strangers.drop(columns="kin
 
 # %% [markdown]
 # The key tells its owner from strangers with room to spare, and survives finetuning, rotations of the tokens, and moves of the weight by several per cent of its norm.
-# Trained models can be nearer to each other than chance, because all of them see smooth patches (profile imagenet: DeiT-Ti leaks .22 of the key of ViT-Ti): the threshold has to be set against trained strangers, not against random ones. Those trained here for a short while say little of that yet: at `laptop` they hardly leave chance, at `full` they are trained longer.
+# Trained models can be nearer to each other than chance, because all of them see smooth patches: the threshold has to be set against trained strangers, not against random ones. Those trained here for a short while say little of that yet: the table above has their accuracy.

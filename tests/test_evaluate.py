@@ -122,6 +122,12 @@ def test_parts_have_a_fixed_composition(vit, source):
     assert len(parts) == 15 * 3
     assert [p.corruption for p in parts[:15]] == list(CORRUPTIONS)
     assert len(set(parts)) == len(parts)
+    later = Bench(vit, source, replace(SUITE, first=8, c_images=3))
+    assert [(p.start, p.stop) for p in parts_of("clean", later)] == [(8, 12), (12, 16), (16, 18)]
+    assert {(p.start, p.stop) for p in parts_of("c", later)} == {(8, 11)}
+    few = Bench(vit, Masked(source, count=7), replace(SUITE, first=7))
+    with pytest.raises(ValueError, match="first must be below the 7 images of val, got 7"):
+        parts_of("clean", few)
 
 
 def test_a_data_set_with_fewer_images_is_shown_whole(vit, source):

@@ -162,14 +162,14 @@ def test_lines_tell_it_in_words(model):
     planned = estimate(model, Few(), CFG)
     text = "\n".join(planned.lines())
     assert "images: 48, in 2 rounds of 3 updates of 8\n" in text
-    assert "noise steps: at most 14\n" in text
-    assert f"forward passes: at most {planned.noise_units:.0f} for noise, 288 for updates\n" in text
+    assert "noise steps: without early stops 14\n" in text
+    assert f"forward passes: without early stops {planned.noise_units:.0f} for noise, 288 for updates\n" in text
     images = (planned.noise_units + 288) / 3
     epochs = f"{images / 96:.3g} epochs over the 96 of split train (the paper: 8)"
-    assert f"cost: at most {images:.0f} images of standard training, {epochs}\n" in text
+    assert f"cost: without early stops {images:.0f} images of standard training, {epochs}\n" in text
     assert "memory of a process, GB: 0.00 beside Python and torch (weights 0.00, gradients" in text
-    assert f"hours: at most {planned.hours:.2f}, with" in text
-    assert "at most" not in "\n".join(estimate(model, Few(), replace(CFG, objective="plain")).lines())
+    assert f"hours: without early stops {planned.hours:.2f}, with" in text
+    assert "without early stops" not in "\n".join(estimate(model, Few(), replace(CFG, objective="plain")).lines())
 
 
 def test_cost_in_words():

@@ -191,3 +191,13 @@ def test_shares_over_seeds_are_never_certain_where_all_are_right():
 def test_one_image_tells_nothing_over_seeds():
     with pytest.raises(ValueError, match=r"needs two seeds and two images or more, got .*\[\(3, 1\)\]"):
         mean_estimate(np.ones((3, 1)))
+
+
+@pytest.mark.parametrize(
+    ("signed", "size"),
+    [((-0.5, -0.9, -0.1), (0.5, 0.1, 0.9)), ((0.5, 0.1, 0.9), (0.5, 0.1, 0.9)), ((-0.2, -0.9, 0.5), (0.2, 0, 0.9))],
+)
+def test_the_size_of_a_difference_keeps_its_interval(signed, size):
+    found = Estimate(*signed, n=7, seeds=2).absolute()
+    assert (found.value, found.low, found.high) == size
+    assert (found.n, found.seeds) == (7, 2)

@@ -56,22 +56,31 @@ def test_a_result_is_computed_once(path):
     assert kept(path, inputs, compute) == kept(path, inputs, compute) == {"value": 0.5}
     assert len(calls) == 1
     assert {"versions", "commit", "hardware", "config", "result"} <= set(json.loads(path.read_text()))
-    kept(path, inputs | {"finetune": FinetuneConfig(noise=NoiseConfig(eps=0.1))}, compute)
-    kept(path, inputs | {"finetune": FinetuneConfig(noise=NoiseConfig(eps=0.1)), "weights": "other"}, compute)
-    assert len(calls) == 3
     kept(None, inputs, compute)
-    assert len(calls) == 4
+    assert len(calls) == 2
+
+
+def test_a_result_of_other_inputs_is_not_overwritten(path):
+    inputs = {"finetune": FinetuneConfig(), "weights": "abc"}
+    kept(path, inputs, lambda: {"value": 1})
+    changed = {"finetune": FinetuneConfig(noise=NoiseConfig(eps=0.1))}
+    with pytest.raises(ValueError, match=r"inputs: finetune\.noise\.eps was 0\.03, is 0\.1; remove .* --run-name"):
+        kept(path, inputs | changed, lambda: {"value": 2})
+    with pytest.raises(ValueError, match="weights was 'abc', is 'other'"):
+        kept(path, inputs | {"weights": "other"}, lambda: {"value": 2})
+    assert kept(path, inputs, lambda: {"value": 3}) == {"value": 1}
 
 
 def test_a_setting_that_came_later_counts_as_its_default(path):
-    inputs = {"finetune": FinetuneConfig(), "suite": SuiteConfig()}
+    inputs = {"finetune": FinetuneConfig(), "suite": {"images": 7, "c_images": SuiteConfig().c_images}}
     kept(path, inputs, lambda: {"value": 1})
     record = json.loads(path.read_text())
     del record["config"]["finetune"]["groups"], record["config"]["finetune"]["noise"]["stop_on"]
     del record["config"]["suite"]["c_images"]
     path.write_text(json.dumps(record))
     assert kept(path, inputs, lambda: {"value": 2}) == {"value": 1}
-    assert kept(path, inputs | {"suite": SuiteConfig(c_images=5)}, lambda: {"value": 3}) == {"value": 3}
+    with pytest.raises(ValueError, match=r"suite\.c_images was 0, is 5"):
+        kept(path, inputs | {"suite": {"images": 7, "c_images": 5}}, lambda: {"value": 3})
 
 
 def test_a_damaged_file_is_named(path):
@@ -104,6 +113,29 @@ def test_a_run_comes_from_its_file_without_its_weights(bench, folder, monkeypatc
     assert again.evaluation.hits["fgsm"][""].tolist() == first.evaluation.hits["fgsm"][""].tolist()
 
 
+def test_a_column_that_cannot_be_shown_is_no_part_of_the_key(bench, folder):
+    columns = ("clean", "damagenet")
+    jobs.run(bench, replace(KEEPING, finetuning=replace(KEEPING.finetuning, columns=columns)), "plain")
+    (file,) = folder.iterdir()
+    assert set(json.loads(file.read_text())["config"]["columns"]) == {"clean"}  # there is no surrogate
+
+
+def test_settings_of_other_columns_do_not_matter(bench, folder, monkeypatch):
+    jobs.run(bench, KEEPING, "plain")
+    monkeypatch.setattr(jobs, "finetuned", lambda *args, **kwargs: pytest.fail("trained again"))
+    jobs.run(bench, replace(KEEPING, suite=replace(KEEPING.suite, pgd_steps=3)), "plain")
+    with pytest.raises(ValueError, match=r"suite\.fgsm_eps was"):
+        jobs.run(bench, replace(KEEPING, suite=replace(KEEPING.suite, fgsm_eps=0.5)), "plain")
+
+
+def test_who_made_each_kept_result_is_told(bench, folder):
+    assert jobs.provenance(KEEPING) == []
+    jobs.run(bench, KEEPING, "plain")
+    (made,) = jobs.provenance(KEEPING)
+    assert made["job"] == f"{bench.model.name}_plain_seed0"
+    assert {"commit", "versions", "threads", "made"} <= set(made)
+
+
 def test_a_change_has_a_file_of_its_own(bench, folder):
     jobs.run(bench, KEEPING, "plain", trainable="pos_embed")
     noise = replace(KEEPING.finetune.noise, eps=0.4)
@@ -133,6 +165,11 @@ def test_the_search_looks_at_val_alone(bench, folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search, "VAL", ("clean", "fgsm"))
         table = search.settings_table(bench, settings)
+    chosen_on = [json.loads(file.read_text())["config"] for file in folder.iterdir()]
+    assert len(chosen_on) == 4  # plain and nullspace at each rate
+    assert {c["suite"]["first"] for c in chosen_on} == {KEEPING.finetuning.images}  # the first that is not reported
+    assert {c["suite"]["images"] for c in chosen_on} == {4}
+    assert {name for c in chosen_on for name in c["shown"]} == {"val"}
     assert sorted(table[["lr", "eps"]].values.tolist()) == [[1e-4, 0.5], [1e-3, 0.5]]
     assert table.difference.is_monotonic_decreasing
     assert (table.low <= table.difference).all()

@@ -110,12 +110,22 @@ def test_a_run_of_another_name_has_folders_of_its_own(place):
     assert statuses(reproduce([], "smoke", run_name="mine")) == [SKIPPED]
 
 
+def test_a_notebook_that_reads_records_runs_last(place):
+    place.add("01_reads", RECORD)
+    path = place.notebooks / "01_reads.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[1].metadata["tags"] = ["reads-records"]
+    nbformat.write(notebook, path)
+    place.add("02_first")
+    assert [o.notebook for o in reproduce([], "smoke")] == ["02_first", "01_reads"]
+
+
 def test_a_run_stops_in_time_and_goes_on_from_there(place, capsys):
     place.add("01_first")
     place.add("02_long", "import time\nfrom pathlib import Path\nflag = Path('../flag')\nif not flag.exists():\n"
               "    flag.touch()\n    time.sleep(600)", RECORD)  # fmt: skip
     place.add("03_third")
-    outcomes = reproduce([], "smoke", minutes=0.15)
+    outcomes = reproduce([], "smoke", minutes=0.25)
     assert statuses(outcomes) == [DONE, LEFT, LEFT]
     assert outcomes[1].seconds < 30
     assert place.files("smoke") == {"01_first.ipynb", "01_first.done.json"}

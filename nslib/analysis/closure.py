@@ -238,7 +238,7 @@ def summarise(gaps: Tensor, eps: float) -> dict[str, float]:
     means = gaps.mean(1)
     band = torch.quantile(means, torch.tensor([0.05, 0.95]).to(means)).tolist()
     outside = (means >= eps).float().mean().item()
-    return vars(mean_estimate(gaps.mean(0).cpu(), seeds=len(gaps))) | {
+    return vars(mean_estimate(gaps.mean(0).cpu())) | {
         "band_low": band[0],
         "band_high": band[1],
         "outside": outside,

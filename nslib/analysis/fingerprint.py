@@ -115,6 +115,7 @@ def false_positives(strangers: pd.DataFrame) -> pd.DataFrame:
         one row for each kind, and one for `all`: share identified with Wilson's interval, smallest leak, and smallest
         median angle in degrees.
     """
+    strangers = strangers[strangers.leak.notna()]  # of another patch size the key says nothing
     groups = [*strangers.groupby("kind", sort=False), ("all", strangers)]
     return pd.DataFrame(
         {"kind": kind} | vars(share_estimate(rows.identified))

@@ -209,14 +209,20 @@ def missing_of(name: str, bench: Bench) -> str:
 
 
 def parts_of(name: str, bench: Bench) -> list[Part]:
-    """The parts of a column, of fixed composition: the same whoever computes them, and in whatever order."""
+    """The parts of a column, of fixed composition: the same whoever computes them, and in whatever order.
+
+    Raises:
+        ValueError: the split ends before the first image.
+    """
     column = COLUMNS[name]
     suite = bench.suite
     wanted = suite.costly_images if column.costly else (name == "c" and suite.c_images) or suite.images
-    n = min(wanted, bench.count(column.split))
-    starts = range(0, n, bench.suite.batch)
+    stop = min(suite.first + wanted, bench.count(column.split))
+    if stop <= suite.first:
+        raise ValueError(f"first must be below the {stop} images of {column.split}, got {suite.first}")
+    starts = range(suite.first, stop, suite.batch)
     kinds = CORRUPTIONS if name == "c" else ("",)
-    return [Part(name, kind, start, min(start + bench.suite.batch, n)) for start in starts for kind in kinds]
+    return [Part(name, kind, start, min(start + suite.batch, stop)) for start in starts for kind in kinds]
 
 
 def hits_of(bench: Bench, part: Part) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ def differences(ours: Evaluation, base: Evaluation) -> pd.DataFrame:
         ValueError: c is published in one and made here in the other, or as `paired_difference`.
     """
     _check_kinds(ours, base)
+    ours, base = seed_by_seed(ours, base)
     rows = []
     for column in ours.hits:
         if column in base.hits and column not in BY_CUE:
@@ -38,7 +39,8 @@ def differences(ours: Evaluation, base: Evaluation) -> pd.DataFrame:
             }
             ratio = corruption_ratio(ours.hits["c"], base.hits["c"]) if column == "c" else None
             rows.append(row | {"p": p_value, "n": found.n, "seeds": found.seeds, f"ratio to {base.model}": ratio})
-    return pd.DataFrame(rows)
+    bounds = ["difference", "difference_low", "difference_high"]
+    return pd.DataFrame(rows, columns=["column", *bounds, "p", "n", "seeds", f"ratio to {base.model}"])
 
 
 def pool_seeds(evaluations: Sequence[Evaluation], name: str) -> Evaluation:
@@ -83,6 +85,7 @@ def mean_difference(ours: Evaluation, theirs: Evaluation, columns: Sequence[str]
     if cues:
         raise ValueError(f"a mean difference is of top-1, {', '.join(cues)} has decisions by cue: leave it out")
     _check_kinds(ours, theirs)
+    ours, theirs = seed_by_seed(ours, theirs)
     groups: dict[str, list[np.ndarray]] = {}
     for column in columns:
         difference = 100 * image_differences(ours.hits[column], theirs.hits[column])
@@ -95,6 +98,18 @@ def mean_difference(ours: Evaluation, theirs: Evaluation, columns: Sequence[str]
         return spread_of_seeds(*(s / len(columns) for s in sums)).estimate(value, n=n, seeds=len(sums[0]))
     half = 1.96 * float(np.sqrt(sum(s.var(ddof=1) / len(s) for s in sums))) / len(columns)
     return Estimate(value, value - half, value + half, n)
+
+
+def seed_by_seed(ours: Evaluation, theirs: Evaluation) -> tuple[Evaluation, Evaluation]:
+    """The two with seeds that can be compared: of one seed against several, only the first of these.
+
+    A model without luck of its own, such as the one before finetuning, is compared with all of them.
+    """
+    if ours.seeds == 1 and not ours.fixed:
+        theirs = theirs.first_seed()
+    elif theirs.seeds == 1 and not theirs.fixed:
+        ours = ours.first_seed()
+    return ours, theirs
 
 
 def _image_sums(differences: Sequence[np.ndarray]) -> np.ndarray:

@@ -39,6 +39,7 @@ class Evaluation:
         missing: columns that could not be shown, and why.
         published_c: column c is ImageNet-C as published, so that mCE is defined.
         sources: of columns that may be published or made here, which of the two was shown.
+        fixed: the model is given and has no luck of a seed, as the one before finetuning.
     """
 
     model: str
@@ -46,12 +47,19 @@ class Evaluation:
     missing: dict[str, str] = field(default_factory=dict)
     published_c: bool = False
     sources: dict[str, str] = field(default_factory=dict)
+    fixed: bool = False
 
     @property
     def seeds(self) -> int:
         """How many seeds were pooled."""
         first = next((h for variants in self.hits.values() for h in variants.values()), np.empty(0))
         return len(first) if first.ndim == 2 else 1
+
+    def first_seed(self) -> Evaluation:
+        """The first of the seeds that were pooled."""
+        if self.seeds == 1:
+            return self
+        return replace(self, hits={c: {v: h[0] for v, h in variants.items()} for c, variants in self.hits.items()})
 
     def absent(self, column: str) -> str:
         """Why a column has no figure; empty if it has one."""

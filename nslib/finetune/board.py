@@ -32,7 +32,7 @@ class Board:
             self._writer.close()
 
     def write(self, number: int, current: Round, *, lr: float) -> None:
-        """Add a round: the columns of `history_table` that are numbers, and the learning rate it ended with."""
+        """Add a round: the columns of `history_table` that are numbers, and the next update's learning rate."""
         if not self._writer:
             return
         row = history_table([current]).drop(columns="round").select_dtypes("number").iloc[0].to_dict()

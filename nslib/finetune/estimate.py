@@ -22,17 +22,17 @@ from nslib.finetune.rounds import Moment, finetune_model
 from nslib.finetune.updates import Trainer, precision
 from nslib.processes import ALONE, Share
 from nslib.runtime import generator
-from nslib.staged import StagedViT
+from nslib.staged import StagedViT, frozen
 
 _TRIED = 2  # the first noise step and the first update are slower
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Needs of a run, at most: no noise is inside eps before its last step.
+    """Needs of a run of which no noise is inside eps before its last step.
 
-    Units are those of `Meter`, bytes those of one process. Held-out tests on the way are not counted: a noise that
-    fails is seen to fail by a few images. Groups are taken to be of equal size.
+    Units are those of `Meter`, bytes those of one process. Held-out tests on the way and the way to the boundary of a
+    warm start are not counted: a few passes over the held-out images a round. Groups are taken to be of equal size.
     """
 
     cfg: FinetuneConfig
@@ -49,7 +49,7 @@ class Estimate:
 
     def lines(self) -> list[str]:
         """The estimate in words."""
-        cfg, at_most = self.cfg, "at most " if self.noise_steps else ""
+        cfg, at_most = self.cfg, "without early stops " if self.noise_steps else ""
         parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in self.memory.items())
         return [
             f"images: {self.images:,}, in {cfg.rounds} rounds of {cfg.steps} updates of {cfg.batch}",
@@ -108,7 +108,7 @@ def estimate(model: StagedViT, source: Source, cfg: FinetuneConfig, *, share: Sh
 
 
 def _memory(model: StagedViT, cfg: FinetuneConfig, share: Share) -> dict[str, int]:
-    """Bytes by what they are for; activations as one update keeps them for its backward pass."""
+    """Bytes by what they are for; activations as the larger of an update and a noise step keeps for its way back."""
     objective, cfg = recipe_of(cfg)
     trainer = Trainer(deepcopy(model), objective, cfg, share)
     images = torch.rand(share.size(cfg.batch), *model.image_shape, generator=generator(0)).to(model.device)
@@ -120,6 +120,12 @@ def _memory(model: StagedViT, cfg: FinetuneConfig, share: Share) -> dict[str, in
         with precision(cfg, model.device):
             trainer.update(images.to(weight), labels, noise, draws(cfg.seed, "attack", 0))
 
+    def search() -> None:
+        tokens = torch.zeros(share.size(min(cfg.noise.batch, cfg.pool)), *trainer.model.token_shape).to(weight)
+        with frozen(trainer.model), precision(cfg, model.device):
+            trainer.model.logits_from_tokens(tokens + noise.clone().requires_grad_()).sum().backward()
+
+    calls = [update, search] if objective.noise in ("learned", "permuted") else [update]
     weights, trained = (sum(map(_size, part)) for part in (model.parameters(), trainer.parameters))
     pooled = cfg.pool + cfg.heldout if objective.noise else 0
     return {
@@ -127,7 +133,7 @@ def _memory(model: StagedViT, cfg: FinetuneConfig, share: Share) -> dict[str, in
         "gradients": trained,
         "moments": 2 * trained,
         "pool": pooled * (prod(model.image_shape) + prod(trainer.model.token_shape)) * weight.element_size(),
-        "activations": kept_bytes(update, weights=trainer.model.parameters()),
+        "activations": max(kept_bytes(call, weights=trainer.model.parameters()) for call in calls),
     }
 
 

@@ -105,7 +105,10 @@ class StateFile:
             raise ValueError(f"{self.path} was made with other settings: {'; '.join(told)}; remove it to start anew")
         trainer.load_state_dict(saved)
         history = rounds_of(json.loads(saved["history"]))
-        return Place(**saved["place"], history=history)
+        place = Place(**saved["place"], history=history)
+        if place.noise is not None:
+            place.noise = place.noise.to(trainer.model.device)
+        return place
 
     def remove(self) -> None:
         """Delete the saved state of a run that is done."""

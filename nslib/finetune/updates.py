@@ -142,7 +142,13 @@ def _trainable(model: StagedViT, name: str) -> list[nn.Parameter]:
     return chosen
 
 
+def precision_of(cfg: FinetuneConfig, device: torch.device) -> str:
+    """float32 or bfloat16; `auto` takes the latter where the device gains from it."""
+    if cfg.precision != "auto":
+        return cfg.precision
+    return "bfloat16" if device.type == "cuda" else "float32"
+
+
 def precision(cfg: FinetuneConfig, device: torch.device) -> AbstractContextManager:
-    """bfloat16 autocast where it is asked for, or where `auto` finds a device that gains from it."""
-    enabled = cfg.precision == "bfloat16" or (cfg.precision == "auto" and device.type == "cuda")
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+    """Autocast to bfloat16 where that is the precision."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision_of(cfg, device) == "bfloat16")

@@ -116,7 +116,8 @@ def learn_noise(
     optimizer = torch.optim.AdamW([noise], lr=cfg.lr, weight_decay=cfg.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=cfg.steps)
     trace, stop = Trace(), _Stopping(model, pool, cfg, share)
-    batches = _Batches(pool.train, min(cfg.batch, len(pool.train)), generator, share)
+    size = cfg.batch if cfg.batch <= len(pool.train) else len(pool.train) // share.count * share.count
+    batches = _Batches(pool.train, size, generator, share)
     parts = {"optimizer": optimizer, "schedule": schedule, "batches": batches, "stop": stop}
     first, seconds = _restore(memory.state, noise, trace, parts) if memory and memory.state else (0, 0.0)
     last_good = noise.detach().clone()
