@@ -123,7 +123,7 @@ def to_json(value, *, indent: int | None = 1) -> str:
 
 
 def commit() -> str:
-    """The commit checked out, with `+` when tracked files differ from it; `unknown` outside a repository."""
+    """The commit checked out, with `+` when tracked files but figures differ; `unknown` outside a repository."""
     repository = checkout()
     if repository is None:
         return "unknown"
@@ -132,7 +132,7 @@ def commit() -> str:
         return subprocess.run(["git", "-C", str(repository), *args], capture_output=True, text=True, check=True).stdout
 
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":!figures")  # what a run writes itself
         return git("rev-parse", "--short=12", "HEAD").strip() + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

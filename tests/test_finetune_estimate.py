@@ -67,11 +67,19 @@ def test_memory_by_hand(model, source):
     assert memory["weights"] == 3 * 4 * weights
     assert (memory["gradients"], memory["moments"]) == (4 * weights, 8 * weights)
     assert memory["pool"] == 48 * 4 * (3 * 24 * 24 + 4 * 24)
-    head = estimate(model, source, replace(CFG, trainable="head", ema=0.9)).memory
+    head = estimate(model, source, replace(CFG, objective="plain", trainable="head", ema=0.9)).memory
     assert head["weights"] == 4 * 4 * weights
     assert head["gradients"] == 4 * sum(p.numel() for p in model.vit.head.parameters())
     assert head["activations"] < 0.5 * memory["activations"]
     assert estimate(model, source, replace(CFG, objective="plain")).memory["pool"] == 0
+
+
+def test_a_large_search_needs_more_than_a_small_update(model, source):
+    small, large = (
+        estimate(model, source, replace(CFG, batch=2, noise=replace(CFG.noise, batch=b))).memory["activations"]
+        for b in (2, 32)
+    )
+    assert large > 4 * small
 
 
 def test_activations_grow_with_the_batch(model, source):

@@ -172,7 +172,7 @@ def test_differences_over_seeds_are_paired_seed_by_seed():
 
 
 def test_seeds_pair_with_the_one_of_the_base():
-    base = evaluation("base", clean=[0, 0, 1, 1], a=[0, 0, 0, 0])
+    base = replace(evaluation("base", clean=[0, 0, 1, 1], a=[0, 0, 0, 0]), fixed=True)
     ours = seeds_of("ours", {"clean": [0, 1, 1, 1], "a": [0, 0, 1, 0]}, {"clean": [1, 1, 1, 1], "a": [0, 0, 1, 0]})
     found = trials.column_gains(ours, base)
     assert [(e.value, e.n, e.seeds) for e in found] == [(37.5, 4, 2), (25, 4, 2)]
@@ -186,7 +186,7 @@ def test_seeds_pair_with_the_one_of_the_base():
 
 def test_a_seed_is_lucky_on_all_columns_at_once():
     """Luck that is the same on both columns does not average out over them; luck that is opposite does."""
-    base = evaluation("base", clean=[0] * 40, a=[0] * 40)
+    base = replace(evaluation("base", clean=[0] * 40, a=[0] * 40), fixed=True)
     up, down = [1] * 20 + [0] * 20, [1] * 4 + [0] * 36
     same = seeds_of("same", {"clean": up, "a": up}, {"clean": down, "a": down})
     opposite = seeds_of("opposite", {"clean": up, "a": down}, {"clean": down, "a": up})
