@@ -60,15 +60,15 @@ def finetuned(bench: Bench, settings: Settings, objective: str, *, seed: int = 0
     """
     cfg = config_of(settings, objective, seed, **changes)
     traced = objective in TRACED
-    suite = _trace_suite(settings)
-    inputs = [VERSION, cfg, model_digest(bench.model), bench.source.identity("train"), suite if traced else None]
+    asked = _trace(settings) if traced else None
+    inputs = [VERSION, cfg, model_digest(bench.model), bench.source.identity("train"), asked]
     if (kind := precision_of(cfg, bench.model.device)) != "float32":
         inputs.append(kind)
     target = store_path() / "finetune" / digest(inputs) / f"{objective}.safetensors"
     target.parent.mkdir(parents=True, exist_ok=True)
 
     def measure(number: int, model: StagedViT) -> dict[str, float]:
-        return _traced(evaluate_model(model, bench.source, suite, progress=False))
+        return _traced(evaluate_model(model, bench.source, SuiteConfig(**asked), progress=False))
 
     with FileLock(f"{target}.lock"), finetune_bar(cfg, f"{objective}, seed {cfg.seed}") as on_step:
         return finetune_model(
@@ -76,11 +76,11 @@ def finetuned(bench: Bench, settings: Settings, objective: str, *, seed: int = 0
         )
 
 
-def _trace_suite(settings: Settings) -> SuiteConfig:
-    """Of the settings only those on which these columns depend: the others may change without training anew."""
+def _trace(settings: Settings) -> dict[str, Any]:
+    """Of the suite what these columns take and nothing else: the rest may change without training anew."""
     columns = ("clean", "fgsm", *(c for c in SHIFTED if settings.data.kind == "shapes"))
     same = {name: getattr(settings.suite, name) for name in ("batch", "fgsm_eps", "protocol", "seed")}
-    return SuiteConfig(columns=columns, images=settings.finetuning.trace_images, **same)
+    return {"columns": columns, "images": settings.finetuning.trace_images, **same}
 
 
 def _traced(found: Evaluation) -> dict[str, float]:
@@ -92,7 +92,7 @@ def _traced(found: Evaluation) -> dict[str, float]:
 
 def traced_base(bench: Bench, settings: Settings) -> dict[str, float]:
     """What `finetuned` measures after every round, of the model before the first."""
-    return _traced(evaluate_model(bench.model, bench.source, _trace_suite(settings), progress=False))
+    return _traced(evaluate_model(bench.model, bench.source, SuiteConfig(**_trace(settings)), progress=False))
 
 
 def run(bench: Bench, settings: Settings, objective: str, *, seed: int = 0, **changes) -> Job:
@@ -163,7 +163,7 @@ def _inputs(bench: Bench, settings: Settings, cfg: FinetuneConfig) -> dict[str, 
         "version": {"job": VERSION, "noise": NOISE_VERSION},
         "finetune": cfg,
         "precision": precision_of(cfg, bench.model.device),
-        "trace": _trace_suite(settings) if cfg.objective in TRACED else None,
+        "trace": _trace(settings) if cfg.objective in TRACED else None,
         "weights": model_digest(bench.model),
         "data": {split: bench.identity(split) for split in ("train", "val")},
     }

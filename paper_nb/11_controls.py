@@ -85,7 +85,6 @@ found = {
 }
 options = trials.rows_table({trials.BASE: trials.row(bench, settings, trials.BASE), **found})
 record.table("options", options)
-record.table("options_estimates", trials.rows_estimates(found))
 options.round(2)
 
 # %% [markdown]
@@ -105,6 +104,7 @@ plots.caption(
     f"{bench.model.name}, n = {settings.finetuning.images} images a column, one seed; whiskers: 95 %",
 )
 record.figure("side_by_side", figure, gains)
+record.table("options_estimates", trials.rows_estimates(found))
 
 # %% [markdown]
 # ## How the recipe was chosen
