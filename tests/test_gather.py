@@ -27,7 +27,7 @@ from nslib.report.gather import (
     recorded_runs,
 )
 from nslib.report.record import Record
-from nslib.reproduce import _key, _records_before
+from nslib.reproduce import _key, _records_read
 from nslib.runtime import run_record, to_json
 
 RUN = "trial"
@@ -295,15 +295,17 @@ def test_the_notebook_of_all_claims_runs_again_when_a_record_before_it_changes(f
     for notebook in ("02_noise_synthesis", "12_claims", "13_fingerprint"):
         leave(notebook)
     notebooks = ROOT / "paper_nb"
-    read = _records_before(notebooks / "12_claims.ipynb")
-    assert [p.stem for p in read if folders in p.parents] == ["02_noise_synthesis"]
-    assert _records_before(notebooks / "13_fingerprint.ipynb") == []
+    read = _records_read(notebooks / "12_claims.ipynb")
+    assert [p.stem for p in read if folders in p.parents] == ["02_noise_synthesis", "13_fingerprint"]
+    assert _records_read(notebooks / "13_fingerprint.ipynb") == []
     keys = [_key(notebooks / "12_claims.ipynb", {}, "")]
     leave("02_noise_synthesis", changed=True)
     keys.append(_key(notebooks / "12_claims.ipynb", {}, ""))
+    leave("12_claims", changed=True)  # its own
+    keys.append(_key(notebooks / "12_claims.ipynb", {}, ""))
     leave("13_fingerprint", changed=True)
     keys.append(_key(notebooks / "12_claims.ipynb", {}, ""))
-    assert keys[0] != keys[1] == keys[2]
+    assert keys[0] != keys[1] == keys[2] != keys[3]
 
 
 def test_every_verdict_has_a_mark_of_its_own():
