@@ -51,7 +51,7 @@ def test_finetune_dry_run_only_tells(call, tmp_path):
     told = [line.split(":")[0] for line in printed.splitlines()]
     assert told == ["images", "noise steps", "forward passes", "cost", "memory of a process, GB", "hours"]
     assert "images: 24, in 3 rounds of 2 updates of 4" in printed
-    assert "noise steps: at most 150" in printed
+    assert "noise steps: without early stops 150" in printed
     assert list(tmp_path.iterdir()) == []
 
 
