@@ -3,7 +3,8 @@
     python benchmarks/finetune_round.py
 
 The transcription recomputes patch tokens and clean logits at each noise step, lets every parameter take a gradient
-there, and in the updates computes the patch embedding for each branch and a gradient for the noise. Both learn their
+there, computes all of the last block, as timm does, and in the updates the patch embedding for each branch and a
+gradient for the noise. Both learn their
 noise to the same held-out eps; our passes over the pool and our held-out tests are on the clock, its own tests are off
 it. Updates of the two are interleaved, so that a drift of the machine's speed falls on both; reading images is off the
 clock. `noise_ratio`, `update_ratio` and `round_ratio` are the transcription's seconds over ours. `warm_start_ratio` is
@@ -21,7 +22,7 @@ from copy import deepcopy
 from dataclasses import replace
 
 import torch
-from noise_step import transcription
+from noise_step import plainly, transcription
 from timm.optim import param_groups_weight_decay
 from torch.nn import functional as F
 
@@ -49,8 +50,8 @@ class PlainUpdates:
 
     def update(self, images, labels) -> float:
         """One update; returns its loss."""
-        clean = self.model.logits_from_tokens(self.model.embed(images))
-        noisy = self.model.logits_from_tokens(self.model.embed(images) + self.noise)
+        clean = plainly(self.model, self.model.embed(images))
+        noisy = plainly(self.model, self.model.embed(images) + self.noise)
         loss = F.cross_entropy(clean, labels) + F.cross_entropy(noisy, labels)
         self.optimizer.zero_grad()
         loss.backward()
