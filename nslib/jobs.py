@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from nslib.evaluate.suite import Evaluation, evaluate_model
 from nslib.finetune.rounds import Finetuned, finetune_model
 from nslib.finetune.state import Round, rounds_of
 from nslib.finetune.updates import precision_of
-from nslib.kept import jobs_path, kept, packed, rounded, unpacked
+from nslib.kept import jobs_path, kept, packed, read_kept, rounded, unpacked
 from nslib.nullspace.encoder import VERSION as NOISE_VERSION
 from nslib.nullspace.membership import clean_pass, make_pool
 from nslib.profiles import Settings
@@ -202,10 +201,14 @@ def _row_suite(settings: Settings) -> SuiteConfig:
 
 
 def provenance(settings: Settings) -> list[dict[str, Any]]:
-    """Of each kept result of this run: its name, and the commit, versions, threads and day that made it."""
+    """Of each kept result of this run: its name, and the commit, versions, threads and day that made it.
+
+    Raises:
+        ValueError: a kept file is damaged.
+    """
     made = []
     for path in sorted(jobs_path(settings.run_name).glob("*.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_kept(path)
         facts = {name: record[name] for name in ("commit", "versions", "made")}
         made.append({"job": path.stem, **facts, "threads": record["hardware"]["threads"]})
     return made

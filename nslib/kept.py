@@ -51,7 +51,7 @@ def kept(path: Path | None, inputs: dict[str, Any], compute: Callable[[], dict[s
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):
         if path.is_file():
-            record = _read(path)
+            record = read_kept(path)
             told = differences(_filled(record["config"], _DEFAULTS, now), now)
             if told:
                 raise ValueError(
@@ -64,10 +64,15 @@ def kept(path: Path | None, inputs: dict[str, Any], compute: Callable[[], dict[s
     return record["result"]
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_kept(path: Path) -> dict[str, Any]:
+    """A kept file: its config, result, versions, commit, hardware and day made.
+
+    Raises:
+        ValueError: the file is damaged; names it.
+    """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        return {name: record[name] for name in ("config", "result")}
+        return {name: record[name] for name in ("config", "result", "versions", "commit", "hardware", "made")}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is damaged ({type(error).__name__}: {error}): remove it to compute it anew"

@@ -41,6 +41,11 @@ def make_vit(name: str = "vit_tiny_patch16_224", *, spread: float = 0.0, seed: i
     return model
 
 
+def tiny_vit(depth: int = 2) -> StagedViT:
+    """The shipped architecture with four tokens of width 24, untrained, for tests of finetuning."""
+    return make_vit("shapes_vit", img_size=24, embed_dim=24, depth=depth, num_heads=2)
+
+
 @pytest.fixture
 def vit() -> StagedViT:
     """(1, 4, 48) tokens and ten classes; confident enough that noise of the tokens' own size changes its mind."""

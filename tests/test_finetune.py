@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import make_vit
+from conftest import make_vit, tiny_vit
 from safetensors.torch import load_file
 from torch.nn import functional as F
 from torchvision.transforms.functional import to_pil_image
@@ -41,7 +41,7 @@ TINY = dict(img_size=24, embed_dim=24, depth=2, num_heads=2)
 @pytest.fixture
 def model():
     """Four tokens of width 24; confident enough that noise changes its mind."""
-    tiny = make_vit("shapes_vit", **TINY)
+    tiny = tiny_vit()
     with torch.no_grad():
         tiny.vit.head.weight *= 20
     return tiny

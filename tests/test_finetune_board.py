@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import make_vit
+from conftest import tiny_vit
 
 from nslib.config import DataConfig, FinetuneConfig, NoiseConfig
 from nslib.data.source import ShapesSource
@@ -20,7 +20,7 @@ CFG = FinetuneConfig(rounds=3, steps=3, batch=8, lr=1e-3, lr_min=1e-5, pool=16, 
 
 @pytest.fixture
 def model():
-    return make_vit("shapes_vit", img_size=24, embed_dim=24, depth=2, num_heads=2)
+    return tiny_vit()
 
 
 @pytest.fixture

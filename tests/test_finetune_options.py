@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import make_vit, random_images
+from conftest import make_vit, random_images, tiny_vit
 from torch.nn import functional as F
 
 from nslib.config import DataConfig, FinetuneConfig, NoiseConfig
@@ -40,7 +40,7 @@ FAMILIES = {
 @pytest.fixture
 def model():
     """Four tokens of width 24 and a class token; confident enough that noise changes its mind."""
-    tiny = make_vit("shapes_vit", **TINY)
+    tiny = tiny_vit(depth=3)
     with torch.no_grad():
         tiny.vit.head.weight *= 20
     return tiny

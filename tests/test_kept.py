@@ -134,6 +134,10 @@ def test_who_made_each_kept_result_is_told(bench, folder):
     (made,) = jobs.provenance(KEEPING)
     assert made["job"] == f"{bench.model.name}_plain_seed0"
     assert {"commit", "versions", "threads", "made"} <= set(made)
+    (file,) = folder.iterdir()
+    file.write_text("{}")
+    with pytest.raises(ValueError, match=r"_plain_seed0\.json is damaged .*: remove it to compute it anew"):
+        jobs.provenance(KEEPING)
 
 
 def test_a_change_has_a_file_of_its_own(bench, folder):
