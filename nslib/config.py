@@ -143,7 +143,7 @@ class FinetuneConfig:
             _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
         for name in ("lr", "clip", "sam_rho"):
             _require(getattr(self, name) > 0, name, "> 0", getattr(self, name))
-        for name in ("weight_decay", "mixup", "cutmix", "trades_beta"):
+        for name in ("weight_decay", "mixup", "cutmix", "trades_beta", "seed"):
             _require(getattr(self, name) >= 0, name, ">= 0", getattr(self, name))
         for name in ("ema", "smoothing", "drop_path"):
             _require(0 <= getattr(self, name) < 1, name, "in [0, 1)", getattr(self, name))
@@ -191,15 +191,21 @@ class ClosureStudy:
 
     noises: int = 32  # learned from as many starts
     noise: NoiseConfig = NoiseConfig(batch=64)  # its eps is that of the set
-    images: int = 64  # of the reported ones
+    judged_images: int = 512  # of the reported ones or all there are, for the scales and the line that are judged
+    images: int = 64  # of these, for everything else
     grid_images: int = 4  # of these in turn, for each pair of the grid of Fig. 5b
     step: float = 0.1  # of the scales, -2 to 2
     grid_step: float = 0.1  # of alpha and beta, -1.5 to 1.5
     pairs: int = 50
-    control_pairs: int = 10  # the first of these, for the grid of the permuted noises
+    control_pairs: int = 10  # the first of these, for the grid and the line of the permuted noises
     convex: tuple[int, ...] = (3, 5, 10)  # members of further convex combinations
     spans: tuple[int, ...] = (1, 2, 4, 8, 16, 32)  # noises mixed with coefficients on the unit sphere
     draws: int = 200  # such combinations
+
+    def __post_init__(self):
+        _require(self.noises >= 2, "noises", ">= 2", self.noises)
+        for name in ("judged_images", "images", "grid_images", "pairs", "control_pairs", "draws"):
+            _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -238,7 +244,7 @@ class SuiteConfig:
     columns: tuple[str, ...] = (*TABLE2, "pgd", "autoattack")
     images: int = 1000  # of each column, or as many as there are
     first: int = 0  # image of each split with which to begin
-    c_images: int = 0  # of column c, each under every corruption; 0: as many as of the others
+    c_images: int = 0  # at most, of column c, each under every corruption; 0: as many as of the others
     costly_images: int = 64  # of patchfool, cw and autoattack
     batch: int = 128
     fgsm_eps: float = 1 / 255  # linf, as the likeliest of the four values in the authors' code

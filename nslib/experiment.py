@@ -16,7 +16,8 @@ from nslib.data.shapes import CLASSES
 from nslib.data.shapes import VERSION as SHAPES_VERSION
 from nslib.data.source import Source, open_source
 from nslib.evaluate.bench import Bench
-from nslib.models import load_model
+from nslib.finetune.checkpoints import load_checkpoint
+from nslib.models import PICKLES, load_model
 from nslib.nullspace.membership import CleanPass, Pool, clean_pass, make_pool
 from nslib.pretrain import pretrain
 from nslib.profiles import Settings
@@ -38,12 +39,17 @@ class Experiment:
 
 
 def open_model(settings: Settings, name: str | None = None) -> StagedViT:
-    """A model of the settings, by default the first; with weights `train` it is trained now unless the store has it."""
+    """A model of the settings, by default the first; with weights `train` it is trained now unless the store has it.
+
+    Weights may also be a training checkpoint (.pth, .pt, .tar ...), as `load_checkpoint` reads it.
+    """
     name = name or settings.models[0]
     device = pick_device(settings.device)
-    if settings.weights != "train":
-        return load_model(name, settings.weights, seed=settings.seed, device=device)
-    return _from_scratch(replace(settings.pretrain, model=name), device)
+    if settings.weights == "train":
+        return _from_scratch(replace(settings.pretrain, model=name), device)
+    if Path(settings.weights).suffix in PICKLES:
+        return load_checkpoint(settings.weights, name, device=device)
+    return load_model(name, settings.weights, seed=settings.seed, device=device)
 
 
 def open_stranger(settings: Settings, seed: int) -> StagedViT:

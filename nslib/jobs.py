@@ -16,6 +16,7 @@ from nslib.evaluate.bench import TRANSFER_VERSION, Bench
 from nslib.evaluate.columns import COLUMNS, missing_of
 from nslib.evaluate.suite import VERSION as EVALUATION_VERSION
 from nslib.evaluate.suite import Evaluation, evaluate_model
+from nslib.finetune.objectives import with_recipe
 from nslib.finetune.rounds import Finetuned, finetune_model
 from nslib.finetune.state import Round, rounds_of
 from nslib.finetune.updates import precision_of
@@ -60,7 +61,7 @@ def finetuned(bench: Bench, settings: Settings, objective: str, *, seed: int = 0
     cfg = config_of(settings, objective, seed, **changes)
     traced = objective in TRACED
     asked = _trace(settings) if traced else None
-    inputs = [VERSION, cfg, model_digest(bench.model), bench.source.identity("train"), asked]
+    inputs = [VERSION, NOISE_VERSION, cfg, model_digest(bench.model), bench.source.identity("train"), asked]
     if (kind := precision_of(cfg, bench.model.device)) != "float32":
         inputs.append(kind)
     target = store_path() / "finetune" / digest(inputs) / f"{objective}.safetensors"
@@ -117,8 +118,9 @@ def run(bench: Bench, settings: Settings, objective: str, *, seed: int = 0, **ch
 
 
 def config_of(settings: Settings, objective: str, seed: int = 0, **changes) -> FinetuneConfig:
-    """The configuration of one of the runs; its seed is added to the settings' own."""
-    return replace(settings.finetune, objective=objective, seed=settings.finetune.seed + seed, **changes)
+    """The configuration of one of the runs, with its objective's recipe; its seed is added to the settings' own."""
+    seed += settings.finetune.seed
+    return with_recipe(replace(settings.finetune, objective=objective, seed=seed, **changes))
 
 
 def base_row(bench: Bench, settings: Settings) -> Evaluation:
@@ -186,7 +188,8 @@ def _file(bench: Bench, settings: Settings, cfg: FinetuneConfig, *kind: str) -> 
     """Where a result is kept; None where the study does not ask for it."""
     if not settings.finetuning.keep:
         return None
-    name = "_".join([bench.model.name, cfg.objective, f"seed{cfg.seed}", *changed(settings.finetune, cfg), *kind])
+    changes = changed(config_of(settings, cfg.objective), cfg)
+    name = "_".join([bench.model.name, cfg.objective, f"seed{cfg.seed}", *changes, *kind])
     return jobs_path(settings.run_name) / f"{name}.json"
 
 

@@ -16,12 +16,14 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
-from nslib.config import FinetuneConfig, SuiteConfig
+from nslib.config import ApproximateStudy, FinetuneConfig, SuiteConfig
 from nslib.evaluate.suite import Evaluation
-from nslib.finetune.state import differences
 from nslib.runtime import figures_path, run_record, store_path, to_json, write_text
+from nslib.store import differences
 
-_DEFAULTS = json.loads(to_json({"finetune": FinetuneConfig(), "suite": SuiteConfig(), "trace": SuiteConfig()}))
+_DEFAULTS = json.loads(
+    to_json({"finetune": FinetuneConfig(), "suite": SuiteConfig(), "trace": SuiteConfig(), "reach": ApproximateStudy()})
+)
 
 
 def jobs_path(run_name: str) -> Path:
@@ -38,7 +40,7 @@ def kept(path: Path | None, inputs: dict[str, Any], compute: Callable[[], dict[s
 
     Args:
         path: None computes without keeping.
-        inputs: plain values and dataclasses; of `finetune`, `suite` and `trace` the defaults are known.
+        inputs: plain values and dataclasses; of `finetune`, `suite`, `trace` and `reach` the defaults are known.
         compute: returns plain (JSON) values by name.
     Raises:
         ValueError: the file is damaged, or was made from other inputs; names it and the differences.

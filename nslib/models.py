@@ -8,16 +8,17 @@ from pathlib import Path
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from timm.models import VisionTransformer
 
-from nslib.runtime import data_path
+from nslib.runtime import atomic_path, data_path
 from nslib.staged import EXPECTED, StagedViT
 
 SHAPES_VIT = "shapes_vit"  # the model that ships with the package
 _SHAPES_VIT_ARCHITECTURE = dict(img_size=48, patch_size=12, embed_dim=128, depth=6, num_heads=4, num_classes=10)
-_PICKLES = {".pt", ".pth", ".bin", ".tar", ".pkl", ".ckpt"}
+PICKLES = {".pt", ".pth", ".bin", ".tar", ".pkl", ".ckpt"}
+_NORMALISATION = "normalisation"  # in the metadata of a file of weights: mean and std as JSON
 
 
 def build_model(name: str, *, num_classes: int | None = None, img_size: int | None = None, **kwargs) -> StagedViT:
@@ -64,11 +65,14 @@ def load_model(
 ) -> StagedViT:
     """A model ready for use, in evaluation mode.
 
+    Mean and std are those in the metadata of a file that `save_weights` wrote, else those of the tag.
+
     Args:
         name: `shapes_vit`, or a full timm tag such as `vit_tiny_patch16_224.augreg_in21k_ft_in1k`.
         weights: `shipped` (default for `shapes_vit`), `pretrained` (timm's hub, default for tags), `random`, a
             safetensors file, or a folder that holds `<name>.safetensors`.
-        seed: of the random initialisation.
+        num_classes: default: as the file's head, else as the tag's.
+        seed: of the random initialisation, also of a head for which there are no weights.
         architecture: further arguments of timm's model, such as depth.
     Raises:
         FileNotFoundError: the weights file is missing, or nothing ships for this name.
@@ -77,14 +81,11 @@ def load_model(
     """
     weights = weights or ("shipped" if name == SHAPES_VIT else "pretrained")
     kwargs = dict(num_classes=num_classes, img_size=img_size, **architecture)
-    if str(weights) == "pretrained":
-        model = _from_hub(name, kwargs)
-    else:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = build_model(name, **kwargs)
-        if str(weights) != "random":
-            _load_weights(model, weights_path(name, weights))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _from_hub(name, kwargs) if str(weights) == "pretrained" else build_model(name, **kwargs)
+        if str(weights) not in ("pretrained", "random"):
+            model = _with_weights(model, weights_path(name, weights), any_head=num_classes is None)
     return model.to(device).eval()
 
 
@@ -122,22 +123,27 @@ def weights_path(name: str, weights: str | Path) -> Path:
             f"no weights at {path}: pass a safetensors file, a folder that holds {name}.safetensors, "
             "'pretrained' or 'random'"
         )
-    if path.suffix in _PICKLES:
+    if path.suffix in PICKLES:
         raise ValueError(
-            f"{path} is a pickle, which can run code when opened: convert it once with "
+            f"{path} is a pickle, which can run code when opened: take nslib.load_checkpoint, or convert it once with "
             "safetensors.torch.save_file(torch.load(path, weights_only=True), 'weights.safetensors')"
         )
     return path
 
 
-def _load_weights(model: StagedViT, path: Path) -> None:
+def _with_weights(model: StagedViT, path: Path, *, any_head: bool) -> StagedViT:
     try:
         state = load_file(path)
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         size = os.path.getsize(path)
         raise ValueError(
             f"{path} ({size} bytes) is truncated or no safetensors file ({error}): fetch it again"
         ) from error
+    classes = len(state["head.weight"]) if "head.weight" in state else model.num_classes
+    if any_head and classes != model.num_classes:
+        model.vit.reset_classifier(classes)
     own = model.vit.state_dict()
     wrong = [f"{k} {tuple(v.shape)}, expected {tuple(own[k].shape)}" for k, v in state.items()
              if k in own and v.shape != own[k].shape]  # fmt: skip
@@ -149,7 +155,49 @@ def _load_weights(model: StagedViT, path: Path) -> None:
             f"{path} does not fit {model.name}: tensors {', '.join(told)}; name the model that it was made for"
         )
     model.vit.load_state_dict(state)
+    if _NORMALISATION in metadata:
+        model = StagedViT(model.vit, **json.loads(metadata[_NORMALISATION]), name=model.name)
     model.stored_dtype = state["patch_embed.proj.weight"].dtype
+    return model
+
+
+def check_target(target: Path | None) -> None:
+    """Refuse a file of weights to write under whose name its record and saved state would not find their own.
+
+    Raises:
+        ValueError: it does not end in .safetensors.
+    """
+    if target is not None and target.suffix != ".safetensors":
+        raise ValueError(f"target must end in .safetensors, got {target}")
+
+
+def save_weights(model: StagedViT, path: Path) -> None:
+    """Write weights that timm loads, and in the file's metadata the mean and std behind which they stand.
+
+    Raises:
+        OSError: the file cannot be written; what was there before is kept.
+    """
+    normalisation = json.dumps({key: getattr(model, key).flatten().tolist() for key in ("mean", "std")})
+    state = {name: w.cpu().contiguous() for name, w in model.vit.state_dict().items()}
+    with atomic_path(path) as partial:
+        save_file(state, partial, metadata={_NORMALISATION: normalisation})
+
+
+def reset_head(model: StagedViT, num_classes: int, *, seed: int = 0) -> None:
+    """Give a model an untrained head, in place; one that has this number of classes already keeps its own.
+
+    Raises:
+        ValueError: num_classes below 1.
+    """
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be >= 1, got {num_classes}")
+    if num_classes == model.num_classes:
+        return
+    device = model.device
+    with torch.random.fork_rng(devices=[]):  # drawn on the CPU, the same for every device
+        torch.manual_seed(seed)
+        model.cpu().vit.reset_classifier(num_classes)
+    model.to(device)
 
 
 def weights_record(name: str = SHAPES_VIT) -> dict:

@@ -13,7 +13,7 @@ import seaborn
 from matplotlib.axes import Axes
 from torch import Tensor
 
-# Okabe and Ito's palette, told apart with every common form of colour blindness.
+# Okabe and Ito's palette, told apart with every common form of colour blindness; for methods beyond it Paul Tol's.
 COLOURS = {
     "learned": "#0072B2",
     "permuted": "#D55E00",
@@ -29,8 +29,14 @@ COLOURS = {
     "PGD": "#009E73",
     "random signs": "#E69F00",
     "plain": "#000000",
+    "random_boundary": "#F0E442",
     "madry": "#CC79A7",
+    "madry_authors": "#882255",
     "trades": "#56B4E9",
+    "mixup": "#0072B2",
+    "randaugment": "#332288",
+    "augmix": "#44AA99",
+    "sam": "#999933",
     "base": "#7F7F7F",
     "paper": "#7F7F7F",
 }
@@ -50,7 +56,19 @@ VERDICTS = {
     "not testable": ("_", "#7F7F7F"),
     "not run": (".", "#D0D0D0"),
 }
-MARKERS = {"permuted": "s", "random": "^", "pool": "d", "complement": "s", "paper": "x"}
+MARKERS = {
+    "permuted": "s",
+    "random": "^",
+    "random_boundary": "v",
+    "pool": "d",
+    "complement": "s",
+    "paper": "x",
+    "base": "x",
+    "mixup": "<",
+    "randaugment": ">",
+    "augmix": "P",
+    "sam": "*",
+}
 
 
 def use_style() -> None:

@@ -18,8 +18,9 @@ from nslib.attacks.gradient import pgd
 from nslib.attacks.surrogate import load_surrogate, surrogate_cnn
 from nslib.config import PretrainConfig, SurrogateConfig
 from nslib.data.shapes import CLASSES, SPLITS, VERSION, render
-from nslib.models import build_model, load_model
+from nslib.models import build_model, check_target, load_model
 from nslib.runtime import atomic_path, generator, run_record, to_json, write_text
+from nslib.store import check_same, load_state, save_state, sweep
 
 
 def pretrain(cfg: PretrainConfig, target: Path, *, device: str | torch.device = "cpu", progress: bool = True) -> dict:
@@ -32,10 +33,12 @@ def pretrain(cfg: PretrainConfig, target: Path, *, device: str | torch.device = 
     Returns:
         the record: configuration, steps, minutes, accuracy on every split with its n, versions.
     Raises:
-        ValueError: a saved state was made with other settings.
+        ValueError: the target is no .safetensors; a saved state was made with other settings or cannot be read.
+        OSError: the disk is full; the state saved before is kept.
         FloatingPointError: the loss is not finite; names the step.
     """
     target = Path(target)
+    check_target(target)
     minutes = _minutes_of_finished(cfg, target)
     if minutes is None:
         minutes = _train(cfg, target, device, progress)
@@ -70,6 +73,7 @@ def _minutes_of_finished(cfg: PretrainConfig, target: Path) -> float | None:
 def _train(cfg: PretrainConfig, target: Path, device: str | torch.device, progress: bool) -> float:
     """Train from scratch, or on from a saved state, and save the weights; returns minutes."""
     state_file = _state_file(target)
+    sweep(target, state_file)
     torch.manual_seed(cfg.seed)
     if isinstance(cfg, SurrogateConfig):
         model = network = surrogate_cnn(len(CLASSES), cfg.size).to(device).train()
@@ -79,7 +83,7 @@ def _train(cfg: PretrainConfig, target: Path, device: str | torch.device, progre
     optimizer = torch.optim.AdamW(_decay_groups(network, cfg.weight_decay), lr=cfg.lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, cfg.lr, total_steps=cfg.steps, pct_start=0.2)
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
-    first, seconds = _restore(state_file, cfg, parts, device)
+    first, seconds = _restore(state_file, cfg, parts)
 
     started = time.monotonic() - seconds
     for step in tqdm(
@@ -100,7 +104,8 @@ def _train(cfg: PretrainConfig, target: Path, device: str | torch.device, progre
         optimizer.step()
         schedule.step()
         if (step + 1) % cfg.checkpoint_every == 0 and step + 1 < cfg.steps:
-            _save(state_file, cfg, parts, step + 1, time.monotonic() - started)
+            state = {name: part.state_dict() for name, part in parts.items()}
+            save_state(state_file, cfg, state | {"step": step + 1, "seconds": time.monotonic() - started})
 
     with atomic_path(target) as partial:
         save_file({k: v.cpu().contiguous() for k, v in network.state_dict().items()}, partial)
@@ -137,24 +142,12 @@ def _decay_groups(network: nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
-def _save(path: Path, cfg: PretrainConfig, parts: dict, step: int, seconds: float) -> None:
-    state = {name: part.state_dict() for name, part in parts.items()}
-    with atomic_path(path) as partial:
-        torch.save({**state, "config": to_json(cfg), "step": step, "seconds": seconds}, partial)
-
-
-def _restore(path: Path, cfg: PretrainConfig, parts: dict, device) -> tuple[int, float]:
+def _restore(path: Path, cfg: PretrainConfig, parts: dict) -> tuple[int, float]:
     """Load a saved state into the parts; returns (next step, seconds spent)."""
     if not path.is_file():
         return 0, 0.0
-    try:
-        saved = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise ValueError(f"saved state {path} cannot be read ({error}): remove it to start anew") from error
-    if saved["config"] != to_json(cfg):
-        raise ValueError(
-            f"{path} was made with other settings:\n{saved['config']}\nnot\n{to_json(cfg)}\nremove it to start anew"
-        )
+    saved = load_state(path)
+    check_same(path, saved["settings"], cfg, remedy="remove it to start anew")
     for name, part in parts.items():
         part.load_state_dict(saved[name])
     return saved["step"], saved["seconds"]

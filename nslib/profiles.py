@@ -48,12 +48,17 @@ class Settings:
     watermark: WatermarkStudy = WatermarkStudy()
     fingerprint: FingerprintStudy = FingerprintStudy()
     robustness: RobustnessStudy = RobustnessStudy()
-    suite: SuiteConfig = SuiteConfig()
+    suite: SuiteConfig = SuiteConfig(c_images=250)
     finetune: FinetuneConfig = FinetuneConfig(rounds=5, steps=20, lr=1e-4, lr_min=1e-5)
     finetuning: FinetuningStudy = FinetuningStudy()
     surrogate: str = "surrogate_cnn"  # network on which transferred images are made, or a timm tag; empty: none
     surrogate_weights: str = "shipped"  # shipped, pretrained, train, a file or folder
 
+
+_EVERY = (
+    *("nullspace", "plain", "random", "permuted", "random_boundary", "madry", "madry_authors", "trades"),
+    *("mixup", "randaugment", "augmix", "sam"),
+)
 
 PROFILES: dict[str, dict[str, Any]] = {
     "smoke": {
@@ -69,6 +74,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "approximate.reach_images": 128,
         "closure.noises": 8,
         "closure.noise.limit": 2.0,
+        "closure.judged_images": 64,
         "closure.images": 32,
         "closure.grid_images": 8,
         "closure.step": 0.5,
@@ -118,14 +124,12 @@ PROFILES: dict[str, dict[str, Any]] = {
         "finetuning.search_eps": (0.03, 0.1, 0.3),
         "suite.c_images": 1000,
         "suite.costly_images": 200,
-        "finetuning.objectives": (
-            *("nullspace", "plain", "random", "permuted", "random_boundary", "madry", "madry_authors", "trades"),
-            *("mixup", "randaugment", "augmix", "sam"),
-        ),
+        "finetuning.objectives": _EVERY,
         "synthesis.starts": 3,
         "synthesis.noise.lr": 0.02,
         "synthesis.noise.steps": 400,
         "approximate.starts": 10,
+        "closure.judged_images": 2000,
         "closure.images": 512,
         "closure.grid_images": 32,
         "closure.control_pairs": 50,
@@ -149,6 +153,11 @@ PROFILES: dict[str, dict[str, Any]] = {
         "finetuning.images": 2000,
         "finetuning.eps": (0.01, 0.03, 0.1),
         "finetuning.fresh": 4,
+        "finetuning.objectives": _EVERY,
+        "finetuning.seeded": ("nullspace", "plain", "random"),
+        "finetuning.fixed_steps": 3000,
+        "finetuning.keep": True,
+        "suite.c_images": 1000,
         "surrogate_weights": "train",
         "surrogate_pretrain.size": 224,
         "fingerprint.steps": 2000,
@@ -163,6 +172,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "surrogate": "deit_tiny_patch16_224.fb_in1k",
         "surrogate_weights": "pretrained",
         "suite.images": 200,
+        "suite.c_images": 0,
         "suite.costly_images": 16,
         "suite.batch": 40,
         "suite.patchfool_steps": 100,
@@ -172,11 +182,11 @@ PROFILES: dict[str, dict[str, Any]] = {
         "finetune.batch": 16,
         "finetune.lr": 1e-5,
         "finetune.lr_min": 1e-6,
-        "finetune.pool": 192,
-        "finetune.heldout": 96,
-        "finetune.noise.limit": 0.5,
+        "finetune.pool": 448,
+        "finetune.heldout": 128,
+        "finetune.noise.limit": 0.3,  # from .5 no noise gets inside eps = .03 on held-out images
         "finetune.noise.lr": 0.02,
-        "finetune.noise.steps": 120,
+        "finetune.noise.steps": 200,
         "finetune.noise.batch": 16,
         "finetuning.objectives": ("nullspace", "plain", "random"),
         "finetuning.columns": ("clean", "fgsm", "damagenet", "c"),
@@ -205,15 +215,17 @@ PROFILES: dict[str, dict[str, Any]] = {
         "approximate.noise.batch": 16,
         "approximate.reach_images": 128,
         "closure.noises": 8,
-        "closure.noise.limit": 0.5,
+        "closure.noise.limit": 0.3,
         "closure.noise.lr": 0.02,
-        "closure.noise.steps": 120,
+        "closure.noise.steps": 200,
         "closure.noise.batch": 16,
+        "closure.judged_images": 100,
         "closure.images": 32,
         "closure.grid_images": 8,
         "closure.step": 0.25,
         "closure.grid_step": 0.5,
         "closure.pairs": 10,
+        "closure.control_pairs": 4,
         "closure.spans": (1, 2, 4, 8),
         "closure.draws": 40,
         "watermark.saliency_images": 32,

@@ -25,7 +25,7 @@ def noise_bar(cfg: NoiseConfig, label: str = "noise") -> Iterator[Callable]:
 
 @contextmanager
 def finetune_bar(cfg: FinetuneConfig, label: str = "finetune", *, disable: bool = False) -> Iterator[Callable]:
-    """A bar over the updates for `finetune_model(..., on_step=...)`: round, loss, and gap and norm of the noise."""
+    """A bar over the updates for `finetune_model(..., on_step=...)`: round, loss; step, gap and norm of the noise."""
     with tqdm(total=cfg.rounds * cfg.steps, desc=label, leave=False, disable=disable) as bar:
         told: dict[str, str] = {}
 
@@ -34,6 +34,8 @@ def finetune_bar(cfg: FinetuneConfig, label: str = "finetune", *, disable: bool 
                 return
             values = {f"noise {k}" if moment.phase == "noise" else k: v for k, v in moment.values.items()}
             told.update({k: f"{v:.3g}" for k, v in values.items()})
+            if moment.phase == "noise":
+                told["noise step"] = str(moment.step)
             bar.n = moment.round * cfg.steps + (moment.step if moment.phase == "update" else 0)
             bar.set_postfix(told | {"round": f"{moment.round + 1}/{cfg.rounds}"}, refresh=False)
             bar.refresh()

@@ -38,6 +38,7 @@ class Outcome:
     seconds: float
     held: int = 0
     tested: int = 0
+    missed: int = 0  # rounds of finetuning that went on with a noise above eps
     error: str = ""
 
 
@@ -102,7 +103,7 @@ def reproduce(
     settings = resolve(profile, run_name, overrides)
     parameters = {"profile": profile, "run_name": settings.run_name, "overrides": overrides or {}}
     notebooks = find_notebooks(names)
-    notebooks.sort(key=_reads_records)  # last those that tell of the others
+    notebooks.sort(key=lambda path: _reads_records(_cells(path)))  # last those that tell of the others
     for notebook in notebooks:
         _check_parameters(notebook, parameters)
     logging.getLogger("papermill").setLevel(logging.ERROR)
@@ -136,7 +137,7 @@ def _run(
     record = figures_path(run_name) / "records" / f"{notebook.stem}.json"
     key = _key(notebook, parameters, inputs)
     if not force and final.is_file() and record.is_file() and _marked(marker) == key:
-        return Outcome(notebook.stem, SKIPPED, 0.0, *_claims(record))
+        return Outcome(notebook.stem, SKIPPED, 0.0, *_told(record))
     if time.monotonic() >= deadline:
         return Outcome(notebook.stem, LEFT, 0.0)
     marker.unlink(missing_ok=True)
@@ -168,7 +169,7 @@ def _run(
     partial.unlink()
     seconds = time.monotonic() - started
     write_text(marker, to_json({"key": key, "seconds": round(seconds, 1)}))
-    return Outcome(notebook.stem, DONE, seconds, *_claims(record))
+    return Outcome(notebook.stem, DONE, seconds, *_told(record))
 
 
 def _marked(marker: Path) -> str | None:
@@ -178,41 +179,48 @@ def _marked(marker: Path) -> str | None:
         return None
 
 
-def _claims(record: Path) -> tuple[int, int]:
-    """(held, tested) parts of claims in a notebook's record."""
-    if not record.is_file():
-        return 0, 0
-    verdicts = [v["verdict"] for v in json.loads(record.read_text(encoding="utf-8"))["verdicts"]]
-    return verdicts.count("holds"), len(verdicts) - verdicts.count("not testable")
+def _told(path: Path) -> tuple[int, int, int]:
+    """(held, tested, missed) of a notebook's record: parts of claims, and rounds of finetuning that missed eps."""
+    if not path.is_file():
+        return 0, 0, 0
+    record = json.loads(path.read_text(encoding="utf-8"))
+    verdicts = [v["verdict"] for v in record["verdicts"]]
+    missed = record.get("facts", {}).get("missed_eps", [])
+    return verdicts.count("holds"), len(verdicts) - verdicts.count("not testable"), len(missed)
 
 
 def _closing_table(outcomes: list[Outcome]) -> str:
     width = max(len(o.notebook) for o in outcomes)
     lines = [f"{'notebook':{width}}  {'status':9}  seconds  claims held / tested"]
     for o in outcomes:
-        lines.append(f"{o.notebook:{width}}  {o.status:9}  {o.seconds:7.0f}  {o.held} / {o.tested}  {o.error}".rstrip())
+        told = f"rounds that missed eps: {o.missed}" if o.missed else o.error
+        lines.append(f"{o.notebook:{width}}  {o.status:9}  {o.seconds:7.0f}  {o.held} / {o.tested}  {told}".rstrip())
     return "\n" + "\n".join(lines)
 
 
 def _key(notebook: Path, parameters: dict[str, Any], inputs: str) -> str:
     """Hash of everything on which a notebook's result depends. Outputs in the source do not count."""
-    cells = [(c.cell_type, c.source) for c in nbformat.read(notebook, as_version=4).cells]
+    cells = _cells(notebook)
     package = Path(__file__).parent
     library = [*sorted(package.rglob("*.py")), *package.glob("*.mplstyle"), *sorted(data_path("reference").glob("*"))]
-    library += _records_read(notebook)
+    library += _records_read(notebook, cells)
     sources = [hashlib.sha256(p.read_bytes()).hexdigest() for p in library]
-    return hashlib.sha256(to_json([cells, parameters, sources, inputs, versions()]).encode()).hexdigest()
+    asked = [(c.cell_type, c.source) for c in cells]
+    return hashlib.sha256(to_json([asked, parameters, sources, inputs, versions()]).encode()).hexdigest()
 
 
-def _reads_records(notebook: Path) -> bool:
-    """Whether one of its cells is tagged `reads-records`: then it tells of what the others have found."""
-    cells = nbformat.read(notebook, as_version=4).cells
+def _cells(notebook: Path) -> list[nbformat.NotebookNode]:
+    return nbformat.read(notebook, as_version=4).cells
+
+
+def _reads_records(cells: list[nbformat.NotebookNode]) -> bool:
+    """Whether one of a notebook's cells is tagged `reads-records`: then it tells of what the others have found."""
     return any("reads-records" in c.metadata.get("tags", []) for c in cells)
 
 
-def _records_read(notebook: Path) -> list[Path]:
+def _records_read(notebook: Path, cells: list[nbformat.NotebookNode]) -> list[Path]:
     """Records of all other notebooks, of every run, if it reads them."""
-    folders = figure_folders() if _reads_records(notebook) else ()
+    folders = figure_folders() if _reads_records(cells) else ()
     return [p for f in folders for p in sorted(f.glob("*/records/*.json")) if p.stem != notebook.stem]
 
 

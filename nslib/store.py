@@ -3,15 +3,19 @@
 An entry is a folder `<store>/<kind>/<key>/` with `entry.json` (its key in clear, and the plain values) and
 `tensors.safetensors`. It is filled under a temporary name and renamed, so that a kill leaves all of it or nothing, and
 made under a lock, so that two processes that want the same result compute it once.
+
+The state of a long run that is under way lies beside what it makes, with the settings that it was made with.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
 import tempfile
 from collections.abc import Callable
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from nslib.runtime import store_path, to_json
+from nslib.runtime import atomic_path, store_path, to_json
 
 _ENTRY, _TENSORS = "entry.json", "tensors.safetensors"
 
@@ -89,3 +93,58 @@ def _read(folder: Path) -> dict[str, Any]:
         raise OSError(
             f"stored result {folder} cannot be read ({error}): remove that folder to compute it again"
         ) from error
+
+
+def save_state(path: Path, settings: Any, state: dict[str, Any]) -> None:
+    """Replace the saved state of a run by that of now: tensors and plain values, and beside them its settings.
+
+    Raises:
+        OSError: it cannot be written, such as on a full disk; the state saved before is kept.
+    """
+    buffer = io.BytesIO()  # torch reports a full disk as a RuntimeError, Python as what it is
+    torch.save(state | {"settings": to_json(settings)}, buffer)
+    with atomic_path(path) as partial:
+        partial.write_bytes(buffer.getbuffer())
+
+
+def sweep(*paths: Path) -> None:
+    """Remove what a kill in the middle of writing these files has left beside them; nobody may be writing them now."""
+    for path in paths:
+        for left in path.parent.glob(f".{escape(path.stem)}.????????.partial.*"):  # as `atomic_path` names them
+            left.unlink()
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """A saved state, tensors on the CPU, with its `settings` as plain values.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        return saved | {"settings": json.loads(saved["settings"])}
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise ValueError(f"saved state {path} cannot be read ({error}): remove it to start anew") from error
+
+
+def check_same(path: Path, made: dict[str, Any], now: Any, *, remedy: str) -> None:
+    """Refuse to go on with, or to replace, what was made with other settings.
+
+    Raises:
+        ValueError: names the file and each difference.
+    """
+    told = differences(made, json.loads(to_json(now)))
+    if told:
+        raise ValueError(f"{path} was made with other settings: {'; '.join(told)}; {remedy}")
+
+
+def differences(made: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    """Settings that are not the same, by dotted name, as `noise.lr was 0.1, is 0.02`."""
+    told = []
+    for name in sorted(made.keys() | now.keys()):
+        old, new = made.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            told += differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            told.append(f"{prefix}{name} was {old!r}, is {new!r}")
+    return told

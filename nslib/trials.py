@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 
 import pandas as pd
 
@@ -12,10 +12,26 @@ from nslib.evaluate.bench import Bench
 from nslib.evaluate.comparison import differences, mean_difference, pool_seeds, table2_row
 from nslib.evaluate.metrics import corruption_ratio
 from nslib.evaluate.suite import Evaluation
+from nslib.experiment import open_bench
 from nslib.finetune.objectives import OBJECTIVES
+from nslib.finetune.result import history_table
 from nslib.intervals import Estimate
-from nslib.jobs import BASE, base_row, config_of, eps_set, run
+from nslib.jobs import BASE, Job, base_row, config_of, eps_set, run
 from nslib.profiles import Settings
+
+ATTACKED = ("patchfool", "cw", "fgsm", "damagenet", "pgd", "autoattack")  # columns of adversarial images
+ADVERSARIAL = tuple(name for name, objective in OBJECTIVES.items() if objective.attack)  # that train on such images
+
+
+@dataclass(frozen=True)
+class Row(Evaluation):
+    """A finetuned model's columns, and in how many of its rounds the noise never got inside eps.
+
+    Of `permuted` that is the learned noise before its elements changed places. Seeds are added up.
+    """
+
+    noise_rounds: int = 0
+    missed_eps: int = 0
 
 
 def row(bench: Bench, settings: Settings, objective: str, *, seeds: int = 0, **changes) -> Evaluation:
@@ -27,21 +43,52 @@ def row(bench: Bench, settings: Settings, objective: str, *, seeds: int = 0, **c
     """
     if objective == BASE:
         return base_row(bench, settings)
-    return pool_seeds(seed_rows(bench, settings, objective, seeds=seeds, **changes), objective)
+    return pool_rows(seed_rows(bench, settings, objective, seeds=seeds, **changes), objective)
 
 
-def seed_rows(bench: Bench, settings: Settings, objective: str, *, seeds: int = 0, **changes) -> list[Evaluation]:
+def pool_rows(each: Sequence[Row], name: str) -> Row:
+    """Several seeds of one method as one row. Errors as `pool_seeds`."""
+    totals = {total: sum(getattr(r, total) for r in each) for total in ("noise_rounds", "missed_eps")}
+    return replace(pool_seeds(each, name), **totals)
+
+
+def seed_rows(bench: Bench, settings: Settings, objective: str, *, seeds: int = 0, **changes) -> list[Row]:
     """As `row`, each seed on its own."""
+    found = []
+    for job in _seed_jobs(bench, settings, objective, seeds, **changes):
+        facts = {"noise_rounds": sum(bool(r.noises) for r in job.history), "missed_eps": len(job.cost["missed_eps"])}
+        found.append(Row(**vars(job.evaluation) | facts))
+    return found
+
+
+def seed_rounds(bench: Bench, settings: Settings, objective: str) -> pd.DataFrame:
+    """The rounds of an objective under each seed of the study: `history_table` with a column seed."""
+    found = enumerate(_seed_jobs(bench, settings, objective))
+    return pd.concat([history_table(job.history).assign(seed=seed) for seed, job in found], ignore_index=True)
+
+
+def _seed_jobs(bench: Bench, settings: Settings, objective: str, seeds: int = 0, **changes) -> list[Job]:
     study = settings.finetuning
     repeated = objective in study.seeded and config_of(settings, objective, **changes) == config_of(settings, objective)
     seeds = seeds or (study.seeds if repeated else 1)
-    return [run(bench, settings, objective, seed=seed, **changes).evaluation for seed in range(seeds)]
+    return [run(bench, settings, objective, seed=seed, **changes) for seed in range(seeds)]
 
 
 def rows(bench: Bench, settings: Settings, objectives: Sequence[str]) -> dict[str, Evaluation]:
     """Rows of several objectives by name, the base model's first; those that the study leaves out are not there."""
     chosen = [o for o in objectives if o in settings.finetuning.objectives]
     return {name: row(bench, settings, name) for name in (BASE, *chosen)}
+
+
+def other_models(settings: Settings) -> dict[str, Evaluation]:
+    """Base, plain and NS rows of the settings' other models, one seed each, as `<model> <objective>`."""
+    found = {}
+    for name in settings.models[1:]:
+        bench = open_bench(replace(settings, models=(name,)))
+        for objective in (BASE, "plain", "nullspace"):
+            told = f"{name} {objective}"
+            found[told] = replace(row(bench, settings, objective, seeds=1), model=told)
+    return found
 
 
 def eps_sets(bench: Bench, settings: Settings, objectives: Sequence[str], *, eps: float) -> pd.DataFrame:
@@ -59,8 +106,8 @@ def fixed_against_early(bench: Bench, settings: Settings) -> list[Estimate]:
         return []
     noise = replace(settings.finetune.noise, eps=None, steps=study.fixed_steps)
     early = run(bench, settings, "nullspace").evaluation
-    found = mean_difference(row(bench, settings, "nullspace", noise=noise), early, study.columns)
-    return [found.absolute()]
+    fixed = row(bench, settings, "nullspace", noise=noise)
+    return [mean_difference(fixed, early, shown({"fixed": fixed, "early": early}, study.columns)).absolute()]
 
 
 def noise_as_paper(cfg: FinetuneConfig) -> bool:
@@ -78,14 +125,33 @@ def whole(settings: Settings) -> bool:
     return as_paper(settings.finetune) and set(TABLE2) <= set(settings.finetuning.columns)
 
 
+def shown(found: Mapping[str, Evaluation], columns: Sequence[str]) -> list[str]:
+    """Of these columns those that every one of the models has: some need a data set, a library or a surrogate."""
+    return [c for c in columns if all(c in evaluation.hits for evaluation in found.values())]
+
+
+def sides(columns: Sequence[str]) -> dict[str, list[str]]:
+    """Of these columns those of claim C12: natural ones, clean and shifted, against FGSM and DamageNet."""
+    return {
+        "natural": [c for c in columns if c not in ATTACKED],
+        "adversarial": [c for c in columns if c in ("fgsm", "damagenet")],
+    }
+
+
+def missed_eps(found: Mapping[str, Evaluation]) -> dict[str, str]:
+    """For each model that was trained with noise, in how many rounds that noise never got inside eps."""
+    noisy = {name: r for name, r in found.items() if isinstance(r, Row) and r.noise_rounds}
+    return {name: f"{r.missed_eps} of {r.noise_rounds} rounds" for name, r in noisy.items()}
+
+
 def rows_table(found: Mapping[str, Evaluation]) -> pd.DataFrame:
     """One line a model, one column a column of Table 2: top-1 in percent, of c the error; beside it the mean.
 
     Where c is made here and the base model has a row, `c / base` is the ratio of the corruption errors to the base
     model's (see `corruption_ratio`). The mean takes 100 - c, and only columns that are here: it compares the lines of
-    this table and no others.
+    this table and no others. Where a model was trained with noise, the last column is `missed_eps`.
     """
-    base = found[BASE].hits if BASE in found else {}
+    base, missed = found[BASE].hits if BASE in found else {}, missed_eps(found)
     lines = []
     for name, evaluation in found.items():
         columns = [c for c in TABLE2 if c in evaluation.hits]
@@ -95,14 +161,14 @@ def rows_table(found: Mapping[str, Evaluation]) -> pd.DataFrame:
             cells[column] = line[column]
             if column == "c" and not evaluation.published_c and "c" in base:
                 cells[f"c / {BASE}"] = corruption_ratio(evaluation.hits["c"], base["c"])
-        lines.append(cells | {"mean": line["average"]})
+        lines.append(cells | {"mean": line["average"]} | ({"missed_eps": missed.get(name, "")} if missed else {}))
     return pd.DataFrame(lines)
 
 
 def with_absent(table: pd.DataFrame) -> pd.DataFrame:
     """A table of `rows_table`, and below it the objectives that this profile leaves out, noted as such."""
     absent = [objective for objective in OBJECTIVES if objective not in set(table.model)]
-    return pd.concat([table, pd.DataFrame({"model": absent, "note": "run at full"})], ignore_index=True)
+    return pd.concat([table, pd.DataFrame({"model": absent, "note": "not run at this profile"})], ignore_index=True)
 
 
 def rows_estimates(found: Mapping[str, Evaluation]) -> pd.DataFrame:
@@ -141,8 +207,15 @@ def gains_over(found: Mapping[str, Evaluation], reference: str, columns: Sequenc
     return pd.DataFrame(lines)
 
 
+def gains_of(found: Mapping[str, Evaluation], model: str, columns: Sequence[str]) -> pd.DataFrame:
+    """Mean difference of one model to every other: `gains_over` each of them, named in a column reference."""
+    others = [name for name in found if name != model]
+    tables = [gains_over({model: found[model], o: found[o]}, o, columns).assign(reference=o) for o in others]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
 def differences_to(found: Mapping[str, Evaluation], reference: str) -> pd.DataFrame:
     """Every model against one of them, column by column on the same images; top-1 in percentage points, also of c."""
     base = replace(found[reference], model=reference)
     tables = [differences(e, base).assign(model=name) for name, e in found.items() if name != reference]
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()

@@ -32,7 +32,7 @@ import nslib
 from nslib import plots
 from nslib.analysis import attention_survey, proposition
 from nslib.data.source import open_source
-from nslib.experiment import open_model
+from nslib.experiment import open_bench, open_model
 from nslib.intervals import Estimate
 
 plots.use_style()
@@ -73,6 +73,8 @@ shown.map("{:.1e}".format)
 
 # %%
 models = [open_model(settings, name) for name in settings.models]
+judge = open_bench(settings).surrogate  # at `imagenet` another ViT
+models += [judge] if isinstance(judge, nslib.StagedViT) else []
 symmetry = pd.concat([attention_survey.symmetry_table(model) for model in models])
 figure, axes = plt.subplots(1, len(models), figsize=(4.4 * len(models), 2.8), squeeze=False)
 for ax, (name, rows) in zip(axes[0], symmetry.groupby("model", sort=False), strict=True):

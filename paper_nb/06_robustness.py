@@ -43,30 +43,23 @@ settings.models, settings.suite
 # %% [markdown]
 # ## The row of the base model
 # Column c is an error: lower is better. It is an mCE, in units of AlexNet's error, only on the published ImageNet-C, else the mean error over the fifteen corruptions at five severities; `source` says which images were shown. The costly attacks are measured on fewer images: n says how many. A column that cannot be shown says what is missing.
+#
+# Beside it the paper's rows, printed for ImageNet and models of other sizes: the columns can be compared in their order, not in their height.
 
 # %%
 bench = nslib.open_bench(settings)
 base = nslib.evaluate_model(bench.model, bench.source, settings.suite, surrogate=bench.surrogate)
 columns = base.table()
 record.table("columns", columns)
-columns.round(1)
-
-# %% [markdown]
-# ## Beside the paper's rows
-# Printed for ImageNet and models of other sizes: the columns can be compared in their order, not in their height. The Average is the mean of the eleven columns with 100 − mCE; ours has none, since a corruption error is no mCE: it stands in a column of its own.
-
-# %%
-table2 = beside_table2(base)
-record.table("table2", table2)
 figure, ax = plt.subplots(figsize=(5.6, 2.4))
 plots.rows_of_table2(columns, printed("table2"), ax).set(ylabel="top-1 or error, %")
 plots.legend_above(figure, ax, columns=3)
 plots.caption(
     figure,
-    f"ours: {bench.model.name}, n = {settings.suite.images}, costly attacks {settings.suite.costly_images}; whiskers: 95 % intervals; c is an error",
+    f"ours: {bench.model.name}, n = {columns.n.min():g} to {columns.n.max():g}; whiskers: 95 % intervals; c is an error",
 )
 record.figure("beside_paper", figure, None)
-table2.round(1)
+columns.round(1)
 
 # %% [markdown]
 # ## Corruption by corruption
@@ -139,39 +132,51 @@ handling.round(1)
 
 # %% [markdown]
 # ## The finetuned models
-# Every objective on the same recipe: same images in the same order, same number of updates, measured on the same images. The mean is over the columns shown, with 100 − c; `c / base` is the ratio of the corruption errors to the base model's. The table of estimates beside it has every figure with its interval, n and seeds. Rows that are not here run at profile `full`.
+# Every objective on the same recipe: same images in the same order, same number of updates, measured on the same images. The mean is over the columns shown, with 100 − c; `c / base` is the ratio of the corruption errors to the base model's. The table of estimates beside it has every figure with its interval, n and seeds. Each seed learns other noises and trains on other images, the same for every objective. `missed_eps`: rounds whose noise never got inside ε, over all seeds. Further models of a profile (ViT-B/32 at `gpu`) have a base, plain and NS row each, one seed, among the rows below.
 
 # %%
 found = trials.rows(bench, settings, settings.finetuning.objectives)
 finetuned = trials.with_absent(trials.rows_table(found))
 record.table("finetuned", finetuned)
-record.table("finetuned_estimates", trials.rows_estimates(found))
+larger = trials.other_models(settings)
+record.table("finetuned_estimates", trials.rows_estimates({**found, **larger}))
 finetuned.round(2)
 
 # %% [markdown]
+# ## All rows beside the paper's
+# First the base model on all columns and images of the suite, then the rows above. `printed`: by the paper; `quoted`: by the paper, of methods that are not run here (PR, its combinations, RobustViT). The Average is the mean of the eleven columns with 100 − mCE; ours has none where the corruption error, which is no mCE, stands in a column of its own.
+
+# %%
+table2 = beside_table2(base, *found.values(), *larger.values())
+record.table("table2", table2)
+table2.round(1)
+
+# %% [markdown]
 # ## What the noise adds
-# Each model minus `plain`, image by image: what finetuning alone does is taken out. Where an interval holds zero, the column does not tell the two apart.
+# Each model minus `plain`, image by image: what finetuning alone does is taken out. Where an interval holds zero, the column does not tell the two apart. Training on attacks moves the columns by tens of points, so that its rows are in the table, and in the figure of notebook 07.
 
 # %%
 against = trials.differences_to(found, "plain")
-figure, ax = plt.subplots(figsize=(5.6, 2.4))
-plots.differences(against[~against.model.isin(["madry", "trades"])], ax).set(ylabel="top-1 minus plain, points")
-plots.legend_above(figure, ax)
+figure, ax = plt.subplots(figsize=(6.8, 2.8))
+plots.differences(against[~against.model.isin(trials.ADVERSARIAL)], ax).set(ylabel="top-1 minus plain, points")
+plots.legend_above(figure, ax, columns=5)
 plots.caption(
     figure,
-    f"{bench.model.name}, n = {settings.finetuning.images} images a column, seeds as in the table; whiskers: 95 % of the paired difference",
+    f"{bench.model.name}, n = {against.n.min()} to {against.n.max()} images a column, {against.seeds.min()} to {against.seeds.max()} seeds; whiskers: 95 % of the paired difference",
 )
 record.figure("against_plain", figure, against)
 
 # %%
 whole = trials.whole(settings) and not found[trials.BASE].missing
-shown = [c for c in settings.finetuning.columns if c in finetuned]
+shown = trials.shown(found, settings.finetuning.columns)
 record.judge("C11", "base", trials.column_gains(found["nullspace"], found[trials.BASE]) if whole else [])
 gain = mean_difference(found["nullspace"], found["plain"], shown)
 record.judge("C11", "plain", gain if whole else [])
 assert sanity.holds.all(), sanity[~sanity.holds]
 assert handling.pixels.iloc[0] > handling.authors.iloc[0]
-record.save(missing=base.missing, sources=base.sources, jobs=jobs.provenance(settings))
+record.save(
+    missing=base.missing, sources=base.sources, missed_eps=trials.missed_eps(found), jobs=jobs.provenance(settings)
+)
 record.summary()
 
 # %% [markdown]

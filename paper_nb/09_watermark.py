@@ -78,12 +78,18 @@ record.figure("figure6", figure, None)
 print(f"closed form: pixels from {free.min():.2f} to {free.max():.2f}; legal: {made.min():.2f} to {made.max():.2f}")
 
 # %% [markdown]
+# Licence and source of those photographs, which notebook 10 shows too. They are resized, cropped, and changed as the rows say.
+
+# %% tags=["nbval-check-output"]
+record.table("photographs", photographs.credit_table())
+photographs.credit_table()
+
+# %% [markdown]
 # ## How strong may the mark be?
 # `nullspace` is the legal solution; `nearest level` the same, each pixel rounded for itself; `clipped` the closed form cut to [0, 1]; `blend` the mark laid over without any nullspace. The price of invisibility to the model: PSNR to the plain blend, in dB.
 
 # %%
 table = watermark.strength_table(model, null, source, mark, study.strengths)
-record.table("strengths", table)
 table.pivot(index="way", columns="strength", values=["value", "confidence", "logits", "psnr"]).round(3)
 
 # %%

@@ -39,7 +39,7 @@ record = nslib.Record("12_claims", settings)
 
 # %% [markdown]
 # ## The runs
-# Those in `figures/`, the committed ones among them. A run whose records were made by several versions, or that lacks some notebooks, says so here; its page `figures/<run>/index.html` tells which.
+# Those in `figures/`, the committed ones among them. A run whose records were made by several versions, or that lacks some notebooks, says so here; its page `figures/<run>/index.html` tells which. `no longer by the rule` lists verdicts that claims.csv, applied again to the recorded number, does not give: their notebooks have to run again.
 
 # %% tags=["reads-records"]
 (record.folder / "records" / f"{record.notebook}.json").unlink(missing_ok=True)  # what it found before is no news
@@ -51,18 +51,19 @@ overview = pd.DataFrame(
     [(r.run_name, r.profile, len(r.records), not_run[r.run_name], len(r.groups), len(r.differences)) for r in runs],
     columns=["run", "profile", "records", "parts not run", "versions", "settings that differ"],
 )
+overview["no longer by the rule"] = [", ".join(r.outdated) for r in runs]
 record.table("runs", overview)
 overview
 
 # %% [markdown]
 # ## Verdicts
-# One line a part of a claim, one column a run. `not testable`: the rule cannot be applied at that profile; `testable at` tells where it can.
+# One line a part of a claim, one column a run. `not testable`: the rule cannot be applied at that profile; `testable at` tells where it can. The verdict is made in the `notebook`, by the cell with `record.judge` under the heading `cell`.
 
 # %%
 names = [r.run_name for r in runs] or [""]
 wide = claims.pivot(index="claim part", columns="profile", values="verdict").loc[claims["claim part"].unique(), names]
-about = claims.drop_duplicates("claim part").set_index("claim part")[["words", "testable at"]]
-table = about[["words"]].join(wide).join(about[["testable at"]])
+about = claims.drop_duplicates("claim part").set_index("claim part")[["words", "testable at", "notebook", "cell"]]
+table = about[["words"]].join(wide).join(about.drop(columns="words"))
 record.table("verdicts", table.reset_index())
 table
 
@@ -100,7 +101,6 @@ assert not claims.duplicated(["claim", "part", "profile"]).any()
 assert set(claims.verdict) <= set(VERDICTS) == set(plots.VERDICTS)
 assert (judged[["n", "seeds"]] > 0).all(axis=None)
 assert judged.value.between(judged.low - 1e-9, judged.high + 1e-9).all()
-assert {r.run_name: r.outdated for r in runs if r.outdated} == {}  # each rule, applied again, gives the same verdict
 untested = [part for part in wide.index if part not in set(judged["claim part"])]
 record.save(runs=[r.run_name for r in runs], untested=untested)
 untested

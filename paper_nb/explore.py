@@ -31,20 +31,25 @@ import pandas as pd
 import nslib
 from nslib import plots
 from nslib.explore import drawing, panel, view
+from nslib.explore.subject import EPS
 
 plots.use_style()
 settings = nslib.resolve(profile, run_name, overrides)
 explorer = view.open_explorer(settings)
 name = explorer.models[0]
+settings.models
+
+# %%
 subject = explorer.subject(name)
 learned = subject.learned
-f"{name}: {len(subject.images)} images, noise learned in {learned.steps} steps, gap {learned.gap_heldout:.3f} held out"
+where = "inside" if learned.converged else "not inside"
+f"{name}: {len(subject.images)} images; noise with a held-out gap of {learned.gap_heldout:.3f}, {where} ε = {EPS:g}"
 
 # %% [markdown]
 # ## The noises
 # - `patch`: from the exact nullspace of the patch embedding, in pixels. No token moves, whatever the scale.
 # - `targeted`: exact as well: all of the difference to an image of another class that the embedding does not see, Eq. (12).
-# - `learned`: on the tokens, inside the ε-approximate nullspace for ε = .03, at scale 1 and in the mean over images. It has no picture; shown is its norm on each patch.
+# - `learned`: on the tokens, from a search that stops inside the ε-approximate nullspace for ε = .03, at scale 1 and in the mean over held-out images; whether it got there is printed above. It has no picture; shown is its norm on each patch.
 # - `permuted`, `random`: the controls of the same norm. Look at scale −1 too: a learned noise cannot be negated (notebook 04).
 #
 # Grey bars are the probabilities without the noise, coloured ones those with it; an orange title says that the prediction has changed.

@@ -114,6 +114,52 @@ def test_the_violating_head_is_named():
         check_conditions(Heads(heads.query, heads.key, value))
 
 
+def in_type(heads: Heads, dtype: torch.dtype) -> Heads:
+    return Heads(*(w.to(dtype) for w in (heads.query, heads.key, heads.value)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("width", "num_heads"), [(12, 3), (48, 3), (192, 12)])
+def test_weights_of_less_precision_meet_the_conditions(width, num_heads, dtype):
+    heads = in_type(made(width, num_heads), dtype)
+    check_conditions(heads)
+    w = proof_direction(heads)
+    assert w.dtype == dtype
+    limit = 300 * torch.finfo(dtype).eps
+    assert heads.double().change(tokens(width), multiples_of(w.double())) < limit
+    for breaking in (1, 2):
+        assert violated(in_type(made(width, num_heads, breaking), dtype)) == str(breaking)
+
+
+def test_no_shared_row_in_float32():
+    heads = in_type(made(12, 3, breaking=3), torch.float32)
+    assert violated(heads) == "3"
+    with pytest.raises(ConditionViolated, match=r"condition 3 is violated: the rows of Q_i K_i.* all 12"):
+        proof_direction(heads)
+
+
+def test_a_zero_head_is_symmetric_and_shares_no_row():
+    heads = made(48, 3)
+    nothing = torch.ones(3, 1, 1).double()
+    nothing[2] = 0
+    with pytest.raises(ConditionViolated, match=r"condition 2 is violated by head 2: 1 of V.* lies outside"):
+        check_conditions(Heads(heads.query * nothing, heads.key, heads.value))
+    check_conditions(Heads(heads.query * nothing, heads.key, heads.value * nothing))  # 0 and 1 share a row
+    alone = torch.zeros(3, 1, 1).double()
+    alone[0] = 1
+    with pytest.raises(ConditionViolated, match=r"nearest, of head 0, is 1 of its norm outside that of head 1"):
+        check_conditions(Heads(heads.query * alone, heads.key, heads.value * alone))
+
+
+def test_condition_3_needs_two_heads_and_a_row():
+    heads = made(48, 3)
+    with pytest.raises(ConditionViolated, match=r"condition 3 .* got 3 in all and 0 with such a row: take two or more"):
+        check_conditions(Heads(heads.query * 0, heads.key, heads.value * 0))
+    key = torch.linalg.qr(torch.randn(6, 6, generator=generator(0), dtype=torch.float64)).Q.unsqueeze(0)
+    with pytest.raises(ConditionViolated, match=r"condition 3 .* got 1 in all and 1 with such a row"):
+        check_conditions(Heads(key, key, key))
+
+
 @WIDE
 def test_a_rank_deficient_head_needs_no_shared_row(width, num_heads):
     heads = deficient_heads(width, num_heads, generator=generator(0))

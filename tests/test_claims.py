@@ -5,6 +5,7 @@ import math
 import re
 
 import matplotlib.pyplot as plt
+import nbformat
 import pandas as pd
 import pytest
 from conftest import ROOT
@@ -14,6 +15,7 @@ from nslib.profiles import PROFILES, resolve
 from nslib.report import claims
 from nslib.report.claims import judge, read_claims
 from nslib.report.record import Record
+from nslib.report.reference import printed
 
 CLAIMS = read_claims()
 EVERYWHERE = " ".join(PROFILES)
@@ -35,7 +37,7 @@ def test_row_can_be_read(row):
     assert row.profiles.split()
     assert set(row.profiles.split()) <= set(PROFILES)
     assert re.fullmatch(r"\d\db?_[a-z_]+", row.notebook)
-    for text in (row.words, row.source, row.statistic, row.reason):
+    for text in (row.words, row.source, row.statistic, row.reason, row.cell):
         assert len(text) > 3
     # an interval bound is the pessimistic one
     assert not (row.bound == "low" and row.operator.startswith("<"))
@@ -46,6 +48,36 @@ def test_rules_name_notebooks_as_they_are_called():
     for path in (ROOT / "paper_nb").glob("[0-9]*.ipynb"):
         number = path.stem.split("_")[0]
         assert {n for n in CLAIMS.notebook if n.split("_")[0] == number} <= {path.stem}
+
+
+@pytest.mark.parametrize("notebook", CLAIMS.notebook.unique())
+def test_rules_name_the_cell_that_judges_by_its_heading(notebook):
+    headings, judged = [], {}
+    for cell in nbformat.read(ROOT / "paper_nb" / f"{notebook}.ipynb", as_version=4).cells:
+        if cell.cell_type == "markdown":
+            headings += re.findall(r"^## (.+)$", cell.source, re.MULTILINE)
+        else:
+            calls = re.findall(r"""record\.judge\(\s*["'](C\d+)["'],\s*["'](\w+)["']""", cell.source)
+            judged |= dict.fromkeys(calls, headings[-1] if headings else "")
+    own = CLAIMS[CLAIMS.notebook == notebook]
+    assert judged == dict(zip(zip(own.claim, own.part, strict=True), own.cell, strict=True))
+    assert len(set(headings)) == len(headings)  # a link leads to the first of two
+
+
+def test_rules_agree_with_what_is_read_off_figure_3a():
+    curves, rules = printed("figure3a").set_index("noise"), CLAIMS[CLAIMS.claim == "C4"].set_index("part")
+    learned, permuted = curves.loc["learned"], curves.loc["permuted"]
+    assert learned[["match_smallest", "match_largest"]].min(axis=None) == rules.threshold["match"]
+    assert learned.gap_largest.max() == rules.threshold["gap"] < permuted.gap_largest.min()
+    assert permuted.match_largest.max() < learned.match_largest.min()
+
+
+def test_figure_4_is_read_off_after_every_round_relative_to_the_first():
+    read_off = printed("figure4")
+    assert read_off.step.tolist() == list(range(0, 800, 40))
+    assert (read_off.iloc[0, 1:] == 1).all()
+    assert read_off.norm.notna().all()
+    assert read_off.dropna().step.tolist() == [0, 40, 760]  # of the other curves only these can be read
 
 
 # Verdicts

@@ -6,6 +6,7 @@ import re
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -18,7 +19,7 @@ from nslib.analysis.pictures import read_picture, write_picture
 from nslib.cli import main
 from nslib.cli.options import overrides
 from nslib.data.shapes import render
-from nslib.models import load_model
+from nslib.models import load_model, weights_path
 from nslib.reproduce import DONE, FAILED, LEFT, SKIPPED, Outcome
 
 
@@ -272,8 +273,9 @@ def test_evaluate_writes_a_table_and_its_record(call, tmp_path):
     assert "top-1" in printed
     table = pd.read_csv(out).set_index("column")
     assert table.n.tolist() == [6, 6]
-    record = json.loads(out.with_suffix(".json").read_text())
+    record = json.loads((tmp_path / "row.evaluation.json").read_text())  # row.json would be that of weights
     assert record["config"]["suite"]["fgsm_eps"] == pytest.approx(2 / 255)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["row.csv", "row.evaluation.json"]
 
 
 def test_evaluate_against_another_model(call, tmp_path):
@@ -289,10 +291,29 @@ def test_evaluate_against_another_model(call, tmp_path):
     assert row.p < 1e-3
 
 
+def test_evaluate_reads_a_training_checkpoint_behind_its_own_normalisation(call, tmp_path):
+    """The same function as the shipped model's: images twice as far from 0.5 times half the patch weight."""
+    state = load_model().vit.state_dict()
+    state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"] / 2
+    layers = {"0.mean": torch.full((3,), 0.5), "0.std": torch.full((3,), 0.25)}
+    checkpoint = tmp_path / "model_best.pth.tar"
+    torch.save(
+        {"state_dict": {f"module.{k}": v for k, v in (layers | {f"1.{n}": w for n, w in state.items()}).items()}},
+        checkpoint,
+    )
+    tiny = ("--columns", "clean", "--set", "suite.images=40")
+    tables = []
+    for weights in ("shipped", str(checkpoint)):
+        code, printed, errors = call("evaluate", "--weights", weights, *tiny)
+        assert code == 0, errors
+        tables.append(printed)
+    assert tables[0] == tables[1]
+
+
 def test_evaluate_dry_run_only_counts(call):
-    code, printed, _ = call("evaluate", "--dry-run", "--columns", "clean,c")
+    code, printed, _ = call("evaluate", "--dry-run", "--columns", "clean,c", "--set", "suite.c_images=100")
     assert code == 0
-    assert re.search(r"c\s+1000\s+75000", printed)
+    assert re.search(r"c\s+100\s+7500", printed)
     assert "minutes on one process" in printed
 
 
@@ -329,6 +350,20 @@ def test_finetune_starts_from_a_training_checkpoint(call, tmp_path):
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
+def test_finetune_gives_a_model_a_head_for_the_data(call, tmp_path):
+    save_file(load_model(weights="random", num_classes=12).vit.state_dict(), tmp_path / "twelve.safetensors")
+    tiny = ("--objective", "plain", "--set", "rounds=1", "steps=1", "batch=4", "pool=8", "heldout=4")
+    arguments = ("finetune", "--weights", "twelve.safetensors", "--target", "tuned.safetensors")
+    code, _, errors = call(*arguments, *tiny)
+    assert code == 2
+    assert "num_classes=10" in errors
+    assert call(*arguments, "--num-classes", "10", *tiny)[0] == 0
+    assert load_file(tmp_path / "tuned.safetensors")["head.weight"].shape == (10, 128)
+    clean = ("--columns", "clean", "--set", "suite.images=4")
+    assert call("evaluate", "--weights", "tuned.safetensors", "--out", "tuned.csv", *clean)[0] == 0
+    assert "rounds" in json.loads((tmp_path / "tuned.json").read_text())  # still the record of the finetuning
+
+
 # Pictures
 
 
@@ -349,11 +384,62 @@ def test_pictures_in_pictures(call, pictures, tmp_path, command, other):
     assert "confidence" in printed
 
 
-def test_fingerprint_makes_a_key_and_knows_it_again(call, tmp_path):
-    key, other = str(tmp_path / "key.safetensors"), str(tmp_path / "other.safetensors")
-    save_file(load_model(weights="random").vit.state_dict(), other)
-    code, printed, _ = call("fingerprint", "--key", key)
+def test_psnr_of_a_watermark_is_that_to_the_blend(call, pictures, tmp_path):
+    out = str(tmp_path / "out.png")
+    given = ("--source", pictures[0], "--mark", pictures[1], "--out", out)
+    code, printed, _ = call("watermark", *given)
     assert code == 0
-    assert printed.split()[-1] == "True"
-    code, printed, _ = call("fingerprint", "--key", key, "--models", other)
-    assert printed.split()[-1] == "False"
+    source, mark, made = (read_picture(p) for p in (*pictures, out))
+    error = (made - source.lerp(mark, 0.3)).square().mean()
+    assert f"psnr {-10 * error.log10():.4g}" in printed
+    code, _, errors = call("watermark", *given, "--strength", "0")
+    assert code == 2
+    assert "strength must lie in (0, 1], got 0" in errors
+
+
+@pytest.fixture
+def key(call, tmp_path):
+    path = str(tmp_path / "key.safetensors")
+    code, printed, _ = call("fingerprint", "--key", path)
+    assert code == 0
+    assert "key of shapes_vit" in printed
+    return path
+
+
+def test_fingerprint_knows_the_model_of_a_key(call, tmp_path, key):
+    """Of suspects by tag, file, tag and file, and tag and choice, one with patches of another size."""
+    other, own = str(tmp_path / "other.safetensors"), str(weights_path("shapes_vit", "shipped"))
+    save_file(load_model(weights="random").vit.state_dict(), other)
+    suspects = {
+        "shapes_vit": "True",
+        own: "True",
+        f"shapes_vit={own}": "True",
+        other: "False",
+        "shapes_vit=random": "False",
+        "vit_tiny_patch16_224=random": "False",
+    }
+    code, printed, _ = call("fingerprint", "--key", key, "--models", *suspects)
+    assert code == 0
+    rows = [line.split() for line in printed.splitlines()[1:]]
+    assert {row[0]: row[-1] for row in rows} == suspects
+    assert rows[-1][1] == "NaN"
+
+
+def test_weights_are_those_of_suspects_named_by_tag(call, key):
+    code, printed, _ = call("fingerprint", "--key", key, "--models", "shapes_vit", "--weights", "random")
+    assert (code, printed.split()[-1]) == (0, "False")
+
+
+def test_fingerprint_makes_no_key_by_mistake(call, tmp_path, key):
+    missing = str(tmp_path / "kye.safetensors")
+    code, _, errors = call("fingerprint", "--key", missing, "--models", "shapes_vit")
+    assert code == 2
+    assert "no key at" in errors
+    assert "make one with `nslib fingerprint --key" in errors
+    assert not Path(missing).exists()
+    code, _, errors = call("fingerprint", "--key", key, "--weights", "random")
+    assert code == 2
+    assert "is there already: name models to compare with it by --models, or another --key" in errors
+    code, _, errors = call("fingerprint", "--key", key, "--models", "lost.safetensors")
+    assert code == 2
+    assert "no weights at lost.safetensors" in errors

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
-from nslib.analysis import closure
+from nslib.analysis import closure, mixtures
 from nslib.config import ClosureStudy, NoiseConfig
 from nslib.nullspace.membership import agreement, noise_gap, permute
 from nslib.runtime import generator
@@ -68,8 +68,13 @@ def test_pairs_are_different_and_of_different_noises():
         closure.draw_pairs(5, 11, generator=generator(0))
 
 
-def test_summary_by_hand():
-    found = closure.summarise(torch.tensor([[0.0, 0.02], [0.02, 0.04], [0.1, 0.3]]), EPS)
+def test_measures_by_hand(vit, clean, monkeypatch):
+    gaps = torch.tensor([[0.0, 0.02], [0.02, 0.04], [0.1, 0.3]])
+    monkeypatch.setattr(closure, "gap_matrix", lambda *_: gaps)
+    noises = torch.zeros(3, 1, 2)
+    noises[:2, 0] = torch.tensor([3.0, 4.0])
+    found = closure.measure(vit, clean[:2], noises, EPS)
+    assert found["norm"] == pytest.approx(10 / 3)  # of norms 5, 5 and 0
     assert found["value"] == pytest.approx(0.08)
     assert found["outside"] == pytest.approx(2 / 3)  # a noise at eps is outside
     assert (found["n"], found["seeds"]) == (2, 1)  # three noises of one model
@@ -91,13 +96,15 @@ def test_scales(vit, clean):
             assert row.outside == pytest.approx(sum(g >= EPS for g in gaps) / 3)
         assert table.value[kind, 0] < 1e-9
     assert table.outside["learned", 1] == 1 > table.outside["learned", 0.01]
+    assert table.norm["learned", -1] == pytest.approx(noises["learned"].flatten(1).norm(dim=1).mean().item())
+    assert table.norm["learned", 0.01] == pytest.approx(table.norm["learned", 1] / 100)
 
 
 def test_grid_and_line_have_the_noises_themselves_at_their_ends(vit, clean):
     noises = {"learned": gaussian(vit, 3, size=0.5)}
     own = [v.unsqueeze(0) for v in noises["learned"]]
-    pairs = torch.tensor([[0, 2], [1, 0]])
-    table = closure.grid_table(vit, clean, noises, {"learned": pairs}, closure.ticks(1, 0.5), EPS, images=24)
+    pairs = {"learned": torch.tensor([[0, 2], [1, 0]])}
+    table = closure.grid_table(vit, clean, noises, pairs, closure.ticks(1, 0.5), images=24)
     assert set(table.n) == {24}
     grid = table.set_index(["alpha", "beta"])
     assert len(grid) == 25
@@ -105,7 +112,6 @@ def test_grid_and_line_have_the_noises_themselves_at_their_ends(vit, clean):
     for place, mixed in ends.items():
         gaps = [noise_gap(vit, clean, v) for v in mixed]
         assert grid.value[place] == pytest.approx(sum(gaps) / 2, abs=1e-5)
-        assert grid.outside[place] == sum(g >= EPS for g in gaps) / 2
     assert grid.value[0, 0] < 1e-9
 
     line = closure.line_table(vit, clean, noises, pairs, [0, 0.25, 1], EPS).set_index("alpha")
@@ -113,14 +119,30 @@ def test_grid_and_line_have_the_noises_themselves_at_their_ends(vit, clean):
     assert line.value[0] == pytest.approx(grid.value[0, 1], abs=1e-6)
     quarter = [own[0] / 4 + own[2] * 3 / 4, own[1] / 4 + own[0] * 3 / 4]
     assert line.value[0.25] == pytest.approx(sum(noise_gap(vit, clean, v) for v in quarter) / 2, abs=1e-5)
-    assert line.seeds[0.25] == 1
+    assert line.norm[0.25] == pytest.approx(sum(v.norm().item() for v in quarter) / 2)
+    assert (set(line.pairs), set(line.n), set(line.seeds)) == ({2}, {24}, {1})
+
+
+def test_share_of_pairs_is_decided_on_all_images(vit, clean):
+    """Each kind with its own pairs; a node where one pair is inside and the other is not."""
+    noises = {"learned": gaussian(vit, 3) * torch.tensor([0.01, 0.01, 1]).reshape(-1, 1, 1)}
+    noises["permuted"] = noises["learned"] * 2
+    pairs = {"learned": torch.tensor([[0, 1], [0, 2]]), "permuted": torch.tensor([[2, 1]])}
+    table = closure.share_table(vit, clean, noises, pairs, closure.ticks(1, 0.5), EPS)
+    assert (len(table), set(table.n)) == (50, {24})
+    assert table.groupby("noise").pairs.unique().to_dict() == {"learned": [2], "permuted": [1]}
+    for row in table.itertuples():
+        mixed = [row.alpha * noises[row.noise][a] + row.beta * noises[row.noise][b] for a, b in pairs[row.noise]]
+        outside = [noise_gap(vit, clean, v.unsqueeze(0)) >= EPS for v in mixed]
+        assert row.outside == sum(outside) / len(outside)
+    assert set(table.outside) == {0, 0.5, 1}
 
 
 def test_pairs_of_the_grid_take_turns_with_the_images(vit, clean):
     """Three pairs on ten images each of 24: the last one comes round to the first six."""
     noises = {"learned": gaussian(vit, 3, size=0.5), "permuted": gaussian(vit, 3, seed=1)}
     pairs = torch.tensor([[0, 2], [1, 0], [2, 1]])
-    grid = closure.grid_table(vit, clean, noises, {"learned": pairs, "permuted": pairs[:1]}, [1.0], EPS, images=10)
+    grid = closure.grid_table(vit, clean, noises, {"learned": pairs, "permuted": pairs[:1]}, [1.0], images=10)
     turns = [list(range(10)), list(range(10, 20)), [20, 21, 22, 23, 0, 1, 2, 3, 4, 5]]
     gaps = [
         noise_gap(vit, clean[turn], noises["learned"][pair].sum(0, keepdim=True))
@@ -135,7 +157,7 @@ def test_pairs_of_the_grid_take_turns_with_the_images(vit, clean):
     )
     for images in (0, 25):
         with pytest.raises(ValueError, match=rf"images must be in 1\.\.24, the clean ones, got {images}"):
-            closure.grid_table(vit, clean, noises, {"learned": pairs}, [1.0], EPS, images=images)
+            closure.grid_table(vit, clean, noises, {"learned": pairs}, [1.0], images=images)
 
 
 def test_inside_is_decided_early_and_as_over_all_images(vit, clean, monkeypatch):
@@ -154,7 +176,7 @@ def test_convex_combinations_of_one_noise_are_that_noise(vit, clean):
     """Three times the same: any weights that add up to one give it back, and the sum is twice it."""
     noise = gaussian(vit, 1, size=0.5)
     pairs = closure.draw_pairs(3, 3, generator=generator(0))
-    table = closure.further_table(vit, clean, {"learned": noise.repeat(3, 1, 1)}, pairs, STUDY, seed=0)
+    table = mixtures.further_table(vit, clean, {"learned": noise.repeat(3, 1, 1)}, pairs, STUDY, seed=0)
     value = table.set_index("combination").value
     assert list(value.index) == ["sum of 2", "convex of 3"]  # not of 50: there are three noises
     assert value["convex of 3"] == pytest.approx(noise_gap(vit, clean, noise), abs=1e-5)
@@ -168,15 +190,15 @@ def test_convex_weights_are_convex(vit, clean, monkeypatch):
     seen = []
     monkeypatch.setattr(closure, "gap_matrix", lambda _, __, mixed: seen.append(mixed[:, 0, :3]) or torch.zeros(2, 2))
     outside = torch.zeros(STUDY.draws, dtype=torch.bool)
-    monkeypatch.setattr(closure, "inside_each", lambda _, __, mixed, ___: seen.append(mixed[:, 0, :3]) or outside)
+    monkeypatch.setattr(mixtures, "inside_each", lambda _, __, mixed, ___: seen.append(mixed[:, 0, :3]) or outside)
     pairs = torch.tensor([[0, 1], [2, 1]])
-    closure.further_table(vit, clean, {"learned": noises}, pairs, STUDY, seed=0)
+    mixtures.further_table(vit, clean, {"learned": noises}, pairs, STUDY, seed=0)
     assert seen[0].tolist() == [[1, 1, 0], [0, 1, 1]]
     assert seen[1].min() > 0
     assert torch.allclose(seen[1].sum(1), torch.ones(2))
     assert len(seen[1].unique()) == 6
 
-    closure.span_table(vit, clean, {"learned": noises * torch.tensor([1, 2, 7]).reshape(-1, 1, 1)}, STUDY, seed=0)
+    mixtures.span_table(vit, clean, {"learned": noises * torch.tensor([1, 2, 7]).reshape(-1, 1, 1)}, STUDY, seed=0)
     for mixed, (sign, k) in zip(
         seen[2:], [(s, k) for s in ("either sign", "positive") for k in (1, 2, 3)], strict=True
     ):
@@ -193,20 +215,20 @@ def test_span_shares(vit, clean):
         "learned": noises,
         "permuted": torch.cat([permute(v.unsqueeze(0), generator=generator(1)) for v in noises]),
     }
-    inside = closure.span_table(vit, clean, kinds, STUDY, seed=0)
+    inside = mixtures.span_table(vit, clean, kinds, STUDY, seed=0)
     assert inside.value.tolist() == [1] * 12
     assert inside.k.tolist() == [1, 2, 3] * 4
     assert inside.norm.nunique() == 1
-    outside = closure.span_table(vit, clean, {"learned": noises * 100}, STUDY, seed=0)
+    outside = mixtures.span_table(vit, clean, {"learned": noises * 100}, STUDY, seed=0)
     assert outside.value.tolist() == [0] * 6
     assert outside.high.max() < 0.4
 
 
 def test_largest_span():
     table = pd.DataFrame({"k": [1, 2, 4], "value": [1, 0.95, 0.9]})
-    assert closure.largest_span(table) == 2
-    assert closure.largest_span(table, share=0.99) == 1
-    assert closure.largest_span(table.assign(value=0.5)) == 0
+    assert mixtures.largest_span(table) == 2
+    assert mixtures.largest_span(table, share=0.99) == 1
+    assert mixtures.largest_span(table.assign(value=0.5)) == 0
 
 
 # Learning the noises
@@ -222,12 +244,26 @@ def test_noises_are_learned_inside_and_permuted(vit, pool):
     assert len({v.norm().item() for v in found["learned"]}) == 3
 
 
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [
+        ("noises", 2),
+        *((n, 1) for n in ("judged_images", "images", "grid_images", "pairs", "control_pairs", "draws")),
+    ],
+)
+def test_too_few_of_anything(name, least):
+    assert getattr(replace(STUDY, **{name: least}), name) == least
+    with pytest.raises(ValueError, match=f"{name} must be >= {least}, got {least - 1}"):
+        replace(STUDY, **{name: least - 1})
+
+
 def test_mistakes(vit, pool, clean):
     without = replace(STUDY, noise=replace(STUDY.noise, eps=None))
     with pytest.raises(ValueError, match=r"closure\.noise\.eps must be a number"):
         closure.closure_noises(vit, pool, without, seed=0)
     hurried = replace(STUDY, noise=replace(STUDY.noise, steps=1))
-    with pytest.raises(ValueError, match=r"0 of 3 noises got inside eps = 0.03, closure needs two: raise"):
+    too_few = r"0 of 3 noises got inside eps = 0.03, closure needs two \(the next one's gap is 0\.\d+\): raise closure"
+    with pytest.raises(ValueError, match=too_few):
         closure.closure_noises(vit, pool, hurried, seed=0)
     with pytest.raises(ValueError, match=r"noise must be \(1, 4, 48\)"):
         closure.gap_matrix(vit, clean, torch.zeros(2, 5, 48))

@@ -233,6 +233,14 @@ def test_title_tells_the_predictions(explorer):
         assert find_axes(figure, "gap").get_title(loc="right") == told
 
 
+def test_picture_tells_that_the_noise_did_not_get_there(subject):
+    early = replace(subject, learned=replace(subject.learned, converged=False))
+    for shown, kind, outside in ((subject, "learned", False), (early, "learned", True), (early, "random", False)):
+        figure = Figure(layout="none")
+        draw(Explorer({"small": lambda shown=shown: shown}).show(Choice("small", 0, kind)), figure)
+        assert figure.texts[-1].get_text().endswith("; its search ended outside ε = 0.03") == outside
+
+
 def test_long_names_of_classes_are_cut(subject):
     named = replace(subject, names=["American Staffordshire terrier"] * 10)
     figure = Figure(layout="none")

@@ -31,6 +31,7 @@ from nslib.finetune.updates import Trainer, precision
 from nslib.models import load_model
 from nslib.nullspace.membership import boundary_scale, noise_gap
 from nslib.processes import ALONE, Share
+from nslib.progress import finetune_bar
 from nslib.runtime import generator
 
 NOISE = NoiseConfig(limit=1.0, lr=0.05, steps=100, batch=16)
@@ -476,6 +477,10 @@ def test_endless_images_run_on_after_those_for_the_noise(model, source):
     assert torch.equal(stream.for_noise, source.take("train", 48).images)
     for s, batch in zip((3, 4), stream.batches(3, 5), strict=True):
         assert torch.equal(batch.images, source.take("train", 8, start=48 + 8 * s).images)
+    updates = CFG.rounds * CFG.steps
+    second = Stream(source, model, replace(CFG, seed=CFG.seed + 1), ALONE)
+    assert torch.equal(second.for_noise, stream.for_noise)
+    assert torch.equal(second.batch(0).images, stream.batch(updates).images)  # none that the seed before has seen
 
 
 def test_each_pass_over_few_images_has_an_order_of_its_own(model):
@@ -663,9 +668,6 @@ def test_what_is_made_is_loaded_not_made_again(model, source, tmp_path, monkeypa
     assert same(again.model, made.model)
     assert again.history == made.history
     assert again.record == made.record
-    for other in (dict(cfg=replace(CFG, seed=1)), dict(model=make_vit("shapes_vit", **TINY))):
-        with pytest.raises(TypeError):  # would be made
-            finetune_model(**(dict(model=model, source=source, cfg=CFG, target=target) | other))
 
 
 def test_loss_that_is_not_finite_gives_back_the_last_good_weights(model, source, tmp_path):
@@ -677,12 +679,19 @@ def test_loss_that_is_not_finite_gives_back_the_last_good_weights(model, source,
     assert not (tmp_path / "w.safetensors").exists()
     saved = torch.load(tmp_path / "w.training.pt", weights_only=True)
     assert all(w.isfinite().all() for w in saved["model"].values())
+    assert f"and remove {tmp_path / 'w.training.pt'}, from which other settings cannot go on" in str(error.value)
+    lower = replace(cfg, lr=1e-3)
+    with pytest.raises(ValueError, match=r"w\.training\.pt was made with other settings: finetune\.lr was 1e\+30"):
+        finetune_model(model, source, lower, target=tmp_path / "w.safetensors")
+    (tmp_path / "w.training.pt").unlink()
+    finetune_model(model, source, lower, target=tmp_path / "w.safetensors")
 
 
 def test_noise_that_is_not_finite_is_told_by_round_and_step(model, source):
     with pytest.raises(FinetuneDiverged, match=r"round 0, noise step 1: loss is nan at step 1") as error:
         finetune_model(model, source, replace(CFG, noise=replace(NOISE, lr=1e30, eps=1e-6)))
     assert (error.value.round, error.value.step) == (0, 1)
+    assert "remove" not in str(error.value)  # nothing was saved
     assert same(error.value.model, model)
 
 
@@ -702,6 +711,14 @@ def test_progress_is_told_in_both_phases(model, source):
         assert noise[-1].values["norm"] == pytest.approx(r.noises[0].norm)
         assert [m.values["loss"] for m in updates] == r.losses
         assert [m.step for m in updates] == [1, 2, 3]
+
+
+def test_bar_moves_during_a_search(model, source, capsys):
+    with finetune_bar(CFG) as on_step:
+        finetune_model(model, source, replace(CFG, noise=replace(NOISE, eps=None, steps=12)), on_step=on_step)
+    told = capsys.readouterr().err
+    assert "noise step=0" in told
+    assert "noise step=10" in told
 
 
 def test_saved_weights_are_those_returned(model, source, tmp_path):

@@ -16,7 +16,7 @@ from nslib.config import DataConfig, FinetuneConfig, NoiseConfig
 from nslib.data.source import ShapesSource
 from nslib.finetune import rounds
 from nslib.finetune.rounds import finetune_model
-from nslib.finetune.state import differences
+from nslib.store import differences
 
 NOISE = NoiseConfig(limit=1.0, lr=0.05, steps=100, batch=16, eps=0.05)
 CFG = FinetuneConfig(
@@ -79,23 +79,24 @@ KILLED = """
     from conftest import make_vit
     from nslib.config import *
     from nslib.data.source import ShapesSource
-    from nslib.finetune import rounds, state
+    from nslib import store
+    from nslib.finetune import rounds
 
     model = make_vit("shapes_vit", **{tiny})
     model.vit.load_state_dict(load_file({base!r}))
     source = ShapesSource(DataConfig(), model)
     kills = {kills}
 
-    atomic_path = state.atomic_path
+    atomic_path = store.atomic_path
 
     def half_written(path):
         round_, phase, _ = kills[0]
         if phase == "save" and seen and (seen[-1].round, seen[-1].step) == (round_, kills[0][2]):
-            path.with_name(".half.partial").write_bytes(b"half")
+            path.with_name(f".{{path.stem}}.abcdefgh.partial.pt").write_bytes(b"half")
             os.kill(os.getpid(), signal.SIGKILL)
         return atomic_path(path)
 
-    state.atomic_path = half_written
+    store.atomic_path = half_written
     seen = []
 
     def fate(moment):
@@ -146,6 +147,7 @@ def test_killed_run_goes_on_to_the_same_weights(model, source, unbroken, tmp_pat
     assert same_file(target, unbroken[0])
     assert timeless(made.history) == timeless(unbroken[1].history)
     assert not target.with_suffix(".training.pt").exists()
+    assert files_in(tmp_path) == ["base.safetensors", "w.json", "w.jsonl", "w.safetensors"]
     lines = [json.loads(line)["round"] for line in target.with_suffix(".jsonl").read_text().splitlines()]
     assert lines == [0, 1, 2]
 
@@ -268,9 +270,10 @@ def test_differences_by_hand():
 
 
 @pytest.mark.parametrize("content", [b"", b"half of a file"])
-def test_damaged_state_is_named(model, source, tmp_path, content):
-    (tmp_path / "w.training.pt").write_bytes(content)
-    with pytest.raises(ValueError, match=r"saved state .*w\.training\.pt cannot be read .*remove it to start anew"):
+@pytest.mark.parametrize("name", ["w.training.pt", "w.search.pt"])
+def test_damaged_state_is_named(model, source, tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"saved state .*{name} cannot be read .*remove it to start anew"):
         finetune_model(model, source, CFG, target=tmp_path / "w.safetensors")
 
 

@@ -155,7 +155,7 @@ def test_a_stranger_is_trained_once_from_another_seed():
 def test_a_key_on_disk(tmp_path, key):
     path = fingerprint.write_key(tmp_path / "key.safetensors", key)
     assert torch.equal(fingerprint.read_key(path), key)
-    with pytest.raises(FileNotFoundError, match=r"no key at .*none.*: make one with write_key"):
+    with pytest.raises(FileNotFoundError, match=r"no key at .*none.*: make one with `nslib fingerprint --key PATH"):
         fingerprint.read_key(tmp_path / "none")
     save_file({"weights": key}, tmp_path / "other")
     (tmp_path / "text").write_text("no key")
@@ -165,7 +165,7 @@ def test_a_key_on_disk(tmp_path, key):
 
 
 def test_mistakes(model, key):
-    with pytest.raises(ValueError, match="tiny has no key: its patch embedding, 48 -> 64, has the trivial nullspace"):
+    with pytest.raises(ValueError, match="this patch embedding, 48 -> 64, has the trivial nullspace only"):
         fingerprint.make_key(tiny(embed_dim=64))
     with pytest.raises(ValueError, match="key is for patches of 48 pixels, tiny has 192: not the same model"):
         fingerprint.leak(tiny(patch_size=8), key)

@@ -27,7 +27,7 @@ from nslib.report.gather import (
     recorded_runs,
 )
 from nslib.report.record import Record
-from nslib.reproduce import _key, _records_read
+from nslib.reproduce import _cells, _key, _records_read
 from nslib.runtime import run_record, to_json
 
 RUN = "trial"
@@ -128,6 +128,22 @@ def test_verdict_that_does_not_follow_from_its_number_is_told():
     path = leave("02_noise_synthesis", match(0.985)).folder / "records" / "02_noise_synthesis.json"
     path.write_text(path.read_text().replace('"holds"', '"does not hold"'))
     assert gather(RUN).outdated == ("C4.match",)
+
+
+def test_the_notebook_of_all_claims_tells_what_is_outdated_and_goes_on():
+    path = leave("02_noise_synthesis", match(0.985), ("C6", "norm", Estimate.exact(1.0, 10))).folder / "records"
+    path /= "02_noise_synthesis.json"
+    path.write_text(path.read_text().replace('"holds"', '"does not hold"'))
+    code = (ROOT / "paper_nb" / "12_claims.py").read_text()
+    exec(compile(code, "12_claims.py", "exec"), cells := {})
+    plt.close("all")
+    assert cells["overview"].set_index("run").loc[RUN, "no longer by the rule"] == "C4.match, C6.norm"
+    assert cells["table"].loc["C4 match", [RUN, "notebook", "cell"]].tolist() == [
+        "does not hold",
+        "02_noise_synthesis",
+        "Verdicts",
+    ]
+    assert (gather("smoke").folder / "records" / "12_claims.json").is_file()
 
 
 def test_verdict_in_a_notebook_that_is_not_asked_for_it_is_told():
@@ -295,9 +311,13 @@ def test_the_notebook_of_all_claims_runs_again_when_a_record_before_it_changes(f
     for notebook in ("02_noise_synthesis", "12_claims", "13_fingerprint"):
         leave(notebook)
     notebooks = ROOT / "paper_nb"
-    read = _records_read(notebooks / "12_claims.ipynb")
-    assert [p.stem for p in read if folders in p.parents] == ["02_noise_synthesis", "13_fingerprint"]
-    assert _records_read(notebooks / "13_fingerprint.ipynb") == []
+
+    def read(name):
+        return _records_read(notebooks / name, _cells(notebooks / name))
+
+    own = [p.stem for p in read("12_claims.ipynb") if folders in p.parents]
+    assert own == ["02_noise_synthesis", "13_fingerprint"]
+    assert read("13_fingerprint.ipynb") == []
     keys = [_key(notebooks / "12_claims.ipynb", {}, "")]
     leave("02_noise_synthesis", changed=True)
     keys.append(_key(notebooks / "12_claims.ipynb", {}, ""))

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from nslib.intervals import Estimate, Spread, mean_estimate, share_estimate, slope_estimate, spread_of_seeds
+from nslib.intervals import (
+    Estimate,
+    Spread,
+    difference_estimate,
+    mean_estimate,
+    share_estimate,
+    slope_estimate,
+    spread_of_seeds,
+)
 
 
 def test_share_by_hand():
@@ -73,6 +81,62 @@ def test_equal_values_have_no_spread():
 
 def test_exact_number():
     assert Estimate.exact(576) == Estimate(576, 576, 576, 1)
+    assert Estimate.exact(0.02, 60, 3) == Estimate(0.02, 0.02, 0.02, 60, 3)
+
+
+# Differences of hits, most of them 0
+
+
+def hits_apart(won: int, lost: int, n: int) -> np.ndarray:
+    return np.repeat([1, -1, 0], [won, lost, n - won - lost])
+
+
+@pytest.mark.parametrize(("won", "lost"), [(0.02, 0.01), (0.01, 0.0), (0.006, 0.006), (0.2, 0.1)])
+def test_difference_covers_the_truth_where_few_images_differ(won, lost):
+    """200 images, of which one to five differ, or 60: no fewer than 95 of 100 intervals hold the truth."""
+    draws = np.random.default_rng(7)
+    drawn = draws.multinomial(200, [won, lost, 1 - won - lost], size=1000)
+    found = [difference_estimate(hits_apart(b, c, 200)) for b, c, _ in drawn]
+    covered = sum(e.low <= won - lost <= e.high for e in found)
+    assert stats.binomtest(covered, 1000, 0.95, alternative="less").pvalue > 0.01
+
+
+def test_the_bootstrap_alone_is_too_narrow():
+    draws = np.random.default_rng(8)
+    found = [mean_estimate(hits_apart(b, 0, 200)) for b in draws.binomial(200, 0.01, size=100)]
+    assert np.mean([e.low <= 0.01 <= e.high for e in found]) < 0.93
+
+
+def test_five_images_won_and_none_lost_do_not_exclude_zero():
+    """McNemar's exact p is 2 / 2^5 = .06; with seven it is .016, and zero is outside."""
+    found = difference_estimate(hits_apart(5, 0, 320))
+    assert found.low <= 0 < found.value == 5 / 320 < found.high
+    assert difference_estimate(hits_apart(8, 0, 320)).low > 0
+    assert mean_estimate(hits_apart(5, 0, 320)).low > 0
+
+
+@pytest.mark.parametrize("shape", [(320,), (3, 320)])
+def test_no_image_that_differs_is_no_certainty(shape):
+    """The true difference could be the three over n of the rule of three."""
+    found = difference_estimate(np.zeros(shape))
+    assert (found.value, found.n, found.seeds) == (0, 320, 3 if len(shape) == 2 else 1)
+    assert found.high == -found.low == pytest.approx(3 / 322)
+
+
+def test_differences_of_shares_and_of_seeds_have_the_interval_of_means():
+    shares = np.random.default_rng(9).normal(0, 0.1, 50).clip(-1, 1)
+    assert difference_estimate(shares) == mean_estimate(shares)
+    seeds = np.stack([hits_apart(3, 1, 40), hits_apart(2, 5, 40)])
+    assert difference_estimate(seeds) == mean_estimate(seeds)
+
+
+def test_differences_in_percent_are_refused():
+    with pytest.raises(ValueError, match=r"differences of hits must lie in \[-1, 1\], got \[0, 100\]"):
+        difference_estimate([0, 100])
+
+
+def test_percent():
+    assert Estimate(0.5, 0.25, 0.75, 8, 2).percent() == Estimate(50, 25, 75, 8, 2)
 
 
 @pytest.mark.parametrize("estimate", [mean_estimate, share_estimate])
@@ -97,7 +161,8 @@ def test_slope_of_a_line_is_exact():
     found = slope_estimate([2.0, 3.0, 4.0, 5.0, 6.0])
     assert found.value == pytest.approx(1 / 4)
     assert found.low == pytest.approx(found.value)
-    assert found.n == 5
+    assert (found.n, found.seeds) == (5, 1)
+    assert slope_estimate([2.0, 3.0, 4.0], seeds=3).seeds == 3
 
 
 def test_slope_covers_the_truth():

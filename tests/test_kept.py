@@ -8,11 +8,12 @@ import pytest
 from test_trials import TINY
 
 from nslib import jobs, search, trials
-from nslib.config import DataConfig, FinetuneConfig, NoiseConfig, SuiteConfig
+from nslib.config import ApproximateStudy, DataConfig, FinetuneConfig, NoiseConfig, SuiteConfig
 from nslib.data.source import open_source
 from nslib.evaluate.bench import Bench
 from nslib.evaluate.columns import COLUMNS
 from nslib.evaluate.suite import Evaluation
+from nslib.finetune.objectives import OBJECTIVES
 from nslib.kept import kept, packed, rounded, unpacked
 
 KEEPING = replace(TINY, run_name="kept", finetuning=replace(TINY.finetuning, keep=True))
@@ -64,7 +65,9 @@ def test_a_result_of_other_inputs_is_not_overwritten(path):
     inputs = {"finetune": FinetuneConfig(), "weights": "abc"}
     kept(path, inputs, lambda: {"value": 1})
     changed = {"finetune": FinetuneConfig(noise=NoiseConfig(eps=0.1))}
-    with pytest.raises(ValueError, match=r"inputs: finetune\.noise\.eps was 0\.03, is 0\.1; remove .* --run-name"):
+    with pytest.raises(
+        ValueError, match=r"one\.json .*inputs: finetune\.noise\.eps was 0\.03, is 0\.1; remove .* --run-name"
+    ):
         kept(path, inputs | changed, lambda: {"value": 2})
     with pytest.raises(ValueError, match="weights was 'abc', is 'other'"):
         kept(path, inputs | {"weights": "other"}, lambda: {"value": 2})
@@ -72,11 +75,12 @@ def test_a_result_of_other_inputs_is_not_overwritten(path):
 
 
 def test_a_setting_that_came_later_counts_as_its_default(path):
-    inputs = {"finetune": FinetuneConfig(), "suite": {"images": 7, "c_images": SuiteConfig().c_images}}
+    suite = {"images": 7, "c_images": SuiteConfig().c_images}
+    inputs = {"finetune": FinetuneConfig(), "suite": suite, "reach": ApproximateStudy()}
     kept(path, inputs, lambda: {"value": 1})
     record = json.loads(path.read_text())
     del record["config"]["finetune"]["groups"], record["config"]["finetune"]["noise"]["stop_on"]
-    del record["config"]["suite"]["c_images"]
+    del record["config"]["suite"]["c_images"], record["config"]["reach"]["noise"]["stop_on"]
     path.write_text(json.dumps(record))
     assert kept(path, inputs, lambda: {"value": 2}) == {"value": 1}
     with pytest.raises(ValueError, match=r"suite\.c_images was 0, is 5"):
@@ -146,6 +150,31 @@ def test_a_change_has_a_file_of_its_own(bench, folder):
     trials.row(bench, KEEPING, "random", noise=noise)
     names = {file.stem.removeprefix(f"{bench.model.name}_") for file in folder.iterdir()}
     assert names == {"plain_seed0_trainable-pos_embed", "random_seed0_noise.eps-0.4"}
+
+
+def test_a_recipe_is_part_of_what_is_kept(bench, folder, monkeypatch):
+    jobs.run(bench, KEEPING, "mixup")
+    (file,) = folder.iterdir()
+    assert file.name == f"{bench.model.name}_mixup_seed0.json"
+    assert json.loads(file.read_text())["config"]["finetune"]["mixup"] == 0.8
+    assert jobs.config_of(KEEPING, "mixup", mixup=0.2).mixup == 0.2
+    assert jobs.config_of(KEEPING, "plain") == replace(KEEPING.finetune, objective="plain")
+    monkeypatch.setitem(OBJECTIVES, "mixup", replace(OBJECTIVES["mixup"], recipe={"mixup": 0.3}))
+    with pytest.raises(
+        ValueError, match=r"_mixup_seed0\.json was made from other inputs: finetune\.mixup was 0\.8, is 0"
+    ):
+        jobs.run(bench, KEEPING, "mixup")
+    jobs.run(bench, KEEPING, "mixup", mixup=0.1)
+    assert (folder / f"{bench.model.name}_mixup_seed0_mixup-0.1.json").is_file()
+
+
+def test_what_learns_noise_is_part_of_the_key_of_the_weights(bench, monkeypatch):
+    targets = []
+    monkeypatch.setattr(jobs, "finetune_model", lambda *args, target, **kwargs: targets.append(target))
+    for version in (jobs.NOISE_VERSION, jobs.NOISE_VERSION, 99):
+        monkeypatch.setattr(jobs, "NOISE_VERSION", version)
+        jobs.finetuned(bench, KEEPING, "nullspace")
+    assert targets[0] == targets[1] != targets[2]
 
 
 def test_eps_sets_are_kept_too(bench, folder, monkeypatch):

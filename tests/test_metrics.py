@@ -100,7 +100,8 @@ def test_paired_difference_by_hand():
 def test_paired_difference_of_a_model_with_itself():
     hits = {"": np.array([1, 0, 1], bool)}
     found, p_value = paired_difference(hits, hits)
-    assert (found.value, found.low, found.high, p_value) == (0, 0, 0, 1)
+    assert (found.value, p_value) == (0, 1)
+    assert found.low < 0 < found.high  # three images alike say little about others
 
 
 def test_pairing_is_narrower_than_two_intervals():

@@ -11,8 +11,8 @@ from timm.models import VisionTransformer
 from torchvision.transforms.functional import normalize
 
 import nslib
-from nslib.models import build_model, load_model, weights_record
-from nslib.staged import StagedViT, frozen
+from nslib.models import build_model, load_model, reset_head, save_weights, weights_record
+from nslib.staged import StagedViT, frozen, renormalised
 
 FAMILIES = {
     "vit_small_patch8_224": dict(img_size=24),
@@ -131,7 +131,9 @@ def test_pickles_are_not_opened(tmp_path, suffix):
 
     path = tmp_path / f"w{suffix}"
     path.write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(ValueError, match=r"is a pickle, which can run code .*: convert it once with .*save_file"):
+    with pytest.raises(
+        ValueError, match=r"is a pickle, which can run code .*load_checkpoint, or convert it once with .*save_file"
+    ):
         load_model("shapes_vit", path)
     assert not (tmp_path / "exploded").exists()
 
@@ -162,6 +164,55 @@ def test_tensors_that_do_not_fit_are_named(checkpoint, change, told):
     save_file(state, checkpoint)
     with pytest.raises(ValueError, match=told):
         load_model("shapes_vit", checkpoint)
+
+
+@pytest.mark.parametrize("asked", [None, 10])
+def test_head_has_the_classes_of_the_file_unless_others_are_asked_for(tmp_path, asked):
+    path = tmp_path / "w.safetensors"
+    seven = load_model("shapes_vit", "random", num_classes=7)
+    save_weights(seven, path)
+    if asked is None:
+        assert torch.equal(load_model("shapes_vit", path).vit.head.weight, seven.vit.head.weight)
+    else:
+        with pytest.raises(ValueError, match=r"2 of another shape \(head\.bias \(7,\), expected \(10,\)\)"):
+            load_model("shapes_vit", path, num_classes=asked)
+
+
+def test_normalisation_of_a_file_goes_before_that_of_the_tag(tmp_path):
+    own = load_model("shapes_vit", "random")
+    other = renormalised(own, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    save_weights(other, tmp_path / "w.safetensors")
+    again = load_model("shapes_vit", tmp_path / "w.safetensors")
+    assert again.name == "shapes_vit"
+    assert again.stored_dtype == torch.float32
+    assert torch.equal(again.mean, other.mean)
+    assert torch.equal(again.std, other.std)
+    images = random_images(own, 2)
+    assert torch.equal(again(images), other(images))
+    assert not torch.allclose(again(images), own(images), atol=1e-3)
+
+
+def test_a_new_head_depends_on_the_seed_only():
+    heads = []
+    for seed in (0, 0, 1):
+        model = load_model()
+        torch.rand(seed)
+        before = torch.get_rng_state()
+        reset_head(model, 7, seed=seed)
+        assert torch.equal(torch.get_rng_state(), before)
+        assert model(torch.zeros(1, 3, 48, 48)).shape == (1, 7)
+        heads.append(model.vit.head.weight)
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+
+
+def test_a_head_that_fits_is_kept():
+    model = load_model()
+    before = model.vit.head.weight
+    reset_head(model, 10)
+    assert model.vit.head.weight is before
+    with pytest.raises(ValueError, match="num_classes must be >= 1, got -1"):
+        reset_head(model, -1)
 
 
 def test_unknown_model_names_its_neighbours():

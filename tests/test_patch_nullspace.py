@@ -70,6 +70,13 @@ def test_scipy_finds_the_same_space(model):
     assert scipy.linalg.subspace_angles(null.basis.numpy(), other).max() < 1e-6
 
 
+def test_what_is_seen_completes_the_basis(model):
+    null = PatchNullspace(model)
+    assert null.seen.shape == (null.rank, 48)
+    whole = torch.cat([null.seen, null.basis.T])
+    assert torch.allclose(whole @ whole.T, torch.eye(48, dtype=torch.float64), atol=1e-9)
+
+
 def test_dimensions_made_for_the_test():
     assert PatchNullspace(tiny()).dim == 48 - 16
     assert PatchNullspace(with_rank(tiny(), 5)).dim == 48 - 5
@@ -190,8 +197,10 @@ def test_tolerance_given_by_hand():
 
 def test_trivial_nullspace():
     null = PatchNullspace(tiny(embed_dim=64))
-    with pytest.raises(ValueError, match=r"48 -> 64, has the trivial .*take a model with C\*P\*P larger"):
-        null.sample(1, norm=1.0)
+    for refuse in (null.check_not_trivial, lambda: null.sample(1, norm=1.0)):
+        with pytest.raises(ValueError, match=r"48 -> 64, has the trivial .* C\*P\*P larger .*, such as shapes_vit"):
+            refuse()
+    PatchNullspace(tiny()).check_not_trivial()
     images = torch.rand(2, 3, 16, 16)
     inside, outside = null.project(images)
     assert not inside.any()

@@ -1,6 +1,7 @@
 """Training from scratch: steps that learn, a kill that changes nothing, a record; and the model that ships."""
 
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -127,11 +128,16 @@ def test_finished_training_is_measured_again_but_not_repeated(unbroken, monkeypa
         pretrain(replace(CFG, seed=1), target, progress=False)
 
 
-@pytest.mark.parametrize("change", [dict(lr=1e-3), dict(steps=9), dict(seed=1)])
-def test_saved_state_of_other_settings_is_refused(tmp_path, change):
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [(dict(lr=1e-3), r"lr was 0\.0003, is 0\.001"), (dict(steps=9, seed=1), "seed was 0, is 1; steps was 8, is 9")],
+)
+def test_saved_state_of_other_settings_is_refused(tmp_path, change, told):
     cut = tmp_path / "w.safetensors"
     save_state_of(CFG, cut)
-    with pytest.raises(ValueError, match=r"training\.pt was made with other settings:[\s\S]*remove it to start anew"):
+    with pytest.raises(
+        ValueError, match=rf"training\.pt was made with other settings: {told}; remove it to start anew"
+    ):
         pretrain(replace(CFG, **change), cut, progress=False)
 
 
@@ -148,6 +154,45 @@ def save_state_of(cfg, target):
         with pytest.raises(KeyboardInterrupt):
             pretrain(cfg, target, progress=False)
     assert target.with_suffix(".training.pt").is_file()
+
+
+def test_full_disk_keeps_the_last_good_state(tmp_path):
+    """A limit on the size of files stands for a disk that fills up while the second state is saved."""
+    target = tmp_path / "w.safetensors"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def filling(split, indices, **kwargs):
+        if int(indices[0]) == 5 * CFG.batch:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))
+        return render(split, indices, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "render", filling)
+        try:
+            with pytest.raises(OSError, match=r"w\.training\.pt could not be written .*: make room"):
+                pretrain(CFG, target, progress=False)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [p.name for p in tmp_path.iterdir()] == ["w.training.pt"]
+    assert torch.load(target.with_suffix(".training.pt"), weights_only=True)["step"] == 3
+
+
+def test_what_a_kill_left_is_swept(tmp_path):
+    target = tmp_path / "w.safetensors"
+    left = [
+        tmp_path / f".w{kind}.abcdefgh.partial{suffix}" for kind, suffix in (("", ".safetensors"), (".training", ".pt"))
+    ]
+    other = tmp_path / ".v.training.abcdefgh.partial.pt"
+    for path in (*left, other):
+        path.touch()
+    pretrain(replace(CFG, steps=1), target, progress=False)
+    assert not any(path.exists() for path in left)
+    assert other.exists()
+
+
+def test_target_of_another_kind(tmp_path):
+    with pytest.raises(ValueError, match=r"target must end in \.safetensors, got .*w\.pth"):
+        pretrain(CFG, tmp_path / "w.pth", progress=False)
 
 
 def test_damaged_state_is_named(tmp_path):

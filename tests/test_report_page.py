@@ -98,7 +98,7 @@ def shown(run=RUN, links=None) -> Page:
 
 def rows_of_claims(page: Page) -> list[str]:
     """One string a line of the verdict table."""
-    text = page.text.split("rule notebook ")[1].split(" The rules were written down")[0]
+    text = page.text.split("heading of the cell ")[1].split(" The rules were written down")[0]
     return re.split(r" (?=C\d+ [a-z]+ ?[✓✗○–] )", text)
 
 
@@ -262,15 +262,33 @@ def test_only_listed_files_are_shown_and_lost_ones_are_told():
 
 
 @pytest.mark.parametrize("notebook", PRINTED)
-def test_the_papers_table_stands_beside_ours(notebook):
-    name, title = PRINTED[notebook]
-    leave(notebook, tables={name: {"model": ["ours, small"], "x": [0.123456]}, "other": {"x": [1]}})
+def test_the_papers_tables_stand_beside_ours(notebook):
+    ours = {"model": ["ours, small"], "x": [0.123456]}
+    leave(notebook, tables=dict.fromkeys(PRINTED[notebook], ours) | {"other": {"x": [1]}})
     text = shown().text
-    assert f"{name} csv Ours model x ours, small 0.1235 The paper's {title}, as printed" in text
     assert "This run has no table" not in text
-    frame = printed(name)
-    assert " ".join(frame.columns) in text
-    assert str(frame.iloc[-1, 0]) in text.split("as printed")[1]
+    for name, title in PRINTED[notebook].items():
+        theirs = text.split(f"{name} csv Ours model x ours, small 0.1235 The paper's {title} ")[1]
+        frame = printed(name)
+        assert theirs.startswith(" ".join(frame.columns))
+        assert str(frame.iloc[-1, 0]) in theirs
+
+
+def test_the_papers_numbers_keep_their_order_where_ours_are_missing():
+    leave("02_noise_synthesis", tables={"other": {"x": [1]}})
+    text = shown().text
+    assert text.count("This run has no table of that form.") == 2
+    assert text.index("The paper's Figure 3a") < text.index("The paper's Figure 3b") < text.index("other csv")
+
+
+def test_the_page_names_every_printed_table_and_figure_that_it_shows():
+    leave("02_noise_synthesis")
+    assert "The paper's Tables 1 to 5, and what can be read off its Figures 3 and 4, stand beside ours." in shown().text
+    named = {title.split(",")[0] for tables in PRINTED.values() for title in tables.values()}
+    assert named == {*(f"Table {i}" for i in range(1, 6)), "Figure 3a", "Figure 3b", "Figure 4"}
+    assert {f"{n}.csv" for tables in PRINTED.values() for n in tables} | {"claims.csv"} == {
+        p.name for p in (ROOT / "data" / "reference").iterdir()
+    }
 
 
 def test_a_printed_table_without_one_of_ours_stands_alone():
@@ -355,14 +373,14 @@ def test_damaged_table_is_named(text):
 # Executed notebooks
 
 
-def execute(runs, name="02_noise_synthesis"):
+def execute(runs, name="02_noise_synthesis", heading="Verdicts"):
     """An executed notebook of its own, with a picture and a formula."""
     png = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
     cell = new_code_cell("1 + 1", execution_count=1)
     cell.outputs = [new_output("display_data", {"image/png": png, "text/plain": "a figure"})]
     folder = runs / RUN
     folder.mkdir(parents=True, exist_ok=True)
-    notebook = new_notebook(cells=[new_markdown_cell("# Title\n$x^2$"), cell])
+    notebook = new_notebook(cells=[new_markdown_cell(f"# Title\n$x^2$\n\n## {heading}"), cell])
     nbformat.write(notebook, folder / f"{name}.ipynb")
     return folder / f"{name}.ipynb"
 
@@ -384,6 +402,23 @@ def test_executed_notebooks_are_linked_where_they_are(runs):
         in Page(page.read_text()).text
     )
     assert sorted(p.name for p in (runs / RUN).glob("*.html")) == ["02_noise_synthesis.html"]
+
+
+def test_claims_lead_to_the_heading_of_their_cell(runs):
+    leave("02_noise_synthesis", ("C4", "match", Estimate(0.97, 0.96, 0.98, 200)))
+    execute(runs)
+    page = Page(write_page(RUN).read_text())
+    assert sum(a["href"].endswith("/02_noise_synthesis.html#Verdicts") for a in page.all("a")) == 4
+    assert "02 · Verdicts" in page.text
+    assert "01b · What a block leaves of it" in page.text  # not executed: no link
+    assert '<h2 id="Verdicts">' in (runs / RUN / "02_noise_synthesis.html").read_text()
+
+
+def test_anchors_are_those_of_the_executed_page(runs):
+    heading = "Norm: ‖v‖ against λ, 100 % (why?)"
+    execute(runs, heading=heading)
+    html = executed.executed_pages(RUN)["02_noise_synthesis"].read_text()
+    assert f'<h2 id="{executed.heading_anchor(heading)}">' in html
 
 
 def test_executed_page_loads_nothing_and_tells_no_machine(runs, recwarn, caplog, capsys):

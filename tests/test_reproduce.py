@@ -89,6 +89,16 @@ def test_second_run_skips_what_is_done(place, capsys):
     assert len(place.log()) == 3
 
 
+def test_rounds_that_missed_eps_are_told_at_the_end(place, capsys):
+    place.add("01_fine")
+    place.add("02_missed", RECORD.replace('{"verdicts"', '{"facts": {"missed_eps": [0, 2]}, "verdicts"'))
+    assert [o.missed for o in reproduce([], "smoke")] == [0, 2]
+    fine, missed = capsys.readouterr().out.splitlines()[-2:]
+    assert fine.endswith("2 / 3")
+    assert missed.endswith("2 / 3  rounds that missed eps: 2")
+    assert [o.missed for o in reproduce([], "smoke")] == [0, 2]  # also of what is unchanged
+
+
 def test_what_has_changed_runs_again(place):
     place.add("01_first")
     assert statuses(reproduce([], "smoke")) == [DONE]

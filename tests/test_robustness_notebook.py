@@ -24,7 +24,7 @@ from nslib.intervals import share_estimate
 from nslib.models import load_model
 from nslib.profiles import resolve
 from nslib.report.record import Record
-from nslib.report.reference import beside_table2, printed
+from nslib.report.reference import QUOTED, beside_table2, printed
 
 SUITE = SuiteConfig(images=6, costly_images=3, batch=3, columns=("clean", "fgsm", "c", "a"))
 
@@ -160,12 +160,15 @@ def test_printed_tables():
 def test_our_row_beside_theirs():
     hits = {c: {"": np.array([True, False])} for c in TABLE2 if c != "c"}
     table = beside_table2(Evaluation("vit", hits))
-    assert table.model[0] == "vit (ours)"
+    assert table.model[0] == "vit"
     assert table.clean[0] == 50
     assert np.isnan(table.c[0])
     assert np.isnan(table["corruption error"][0])
     assert np.isnan(table.average[0])  # of other columns than the printed average
     assert table.model[1] == "ViT-S"
+    source = table.set_index("model").source
+    assert (source["vit"], source["ViT-S + NS"], source["ViT-B + SAM"]) == ("ours", "printed", "printed")
+    assert sorted(source.index[source == "quoted"]) == sorted(QUOTED)
 
 
 def test_bench_of_settings(monkeypatch):
@@ -232,7 +235,9 @@ def test_the_notebook_says_what_is_missing(monkeypatch, tmp_path, capsys):
     assert "AutoAttack: pyautoattack is not installed" in capsys.readouterr().out
     record = json.loads((tmp_path / "smoke" / "records" / "06_robustness.json").read_text())
     assert set(record["facts"]["missing"]) == {"damagenet", "autoattack"}
-    assert cells["finetuned"].columns.tolist() == ["model", "clean", "fgsm", "mean", "note"]
+    assert cells["finetuned"].columns.tolist() == ["model", "clean", "fgsm", "mean", "missed_eps", "note"]
+    assert cells["table2"].model.tolist()[:4] == ["shapes_vit", "base", "nullspace", "plain"]
+    assert record["facts"]["missed_eps"] == {"nullspace": "0 of 1 rounds"}
     assert list(cells["examples"]) == ["clean", "fgsm"]
     assert not list(tmp_path.rglob("*corruptions*"))
     assert cells["base"].absent("c") == "c is not among suite.columns"

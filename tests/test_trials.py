@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_vit
+from scipy import stats
 
 from nslib import jobs, trials
 from nslib.config import ApproximateStudy, DataConfig, FinetuneConfig, FinetuningStudy, NoiseConfig, SuiteConfig
@@ -93,6 +94,41 @@ def test_seeds_are_pooled_image_by_image(bench, trainings):
     assert len(trials.seed_rows(bench, alone, "plain")) == 1
 
 
+def test_rounds_of_every_seed(bench, trainings):
+    settings = replace(TINY, finetuning=replace(TINY.finetuning, seeds=2))
+    found = trials.seed_rounds(bench, settings, "nullspace")
+    assert found[["seed", "round"]].to_numpy().tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
+    assert found.norm.nunique() == 4
+    assert trainings == [("nullspace", 0), ("nullspace", 1)]
+
+
+def test_rows_say_in_how_many_rounds_the_noise_missed_eps(bench):
+    """Three noise steps do not get there; rows without noise, and tables without noisy rows, have nothing to say."""
+    noise = replace(TINY.finetune.noise, eps=1e-6, steps=3)
+    short = replace(TINY, finetune=replace(TINY.finetune, noise=noise), finetuning=replace(TINY.finetuning, seeds=2))
+    with pytest.warns(UserWarning, match="did not reach eps"):
+        found = {name: trials.row(bench, short, name) for name in ("base", "plain", "nullspace")}
+    assert trials.missed_eps(found) == {"nullspace": "4 of 4 rounds"}
+    assert trials.rows_table(found).missed_eps.tolist() == ["", "", "4 of 4 rounds"]
+    assert trials.missed_eps({"nullspace": trials.row(bench, TINY, "nullspace")}) == {"nullspace": "0 of 2 rounds"}
+    assert "missed_eps" not in trials.rows_table({"plain": found["plain"]})
+
+
+def test_columns_that_every_model_has():
+    found = {"a": evaluation("a", clean=[1], c=[1], fgsm=[0]), "b": evaluation("b", fgsm=[1], clean=[1])}
+    assert trials.shown(found, ["fgsm", "c", "clean", "damagenet"]) == ["fgsm", "clean"]
+
+
+def test_the_sides_of_c12():
+    """Clean and shifted against the claim's own two attacks, also where the other attacks are measured."""
+    assert trials.sides(resolve("full").finetuning.columns) == {
+        "natural": ["clean", "a", "c", "v2", "r", "sketch", "stylized"],
+        "adversarial": ["fgsm", "damagenet"],
+    }
+    assert trials.sides(("clean", "pgd", "autoattack")) == {"natural": ["clean"], "adversarial": []}
+    assert set(trials.ADVERSARIAL) == {"madry", "madry_authors", "trades"}
+
+
 def test_traced_rounds_are_measured_on_every_column(bench):
     history = jobs.finetuned(bench, TINY, "plain").history
     assert [set(r.measured) for r in history] == [{"clean", "adversarial", "shifted"}] * 2
@@ -135,7 +171,8 @@ def test_mean_difference_by_hand():
     found = mean_difference(ours, theirs, ["clean", "a"])
     assert found.value == pytest.approx((50 - 25) / 2)
     spread = np.var([100, 100, 0, 0], ddof=1) / 4 + np.var([-100, 0, 0, 0], ddof=1) / 4
-    assert found.high - found.value == pytest.approx(1.96 * np.sqrt(spread) / 2)
+    unseen = 2 * 2 * 25**2  # an image won and one lost more in each column
+    assert found.high - found.value == pytest.approx(1.96 * np.sqrt(spread + unseen) / 2)
     assert found.n == 8
     with pytest.raises(ValueError, match="lacking are c"):
         mean_difference(ours, theirs, ["clean", "c"])
@@ -168,7 +205,9 @@ def test_differences_over_seeds_are_paired_seed_by_seed():
     assert (found.value, found.n, found.seeds) == (20, 5, 2)
     assert found.high - found.value == pytest.approx(100 * 2.776 * np.std([1, 0, 0, 0, 0], ddof=1) / 5**0.5, rel=1e-3)
     mean = mean_difference(ours, theirs, ["clean"])
-    assert (mean.low, mean.high, mean.seeds) == pytest.approx((found.low, found.high, 2))
+    unseen = stats.t.ppf(0.975, 5) * 2**0.5 * 100 / 5  # of the mean over columns: an image won and one lost more
+    assert mean.high - 20 == pytest.approx(np.hypot(found.high - 20, unseen))
+    assert (mean.value, mean.seeds) == (20, 2)
 
 
 def test_seeds_pair_with_the_one_of_the_base():
@@ -206,7 +245,8 @@ def test_columns_with_fewer_of_the_same_images():
     assert found.value == pytest.approx((75 + 50) / 2)
     assert found.n == 4
     spread = np.var(np.array([1 + 2, 0, 1, 1]) * 100, ddof=1) / 4
-    assert found.high - found.value == pytest.approx(1.96 * np.sqrt(spread) / 2)
+    unseen = 2 * 25**2 + 2 * 50**2
+    assert found.high - found.value == pytest.approx(1.96 * np.sqrt(spread + unseen) / 2)
 
 
 def corrupted(name: str, wrong: float, published: bool = False) -> Evaluation:
@@ -268,18 +308,39 @@ def test_gains_by_column_and_over_columns():
     assert table.model.tolist() == ["nullspace"]
     assert table.difference.tolist() == [25]
     assert (table.difference_low < 25).all()
+    pairs = trials.gains_of(found, "nullspace", ["clean", "a"])
+    assert pairs.reference.tolist() == ["base", "plain"]
+    assert pairs.difference.tolist() == [37.5, 25]
+    assert set(pairs.model) == {"nullspace"}
+
+
+def test_one_model_alone_has_no_differences():
+    found = {"nullspace": evaluation("nullspace", clean=[1, 0])}
+    assert trials.gains_of(found, "nullspace", ["clean"]).empty
+    assert trials.differences_to(found, "nullspace").empty
+
+
+def test_mean_difference_of_equal_models_is_no_certainty():
+    """Whatever the columns and seeds: images that agree on all of them leave room for others that do not."""
+    one = evaluation("one", clean=[1] * 8, a=[0] * 8)
+    for ours in (one, pool_seeds([one, one, one], "three")):
+        found = mean_difference(ours, ours, ["clean", "a"])
+        assert (found.value, found.n, found.seeds) == (0, 16, ours.seeds)
+        assert found.low < 0 < found.high
 
 
 def test_columns_of_the_same_images_are_not_independent():
-    """Two views of four images that agree are worth one: the interval is that of a single column."""
-    ours = evaluation("ours", clean=[1, 1, 1, 0], fgsm=[1, 1, 1, 0], a=[1, 1, 1, 0])
-    theirs = evaluation("theirs", clean=[0, 0, 1, 0], fgsm=[0, 0, 1, 0], a=[0, 0, 1, 0])
+    """Two views of images that agree are worth one: the interval is nearly that of a single column."""
+    won, before = np.arange(4000) % 4 < 3, np.arange(4000) % 4 < 1
+    ours = evaluation("ours", clean=won, fgsm=won, a=won)
+    theirs = evaluation("theirs", clean=before, fgsm=before, a=before)
     alone = mean_difference(ours, theirs, ["clean"])
     together = mean_difference(ours, theirs, ["clean", "fgsm"])
-    assert (together.low, together.high, together.n) == pytest.approx((alone.low, alone.high, 4))
+    assert together.high - together.low == pytest.approx(alone.high - alone.low, rel=1e-3)
+    assert together.n == 4000
     apart = mean_difference(ours, theirs, ["clean", "a"])
-    assert apart.high - apart.low == pytest.approx((alone.high - alone.low) / np.sqrt(2))
-    assert apart.n == 8
+    assert apart.high - apart.low == pytest.approx((alone.high - alone.low) / np.sqrt(2), rel=1e-3)
+    assert apart.n == 8000
 
 
 def test_two_kinds_of_c_are_never_compared():
@@ -300,7 +361,7 @@ def test_objectives_that_are_left_out_are_noted():
     found = {"base": evaluation("base", clean=[1, 0]), "plain": evaluation("plain", clean=[1, 1])}
     table = trials.with_absent(trials.rows_table(found))
     assert table.model.tolist()[:2] == ["base", "plain"]
-    left = table[table.note == "run at full"]
+    left = table[table.note == "not run at this profile"]
     assert {"nullspace", "sam", "madry"} <= set(left.model)
     assert "plain" not in set(left.model)
     assert left.clean.isna().all()
@@ -315,3 +376,14 @@ def test_one_seed_is_compared_with_the_first_of_several():
     assert trials.column_gains(several, one)[0].seeds == 1
     found = mean_difference(several, replace(one, fixed=True), ["clean"])
     assert (found.value, found.seeds) == (0, 2)
+
+
+def test_other_models_have_a_base_plain_and_nullspace_row_of_one_seed(bench, monkeypatch, trainings):
+    opened = []
+    monkeypatch.setattr(trials, "open_bench", lambda settings: opened.append(settings.models) or bench)
+    settings = replace(TINY, models=("first", "second"), finetuning=replace(TINY.finetuning, seeds=2))
+    found = trials.other_models(settings)
+    assert opened == [("second",)]
+    assert list(found) == [row.model for row in found.values()] == ["second base", "second plain", "second nullspace"]
+    assert trainings == [("plain", 0), ("nullspace", 0)]
+    assert trials.other_models(TINY) == {}

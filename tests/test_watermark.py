@@ -91,6 +91,32 @@ def test_legal_solution_keeps_the_tokens_within_its_tolerance(model, null, pair)
         assert 0 <= found.min() <= found.max() <= 1
 
 
+def test_patches_that_are_not_done_are_told(null, pair):
+    """How many, and how far off the worst is: both measured anew."""
+    source, target = pair
+    with pytest.warns(UserWarning, match="of 32 patches are not done after 3 steps: what the model sees") as told:
+        found = watermark.nearest_legal(null, source, target, steps=3, tol=1e-6)
+    off = ((null.unfold(found) - null.unfold(source)) @ null.seen.T).abs().amax(2)
+    message = str(told[0].message)
+    assert message.startswith(f"{(off >= 1e-6).sum()} of 32")
+    assert f"off by {off.max():.2g} of the pixel range, allowed are 1e-06: raise steps" in message
+
+
+def test_images_are_solved_in_parts(null, pair, monkeypatch):
+    """A patch may get a little nearer than tol while others are waited for, and no more."""
+
+    def solve():
+        legal = watermark.nearest_legal(null, *pair, tol=1e-9)
+        return legal, watermark.round_unseen(null, pair[0]), watermark.nearest(null, *pair)
+
+    whole = solve()
+    monkeypatch.setattr(watermark, "_PART", 1)
+    parts = solve()
+    assert torch.allclose(whole[0], parts[0], atol=1e-7)
+    assert torch.equal(whole[1], parts[1])
+    assert torch.allclose(whole[2], parts[2], atol=1e-12)
+
+
 def test_where_nothing_leaves_the_range_both_agree(null, pair):
     source, target = (0.45 + images * 0.1 for images in pair)
     both = watermark.nearest(null, source, target), watermark.nearest_legal(null, source, target, tol=1e-8)
@@ -171,11 +197,11 @@ def test_mistakes(model, null, pair):
     source, target = pair
     blind = PatchNullspace(tiny(embed_dim=64))
     for solve in (watermark.nearest, watermark.nearest_legal):
-        with pytest.raises(ValueError, match=r"48 -> 64, sees every pixel: take a model with a nullspace, such as"):
+        with pytest.raises(ValueError, match=r"48 -> 64, has the trivial nullspace only: take a model .* such as"):
             solve(blind, source, target)
         with pytest.raises(ValueError, match=r"must have the same size, got \(2, 3, 16, 16\) and \(2, 3, 8, 8\)"):
             solve(null, source, target[..., :8, :8])
-        with pytest.raises(ValueError, match=r"images must be \(B, 3, 16, 16\), got \(2, 3, 8, 8\)"):
+        with pytest.raises(ValueError, match=r"images must be \(B, 3, 16, 16\), got \(2, 3, 8, 8\): resize to 16 x 16"):
             solve(null, source[..., :8, :8], target[..., :8, :8])
     with pytest.raises(ValueError, match=r"source must lie in \[0, 1\], got \[.*, 2\]"):
         watermark.nearest_legal(null, source / source.max() * 2, target)
@@ -258,6 +284,20 @@ def test_from_files_to_a_file(tmp_path, model):
     assert told["pixels"] > 0.3
 
 
+def test_a_watermark_is_measured_against_its_blend(tmp_path, model):
+    model = model.float()
+    for name, seed in (("a", 1), ("b", 2)):
+        pictures.write_picture(tmp_path / f"{name}.png", random_images(model, 1, seed)[0])
+    files = tmp_path / "a.png", tmp_path / "b.png", tmp_path / "c.png"
+    told = watermark.disguise_file(model, *files, strength=0.3)
+    source, mark, saved = (pictures.read_picture(path) for path in files)
+    error = (saved - (0.7 * source + 0.3 * mark)).square().mean()
+    assert told["psnr"] == pytest.approx(-10 * error.log10().item(), abs=1e-3)
+    assert told["psnr"] > -10 * (saved - mark).square().mean().log10() + 5
+    with pytest.raises(ValueError, match=r"strength must lie in \(0, 1\], got 0, which would save the source"):
+        watermark.disguise_file(model, *files, strength=0)
+
+
 # Photographs
 
 
@@ -282,6 +322,13 @@ def test_all_photographs(model):
     images = photographs.open_photographs(model)
     assert images.shape == (6, 3, 16, 16)
     assert torch.equal(images[1], photographs.open_photograph("cat", model))
+
+
+def test_every_photograph_has_its_licence_and_source():
+    table = photographs.credit_table().set_index("photograph")
+    assert table.index.tolist() == list(photographs.PHOTOGRAPHS)
+    assert table.loc["flower"].tolist() == ["CC BY 2.0", "vultilion, Flickr 6056698931", "sklearn"]
+    assert (table.map(len) > 0).all(axis=None)
 
 
 def test_photographs_that_are_not_there(model, monkeypatch):

@@ -1,4 +1,4 @@
-"""Appendix D: is the eps-approximate nullspace closed under scaling, sums and convex combinations, as a space would be?
+"""Appendix D: is the eps-approximate nullspace closed under scaling and under combinations of two, as a space would be?
 
 Combinations are judged on images that neither taught nor stopped the noises, in batches of noises x images.
 """
@@ -6,13 +6,14 @@ Combinations are judged on images that neither taught nor stopped the noises, in
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 import pandas as pd
 import torch
 from torch import Tensor
 
 from nslib.config import ClosureStudy
-from nslib.intervals import mean_estimate, share_estimate
+from nslib.intervals import mean_estimate
 from nslib.nullspace.membership import CleanPass, Pool, permute, probability_gap
 from nslib.nullspace.stored import stored_noise
 from nslib.runtime import generator
@@ -30,9 +31,10 @@ def closure_noises(model: StagedViT, pool: Pool, study: ClosureStudy, *, seed: i
     found = [stored_noise(model, pool, study.noise, seed=seed + i) for i in range(study.noises)]
     inside = [noise.noise for noise in found if noise.converged]
     if len(inside) < 2:
+        nearest = min(noise.gap_heldout for noise in found if not noise.converged)
         raise ValueError(
-            f"{len(inside)} of {len(found)} noises got inside eps = {study.noise.eps}, closure needs two: "
-            "raise closure.noise.steps or lower closure.noise.limit"
+            f"{len(inside)} of {len(found)} noises got inside eps = {study.noise.eps}, closure needs two (the next "
+            f"one's gap is {nearest:.2g}): raise closure.noise.steps or closure.noises, or lower closure.noise.limit"
         )
     draws = generator(seed)
     permuted = [permute(noise, generator=draws) for noise in inside]
@@ -94,11 +96,11 @@ def ticks(reach: float, step: float) -> list[float]:
 def scale_table(
     model: StagedViT, clean: CleanPass, noises: dict[str, Tensor], scales: Sequence[float], eps: float
 ) -> pd.DataFrame:
-    """Figure 5a: each noise times each scale, a row for each kind of noise and scale, columns as `summarise`."""
+    """Figure 5a: each noise times each scale, a row for each kind of noise and scale, columns as `measure`."""
     rows = []
     for kind, own in noises.items():
         for scale in scales:
-            rows.append({"noise": kind, "scale": scale} | summarise(gap_matrix(model, clean, own * scale), eps))
+            rows.append({"noise": kind, "scale": scale} | measure(model, clean, own * scale, eps))
     return pd.DataFrame(rows)
 
 
@@ -122,20 +124,19 @@ def grid_table(
     noises: dict[str, Tensor],
     pairs: Mapping[str, Tensor],
     values: Sequence[float],
-    eps: float,
     *,
     images: int,
 ) -> pd.DataFrame:
-    """Figure 5b: alpha v + beta v' over a grid.
+    """Figure 5b: alpha v + beta v' over a fine grid, the mean alone.
 
     Each pair is judged on so many `images` of the M clean ones, the next pair on the next ones, and so round: the mean
-    is then over nearly all of them at the price of a few. A share of pairs is blurred where few images judge a pair.
+    is then over nearly all of them at the price of a few. Those few do not tell which pairs are inside: `share_table`.
 
     Args:
         pairs: (P, 2) for each kind of noise.
     Returns:
-        one row for each kind of noise, alpha and beta: mean over pairs and images, share of pairs beyond eps, and how
-        many `pairs` and different images, `n`, there are.
+        one row for each kind of noise, alpha and beta: mean over pairs and images, and how many `pairs` and different
+        images, `n`, there are.
     Raises:
         ValueError: images outside 1 ... M.
     """
@@ -148,83 +149,58 @@ def grid_table(
         turns = torch.arange(len(pairs[kind]) * images).reshape(-1, images) % len(clean)
         each = zip(pairs[kind], turns, strict=True)
         means = [gap_matrix(model, clean[turn], combine(own[pair], weights)).mean(1) for pair, turn in each]
-        mean = torch.stack(means)  # (P, G)
+        mean = torch.stack(means).mean(0).cpu()  # (P, G) -> (G,)
         tables.append(
             pd.DataFrame(
-                {"noise": kind, "alpha": weights[:, 0], "beta": weights[:, 1]}
-                | {"value": mean.mean(0).cpu(), "outside": (mean >= eps).float().mean(0).cpu()}
+                {"noise": kind, "alpha": weights[:, 0], "beta": weights[:, 1], "value": mean}
                 | {"pairs": len(turns), "n": len(turns.unique())}
             ).round({"alpha": 6, "beta": 6})
         )
     return pd.concat(tables, ignore_index=True)
 
 
-def line_table(
-    model: StagedViT, clean: CleanPass, noises: dict[str, Tensor], pairs: Tensor, weights: Sequence[float], eps: float
+def share_table(
+    model: StagedViT,
+    clean: CleanPass,
+    noises: dict[str, Tensor],
+    pairs: Mapping[str, Tensor],
+    values: Sequence[float],
+    eps: float,
 ) -> pd.DataFrame:
-    """Convex combinations of two, alpha v + (1 - alpha) v', averaged over pairs (P, 2); columns as `summarise`."""
+    """Figure 5b at a few nodes: the share of pairs whose alpha v + beta v' is `outside`, each judged on all M images.
+
+    Args:
+        pairs: (P, 2) for each kind of noise.
+    Returns:
+        one row for each kind of noise, alpha and beta, with how many `pairs` and images, `n`.
+    """
+    rows = []
+    for kind, own in noises.items():
+        for alpha, beta in product(values, repeat=2):
+            mixed = combine(own[pairs[kind]], torch.tensor([[alpha, beta]])).flatten(0, 1)
+            outside = 1 - inside_each(model, clean, mixed, eps).double().mean().item()
+            node = {"noise": kind, "alpha": alpha, "beta": beta, "outside": outside}
+            rows.append(node | {"pairs": len(mixed), "n": len(clean)})
+    return pd.DataFrame(rows)
+
+
+def line_table(
+    model: StagedViT,
+    clean: CleanPass,
+    noises: dict[str, Tensor],
+    pairs: Mapping[str, Tensor],
+    weights: Sequence[float],
+    eps: float,
+) -> pd.DataFrame:
+    """Convex combinations of two, alpha v + (1 - alpha) v', averaged over the `pairs` (P, 2) of each kind of noise; a
+    row for each kind and alpha, columns as `measure`."""
     rows = []
     for kind, own in noises.items():
         for alpha in weights:
-            mixed = combine(own[pairs], torch.tensor([[alpha, 1 - alpha]])).flatten(0, 1)
-            rows.append({"noise": kind, "alpha": alpha} | summarise(gap_matrix(model, clean, mixed), eps))
+            mixed = combine(own[pairs[kind]], torch.tensor([[alpha, 1 - alpha]])).flatten(0, 1)
+            place = {"noise": kind, "alpha": alpha, "pairs": len(mixed)}
+            rows.append(place | measure(model, clean, mixed, eps))
     return pd.DataFrame(rows)
-
-
-def further_table(
-    model: StagedViT, clean: CleanPass, noises: dict[str, Tensor], pairs: Tensor, study: ClosureStudy, *, seed: int
-) -> pd.DataFrame:
-    """Beyond the paper: the plain sum of two, and convex combinations of more with weights uniform on the simplex.
-
-    Returns:
-        one row for each kind of noise and combination; columns as `summarise`.
-    """
-    rows = []
-    for kind, own in noises.items():
-        draws = generator(seed)
-        mixtures = {"sum of 2": combine(own[pairs], torch.ones(1, 2)).flatten(0, 1)}
-        for members in study.convex:
-            if members <= len(own):
-                chosen = _draw_members(len(own), members, len(pairs), draws)
-                simplex = torch.rand(len(pairs), 1, members, generator=draws).log()
-                mixtures[f"convex of {members}"] = combine(own[chosen], simplex / simplex.sum(2, keepdim=True))[:, 0]
-        for name, mixed in mixtures.items():
-            gaps = gap_matrix(model, clean, mixed)
-            rows.append({"noise": kind, "combination": name} | summarise(gaps, study.noise.eps))
-    return pd.DataFrame(rows)
-
-
-def span_table(
-    model: StagedViT, clean: CleanPass, noises: dict[str, Tensor], study: ClosureStudy, *, seed: int
-) -> pd.DataFrame:
-    """How many noises may be mixed freely: directions of coefficients uniform in R^k, scaled to one norm.
-
-    The norm is the median of the learned ones, for `permuted` too. Coefficients are of `either sign`, which asks for a
-    space, or all `positive`, which asks for a cone.
-
-    Returns:
-        one row for each kind of noise, sign and k: share of study.draws combinations inside, with Wilson's interval.
-    """
-    norm = noises["learned"].flatten(1).norm(dim=1).median()
-    rows = []
-    for kind, own in noises.items():
-        for sign in ("either sign", "positive"):
-            draws = generator(seed)
-            for k in (k for k in study.spans if k <= len(own)):
-                chosen = _draw_members(len(own), k, study.draws, draws)
-                weights = torch.randn(study.draws, 1, k, generator=draws)
-                weights = weights.abs() if sign == "positive" else weights
-                mixed = combine(own[chosen], weights)[:, 0]
-                mixed = mixed * (norm / mixed.flatten(1).norm(dim=1)).reshape(-1, 1, 1)
-                inside = share_estimate(inside_each(model, clean, mixed, study.noise.eps))
-                rows.append({"noise": kind, "sign": sign, "k": k, "norm": norm.item()} | vars(inside))
-    return pd.DataFrame(rows)
-
-
-def largest_span(table: pd.DataFrame, *, share: float = 0.95) -> int:
-    """The largest k of a `span_table`'s rows of which this share of combinations is inside; 0 if there is none."""
-    kept = table[table.value >= share]
-    return int(kept.k.max()) if len(kept) else 0
 
 
 def combine(noises: Tensor, weights: Tensor) -> Tensor:
@@ -232,19 +208,11 @@ def combine(noises: Tensor, weights: Tensor) -> Tensor:
     return (weights.to(noises) @ noises.flatten(-2)).unflatten(-1, noises.shape[-2:])
 
 
-def summarise(gaps: Tensor, eps: float) -> dict[str, float]:
-    """Of gaps (J, M), J noises on M images: the mean with its interval over images; 5 % and 95 % quantiles of the J
-    noises' own means, `band_low` and `band_high`; and the share of noises that are `outside`, not below eps."""
+def measure(model: StagedViT, clean: CleanPass, noises: Tensor, eps: float) -> dict[str, float]:
+    """Of J noises (J, N, D) on M images: their mean `norm`; the mean gap with its interval over images; 5 % and 95 %
+    quantiles of the noises' own gaps, `band_low` and `band_high`; the share of noises `outside`, not below eps."""
+    gaps = gap_matrix(model, clean, noises)
     means = gaps.mean(1)
     band = torch.quantile(means, torch.tensor([0.05, 0.95]).to(means)).tolist()
-    outside = (means >= eps).float().mean().item()
-    return vars(mean_estimate(gaps.mean(0).cpu())) | {
-        "band_low": band[0],
-        "band_high": band[1],
-        "outside": outside,
-    }
-
-
-def _draw_members(noises: int, members: int, draws: int, generator: torch.Generator) -> Tensor:
-    """(draws, members) different noises each."""
-    return torch.rand(draws, noises, generator=generator).argsort(1)[:, :members]
+    spread = {"band_low": band[0], "band_high": band[1], "outside": (means >= eps).float().mean().item()}
+    return {"norm": noises.flatten(1).norm(dim=1).mean().item()} | vars(mean_estimate(gaps.mean(0).cpu())) | spread

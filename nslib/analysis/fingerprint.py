@@ -21,6 +21,7 @@ from nslib.runtime import atomic_path
 from nslib.staged import StagedViT
 
 THRESHOLD = 0.01  # of `leak`: below it, weights are said to be of the key's model
+_REMEDY = "make one with `nslib fingerprint --key PATH --model TAG`, or write_key(path, make_key(model))"
 
 
 def make_key(model: StagedViT) -> Tensor:
@@ -30,12 +31,7 @@ def make_key(model: StagedViT) -> Tensor:
         ValueError: the nullspace is trivial, so that there is nothing to keep.
     """
     null = PatchNullspace(model)
-    if null.dim == 0:
-        pixels, width = null.matrix.shape[::-1]
-        raise ValueError(
-            f"{model.name} has no key: its patch embedding, {pixels} -> {width}, has the trivial nullspace only; "
-            "models of patch side 32, or narrow ones such as vit_tiny_patch16_224, have one"
-        )
+    null.check_not_trivial()
     return null.basis
 
 
@@ -54,11 +50,11 @@ def read_key(path: str | Path) -> Tensor:
         ValueError: it holds no key.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no key at {path}: make one with write_key(path, make_key(model))")
+        raise FileNotFoundError(f"no key at {path}: {_REMEDY}")
     try:
         return load_file(path)["key"]
     except (SafetensorError, KeyError) as error:
-        raise ValueError(f"{path} holds no key ({error!r}): make one with write_key(path, make_key(model))") from error
+        raise ValueError(f"{path} holds no key ({error!r}): {_REMEDY}") from error
 
 
 def leak(model: StagedViT, key: Tensor) -> float:
@@ -85,10 +81,9 @@ def principal_angles(model: StagedViT, key: Tensor) -> np.ndarray:
     The row spaces are compared and not the nullspaces, which must share directions where R > C P P / 2. All are 0 for
     the key's own model.
     """
-    null = PatchNullspace(model)
-    seen = torch.linalg.svd(null.matrix, full_matrices=False).Vh[: null.rank].T
+    seen = PatchNullspace(model).seen
     own = scipy.linalg.null_space(key.T.numpy())
-    return np.degrees(scipy.linalg.subspace_angles(seen.numpy(), own))[::-1]
+    return np.degrees(scipy.linalg.subspace_angles(seen.T.numpy(), own))[::-1]
 
 
 def fingerprint_table(key: Tensor, suspects: Mapping[str, StagedViT], *, threshold: float = THRESHOLD) -> pd.DataFrame:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+import pandas as pd
 import torch
 from PIL import Image
 from torch import Tensor
@@ -46,6 +47,12 @@ PHOTOGRAPHS = {
     "temple": Photograph("sklearn", "datasets/images/china.jpg", "CC BY 2.0", "danielbuechele, Flickr 6061409035"),
     "flower": Photograph("sklearn", "datasets/images/flower.jpg", "CC BY 2.0", "vultilion, Flickr 6056698931"),
 }
+
+
+def credit_table() -> pd.DataFrame:
+    """Licence, source and package of each photograph, one a row."""
+    rows = [{"photograph": name} | vars(photograph) for name, photograph in PHOTOGRAPHS.items()]
+    return pd.DataFrame(rows)[["photograph", "licence", "source", "package"]]
 
 
 def open_photograph(name: str, model: StagedViT) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,12 +11,13 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from nslib.analysis.pictures import as_jpeg, eight_bit, read_picture, write_picture
 from nslib.intervals import share_estimate
 from nslib.nullspace.patch import PatchNullspace
 from nslib.staged import StagedViT
+
+_PART = 32  # images solved at once, which bounds the memory at 224 px
 
 
 @contextmanager
@@ -54,12 +56,12 @@ def nearest(null: PatchNullspace, source: Tensor, target: Tensor) -> Tensor:
         ValueError: the nullspace is trivial, or source and target differ in size.
     """
     _check(null, source, target)
-    return source + null.project(target - source)[0]
+    return torch.cat([own + null.project(wanted - own)[0] for own, wanted in _parts(source, target)])
 
 
 @_one_thread()
 def nearest_legal(
-    null: PatchNullspace, source: Tensor, target: Tensor, *, steps: int = 400, tol: float = 1e-4
+    null: PatchNullspace, source: Tensor, target: Tensor, *, steps: int = 3000, tol: float = 1e-4
 ) -> Tensor:
     """As `nearest`, under the constraint that every pixel lies in [0, 1].
 
@@ -71,16 +73,30 @@ def nearest_legal(
         source, target: (B, C, H, W) in [0, 1].
         steps: at most.
         tol: largest coordinate of C (x - s) at which a patch is done; rounding to 8 bits alone adds about .001.
+    Warns:
+        UserWarning: patches were not done after these steps; says how many, and how far off the worst one is.
     Raises:
         ValueError: the nullspace is trivial, source and target differ in size, or the source leaves [0, 1].
     """
     _check(null, source, target)
     if not (source.amin() >= 0 and source.amax() <= 1):
         raise ValueError(f"source must lie in [0, 1], got [{source.amin():.3g}, {source.amax():.3g}]")
-    seen = torch.linalg.svd(null.matrix, full_matrices=False).Vh[: null.rank].to(source)  # (rank, C P P)
-    side = null.patch_shape[1:]
-    own, wanted = (_patches(images, side) for images in (source, target))
-    result = own.clone()
+    images, errors = zip(*(_climb(null, *pair, steps, tol) for pair in _parts(source, target)), strict=True)
+    error = torch.cat(errors)
+    if late := int((error >= tol).sum()):
+        warnings.warn(
+            f"{late} of {len(error)} patches are not done after {steps} steps: what the model sees of the worst is off "
+            f"by {error.max():.2g} of the pixel range, allowed are {tol:.2g}: raise steps",
+            stacklevel=3,
+        )
+    return torch.cat(images)
+
+
+def _climb(null: PatchNullspace, source: Tensor, target: Tensor, steps: int, tol: float) -> tuple[Tensor, Tensor]:
+    """`nearest_legal` of a few images, and what is left of each patch's largest |C (x - s)|, (B N,)."""
+    seen = null.seen.to(source)  # (rank, C P P)
+    own, wanted = (null.unfold(images).flatten(0, 1) for images in (source, target))
+    result, error = own.clone(), own.new_zeros(len(own))
     active = torch.arange(len(own), device=source.device)
     multiplier = own.new_zeros(len(own), len(seen))
     ahead, momentum = multiplier.clone(), own.new_ones(len(own), 1)
@@ -88,8 +104,8 @@ def nearest_legal(
     for _ in range(steps):
         pixels = (goal - ahead @ seen).clamp(0, 1)
         gradient = pixels @ seen.T - tokens
-        done = gradient.abs().amax(1) < tol
-        result[active] = pixels
+        result[active], error[active] = pixels, gradient.abs().amax(1)
+        done = error[active] < tol
         if done.all():
             break
         if done.float().mean() > 0.25:  # leave out what is done, but not at every step: copying costs as well
@@ -102,7 +118,7 @@ def nearest_legal(
         following = (1 + (1 + 4 * momentum.square()).sqrt()) / 2
         ahead = new + (momentum - 1) / following * (new - multiplier)
         multiplier, momentum = new, following
-    return _image(result, target, side)
+    return null.fold(result.unflatten(0, (len(target), -1)), target), error
 
 
 def round_unseen(null: PatchNullspace, images: Tensor, *, damping: float = 0.01) -> Tensor:
@@ -118,13 +134,17 @@ def round_unseen(null: PatchNullspace, images: Tensor, *, damping: float = 0.01)
     energy = energy * (null.rank / energy.trace()) + damping * torch.eye(len(energy), dtype=energy.dtype)
     factor = torch.linalg.cholesky(torch.linalg.inv(energy), upper=True)
     feedback = (factor / factor.diagonal().unsqueeze(1)).to(images.dtype).numpy()
-    side = null.patch_shape[1:]
-    levels = (_patches(images, side) * 255).T.contiguous().cpu().numpy()  # (C P P, B N)
+    return torch.cat([_round(null, part, feedback) for part in images.split(_PART)])
+
+
+def _round(null: PatchNullspace, images: Tensor, feedback: np.ndarray) -> Tensor:
+    levels = (null.unfold(images).flatten(0, 1) * 255).T.contiguous().cpu().numpy()  # (C P P, B N)
     for i, row in enumerate(levels):  # many small steps, which threads and GPUs only slow down
         rounded = row.round().clip(0, 255)
         levels[i + 1 :] -= np.outer(feedback[i, i + 1 :], row - rounded)
         levels[i] = rounded
-    return _image(torch.from_numpy(levels).T.to(images) / 255, eight_bit(images), side)
+    patches = torch.from_numpy(levels).T.to(images) / 255
+    return null.fold(patches.unflatten(0, (len(images), -1)), eight_bit(images))
 
 
 def effect_table(model: StagedViT, source: Tensor, result: Tensor, target: Tensor) -> pd.DataFrame:
@@ -198,37 +218,28 @@ def disguise(null: PatchNullspace, source: Tensor, target: Tensor, *, strength: 
 def disguise_file(model: StagedViT, source: Path, target: Path, out: Path, *, strength: float = 1.0) -> dict:
     """`disguise` from pictures to a PNG; the numbers are of that file, read again, as a row of `effect_table`.
 
+    `psnr` is that to the aim, the target or its blend with the source.
+
     Raises:
-        ValueError: as `disguise`, `read_picture` and `write_picture`, or pictures of another size than the model's.
+        ValueError: as `disguise`, `read_picture` and `write_picture`, pictures of another size than the model's, or
+            strength 0.
         OSError: a file cannot be read or written.
     """
+    if strength == 0:
+        raise ValueError("strength must lie in (0, 1], got 0, which would save the source as it is")
     own, wanted = (read_picture(path).unsqueeze(0) for path in (source, target))
     made = disguise(PatchNullspace(model), own, wanted, strength=strength)
     saved = read_picture(write_picture(out, made[0])).unsqueeze(0)
-    return effect_table(model, own, saved, wanted).iloc[0].to_dict()
+    return effect_table(model, own, saved, blend(own, wanted, strength)).iloc[0].to_dict()
+
+
+def _parts(source: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(source.split(_PART), target.split(_PART), strict=True)
 
 
 def _check(null: PatchNullspace, source: Tensor, target: Tensor) -> None:
-    if null.dim == 0:
-        pixels, width = null.matrix.shape[::-1]
-        raise ValueError(
-            f"this patch embedding, {pixels} -> {width}, sees every pixel: take a model with a nullspace, such as "
-            "shapes_vit, vit_tiny_patch16_224, vit_small_patch16_224 or any of patch side 32"
-        )
+    null.check_not_trivial()
     blend(source, target, 1.0)
     if tuple(source.shape[1:]) != null.image_shape:
-        raise ValueError(f"images must be (B, {', '.join(map(str, null.image_shape))}), got {tuple(source.shape)}")
-
-
-def _patches(images: Tensor, side: tuple[int, int]) -> Tensor:
-    """(B, C, H, W) -> (B N, C P P) in the order of the convolution's weight."""
-    return F.unfold(images, side, stride=side).transpose(1, 2).flatten(0, 1)
-
-
-def _image(patches: Tensor, canvas: Tensor, side: tuple[int, int]) -> Tensor:
-    """(B N, C P P) -> (B, C, H, W), over a canvas where no patch reaches."""
-    rows, columns = (size // s * s for size, s in zip(canvas.shape[2:], side, strict=True))
-    folded = F.fold(patches.unflatten(0, (len(canvas), -1)).transpose(1, 2), (rows, columns), side, stride=side)
-    image = canvas.clone()
-    image[..., :rows, :columns] = folded
-    return image
+        (channels, height, width), got = null.image_shape, tuple(source.shape)
+        raise ValueError(f"images must be (B, {channels}, {height}, {width}), got {got}: resize to {height} x {width}")

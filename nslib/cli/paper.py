@@ -54,7 +54,7 @@ def reproduce(
 
 
 def report(run_name: Annotated[str, tyro.conf.Positional] = "") -> int:
-    """Write figures/RUN_NAME/index.html: every verdict, table and figure of a run, beside the paper's, in one file.
+    """Write figures/RUN_NAME/index.html: every verdict, figure and table of a run, the paper's tables beside ours.
 
     Args:
         run_name: folder under figures/, such as laptop; default: every one that has records.

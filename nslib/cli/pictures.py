@@ -8,7 +8,7 @@ from pathlib import Path
 def watermark(
     source: str, mark: str, out: str, model: str = "shapes_vit", weights: str = "", strength: float = 0.3
 ) -> int:
-    """Lay a mark over a picture where the model does not see it.
+    """Lay a mark over a picture where the model does not see it; psnr is that to the plain blend of the two.
 
     Args:
         source: the picture, PNG or JPEG of the model's image size.
@@ -24,7 +24,7 @@ def watermark(
 def disguise(
     source: str, target: str, out: str, model: str = "shapes_vit", weights: str = "", strength: float = 1.0
 ) -> int:
-    """Make a picture look like another one while the model goes on seeing the first.
+    """Make a picture look like another one while the model goes on seeing the first; psnr is that to the aim.
 
     Args:
         source: the picture that the model is to see, PNG or JPEG of its image size.
@@ -47,19 +47,34 @@ def _laid_over(source: str, target: str, out: str, model: str, weights: str, str
 
 
 def fingerprint(key: str, models: tuple[str, ...] = (), model: str = "shapes_vit", weights: str = "") -> int:
-    """Tell by its nullspace whether a model is the one of a key, or make the key.
+    """Make the key of a model from its nullspace; or, with --models, tell which models a key belongs to.
 
     Args:
-        key: the key file; made from the model if it is not there.
-        models: safetensors files to compare, all of the architecture of --model.
-        model: shapes_vit or a timm tag, whose key is made.
+        key: the key file; without --models it is made, and must not be there yet.
+        models: suspects to compare with the key: shapes_vit or a timm tag, with the weights of --weights; TAG=FILE, or
+            another of the choices of --weights; or a safetensors file of the architecture of --model.
+        model: shapes_vit or a timm tag.
         weights: shipped, pretrained, random, a safetensors file, or a folder of <model>.safetensors.
     """
     from nslib.analysis.fingerprint import fingerprint_table, make_key, read_key, write_key
     from nslib.models import load_model
 
-    if not Path(key).is_file():
+    if models:
+        kept = read_key(key)
+        suspects = {told: load_model(*_tag_and_weights(told, model, weights)) for told in models}
+        print(fingerprint_table(kept, suspects).round(4).to_string(index=False))
+    elif Path(key).exists():
+        raise FileExistsError(f"{key} is there already: name models to compare with it by --models, or another --key")
+    else:
         print(f"{write_key(key, make_key(load_model(model, weights or None)))}: key of {model}; keep it to yourself")
-    suspects = {path: load_model(model, path) for path in models} or {model: load_model(model, weights or None)}
-    print(fingerprint_table(read_key(key), suspects).round(4).to_string(index=False))
     return 0
+
+
+def _tag_and_weights(told: str, model: str, weights: str) -> tuple[str, str | None]:
+    """What a suspect means: TAG=WEIGHTS, a file of the model's architecture, or a tag."""
+    if Path(told).is_file():
+        return model, told
+    tag, named, own = told.partition("=")
+    if named:
+        return tag, own
+    return (model, told) if told.endswith(".safetensors") else (told, weights or None)

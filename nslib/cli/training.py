@@ -51,7 +51,8 @@ def evaluate(
 
     Args:
         model: shapes_vit or a timm tag.
-        weights: shipped, pretrained, random, a safetensors file, or a folder of <model>.safetensors.
+        weights: shipped, pretrained, random, a safetensors file, a folder of <model>.safetensors, or a training
+            checkpoint (.pth, .pt, .tar) such as EasyRobust's.
         columns: such as clean,fgsm,c or cue_conflict; default: those of Table 2, pgd and autoattack.
         imagenet: ImageNet-style folder with val/; its relatives beside it or by --set data.a=FOLDER and so on.
         profile: whose numbers of images to take; default: laptop, or imagenet with --imagenet.
@@ -59,7 +60,7 @@ def evaluate(
         protocol: pixels, or authors: FGSM and PGD on normalised images, as the paper's code does.
         dry_run: only list columns, images, forward passes and minutes.
         device: auto, cpu, cuda or mps.
-        out: write the table to this CSV file, its record beside it as .json.
+        out: write the table to this CSV file, its record beside it as .evaluation.json.
         set: override a setting, such as --set suite.images=500 suite.fgsm_eps=4/255.
     """
     from nslib.evaluate.comparison import differences
@@ -95,7 +96,8 @@ def evaluate(
         if out:
             record = run_record(portable(settings), against=Path(against))
             write_text(Path(out), without_paths(table.to_csv(index=False), settings))
-            write_text(Path(out).with_suffix(".json"), to_json(record) + "\n")
+            # Beside weights of this name lies a record of their own, <name>.json.
+            write_text(Path(out).with_suffix(".evaluation.json"), to_json(record) + "\n")
     return 0
 
 
@@ -106,6 +108,7 @@ def finetune(
     imagenet: str = "",
     profile: str = "",
     target: str = "",
+    num_classes: int = 0,
     dry_run: bool = False,
     device: str = "auto",
     set: Setting = (),
@@ -125,16 +128,17 @@ def finetune(
         profile: whose settings to take; default: laptop, or imagenet with --imagenet.
         target: the safetensors file to write, its record and log beside it; default:
             runs/finetune/<profile>/<model>_<objective>.safetensors.
+        num_classes: give the model an untrained head of so many classes; default: the head that it has.
         dry_run: only tell images, steps, forward passes, memory and hours, from a round of two steps and two updates.
         device: auto, cpu, cuda or mps.
         set: override a setting of the finetuning, such as --set rounds=20 noise.eps=0.01.
     """
     from nslib.data.source import open_source
     from nslib.experiment import open_model
-    from nslib.finetune.checkpoints import load_checkpoint
     from nslib.finetune.cost import cost_told
     from nslib.finetune.estimate import estimate
     from nslib.finetune.rounds import finetune_model
+    from nslib.models import reset_head
     from nslib.processes import processes
     from nslib.progress import finetune_bar
     from nslib.runtime import runs_path
@@ -145,10 +149,9 @@ def finetune(
     cfg = settings.finetune
     path = Path(target or runs_path("finetune") / settings.profile / f"{model}_{objective}.safetensors")
     with processes(settings.device) as (share, place):
-        if Path(settings.weights).suffix in (".pth", ".pt", ".tar"):
-            vit = load_checkpoint(settings.weights, model, device=place)
-        else:
-            vit = open_model(replace(settings, device=str(place)))
+        vit = open_model(replace(settings, device=str(place)))
+        if num_classes:
+            reset_head(vit, num_classes, seed=settings.seed)
         source = open_source(settings.data, vit)
         if dry_run:
             planned = estimate(vit, source, cfg, share=share)

@@ -216,7 +216,9 @@ def parts_of(name: str, bench: Bench) -> list[Part]:
     """
     column = COLUMNS[name]
     suite = bench.suite
-    wanted = suite.costly_images if column.costly else (name == "c" and suite.c_images) or suite.images
+    wanted = suite.costly_images if column.costly else suite.images
+    if name == "c" and suite.c_images:
+        wanted = min(suite.c_images, wanted)
     stop = min(suite.first + wanted, bench.count(column.split))
     if stop <= suite.first:
         raise ValueError(f"first must be below the {stop} images of {column.split}, got {suite.first}")

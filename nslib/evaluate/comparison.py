@@ -11,7 +11,7 @@ import pandas as pd
 from nslib.evaluate.bench import Bench
 from nslib.evaluate.metrics import BY_CUE, average, corruption_ratio, image_differences, paired_difference
 from nslib.evaluate.suite import Evaluation, evaluate_model
-from nslib.intervals import Estimate, spread_of_seeds
+from nslib.intervals import Estimate, Spread, spread_of_seeds
 
 _OF_VAL = ("clean", "fgsm", "pgd", "patchfool", "cw", "autoattack", "damagenet", "c")  # other views of the same images
 
@@ -72,7 +72,9 @@ def mean_difference(ours: Evaluation, theirs: Evaluation, columns: Sequence[str]
     Columns made from the same images (clean, attacked, transferred, corrupted) are averaged image by image first, one
     that shows only the first n_c of them with weight n / n_c there and 0 on the others, which never narrows it; what is
     left shows different images, so that its errors add up as independent ones, in a normal interval. n counts every
-    image once. Several seeds are paired as in `paired_difference`, in an interval by `spread_of_seeds`.
+    image once. Several seeds are paired as in `paired_difference`, in an interval by `spread_of_seeds`. The images of a
+    column on which few or none differ do not make it certain: as in `difference_estimate`, each column has one won and
+    one lost image more in the interval, which adds 2 / n_c^2 to the squared error of its mean.
 
     Raises:
         ValueError: no columns, one that is not in both, or one of decisions by cue; c is published in one and made here
@@ -87,16 +89,19 @@ def mean_difference(ours: Evaluation, theirs: Evaluation, columns: Sequence[str]
     _check_kinds(ours, theirs)
     ours, theirs = seed_by_seed(ours, theirs)
     groups: dict[str, list[np.ndarray]] = {}
+    unseen = 0.0
     for column in columns:
         difference = 100 * image_differences(ours.hits[column], theirs.hits[column])
         images = column if column not in _OF_VAL or (column == "c" and ours.published_c) else "val"
         groups.setdefault(images, []).append(difference)
+        unseen += 2 * (100 / difference.shape[-1]) ** 2
     sums = [_image_sums(differences) for differences in groups.values()]
     value = float(sum(s.mean() for s in sums)) / len(columns)
     n = sum(s.shape[-1] for s in sums)
     if sums[0].ndim == 2:
-        return spread_of_seeds(*(s / len(columns) for s in sums)).estimate(value, n=n, seeds=len(sums[0]))
-    half = 1.96 * float(np.sqrt(sum(s.var(ddof=1) / len(s) for s in sums))) / len(columns)
+        seen = spread_of_seeds(*(s / len(columns) for s in sums)).sources
+        return Spread((*seen, (unseen**0.5 / len(columns), n))).estimate(value, n=n, seeds=len(sums[0]))
+    half = 1.96 * float(np.sqrt(sum(s.var(ddof=1) / len(s) for s in sums) + unseen)) / len(columns)
     return Estimate(value, value - half, value + half, n)
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from scipy import stats
 
 from nslib.data.corruptions import CORRUPTIONS, SEVERITIES
-from nslib.intervals import Estimate, mean_estimate, spread_of_seeds
+from nslib.intervals import Estimate, difference_estimate, mean_estimate, spread_of_seeds
 
 # Mean error of AlexNet over the severities of ImageNet-C, the unit of mCE (arXiv:1903.12261 and its published code).
 ALEXNET_ERROR = dict(
@@ -86,16 +86,17 @@ def average(row: Mapping[str, float]) -> float:
 def paired_difference(ours: Hits, theirs: Hits) -> tuple[Estimate, float]:
     """Top-1 of one model minus another's on the same images, in percentage points, with its interval and p-value.
 
-    The test is McNemar's exact one: among images on which the two differ, either side is as likely to be right. Over
-    several variants of an image, such as corruptions, the differences are shares, and it is the test of their mean when
-    signs are flipped at random (9,999 times, fixed draws). Several seeds are paired seed by seed, or each with the one
-    seed of the other side; interval and test are then by `spread_of_seeds`.
+    The interval is that of `difference_estimate`. The test is McNemar's exact one: among images on which the two
+    differ, either side is as likely to be right. Over several variants of an image, such as corruptions, the
+    differences are shares, and it is the test of their mean when signs are flipped at random (9,999 times, fixed
+    draws). Several seeds are paired seed by seed, or each with the one seed of the other side; interval and test are
+    then by `spread_of_seeds`.
 
     Raises:
         ValueError: not the same variants and images, or numbers of seeds that cannot be paired.
     """
     difference = image_differences(ours, theirs)
-    found = mean_estimate(100 * difference)
+    found = difference_estimate(difference).percent()
     if difference.ndim == 2:
         return found, spread_of_seeds(100 * difference).p_value(found.value)
     differ = difference[difference != 0]

@@ -74,13 +74,13 @@ class Evaluation:
         if column in BY_CUE:
             raise ValueError(f"{column} has no top-1, but shares of decisions by cue: ask for `decisions`")
         values = per_image(self.hits[column])
-        return _percent(mean_estimate(values) if len(self.hits[column]) > 1 else share_estimate(values))
+        return (mean_estimate(values) if len(self.hits[column]) > 1 else share_estimate(values)).percent()
 
     def decisions(self, column: str = BY_CUE[0]) -> dict[str, Estimate]:
         """Percent of the images whose answer is their shape, their texture or neither."""
         shape, texture = self.hits[column]["shape"], self.hits[column]["texture"]
         followed = {"shape": shape, "texture": texture, "other": ~(shape | texture)}
-        return {cue: _percent(share_estimate(hits)) for cue, hits in followed.items()}
+        return {cue: share_estimate(hits).percent() for cue, hits in followed.items()}
 
     def reported(self, column: str) -> tuple[str, Estimate]:
         """What Table 2 prints for a column, and its name: top-1, but an error for c."""
@@ -110,10 +110,6 @@ class Evaluation:
         rows += [{"model": self.model, "column": c, "source": "", "missing": why} for c, why in self.missing.items()]
         names = ["model", "column", "measure", "value", "low", "high", "n", "source", "missing"]
         return pd.DataFrame(rows, columns=names)
-
-
-def _percent(share: Estimate) -> Estimate:
-    return replace(share, value=100 * share.value, low=100 * share.low, high=100 * share.high)
 
 
 def evaluate_model(

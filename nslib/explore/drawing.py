@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from nslib import plots
+from nslib.explore.subject import EPS
 from nslib.explore.view import View
 
 _SIZE = (7.0, 2.2)  # of a view, inches
@@ -45,6 +46,8 @@ def draw(view: View, figure: Figure | SubFigure) -> None:
         size = f"{view.norm:.3g} in token units"
     _draw_classes(view, bars)
     told = f"{choice.model}: noise of norm {size} moves tokens of norm {view.tokens:.3g} by {view.shift:.3g}"
+    if choice.kind == "learned" and not subject.learned.converged:
+        told += f"; its search ended outside ε = {EPS:g}"
     figure.text(0.01, 0.04, told, fontsize=6, color="0.35")
 
 

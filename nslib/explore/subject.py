@@ -21,6 +21,7 @@ from nslib.staged import StagedViT
 PIXEL_KINDS = ("patch", "targeted")  # exact: added to the pixels, and no token moves
 TOKEN_KINDS = ("learned", "permuted", "random")  # added to the tokens, all of one norm
 KINDS = PIXEL_KINDS + TOKEN_KINDS
+EPS = 0.03  # of the set that `learned` is searched in
 SCALES = (-2.0, 2.0)  # from where to where the panel moves a noise
 
 
@@ -91,6 +92,6 @@ def open_subject(settings: Settings, name: str, *, images: int) -> Subject:
     source = open_source(settings.data, model)
     learning, _ = source.take("train", settings.pool + settings.heldout)
     pool = make_pool(model, learning, heldout=settings.heldout)
-    learned = stored_noise(model, pool, replace(settings.approximate.noise, eps=0.03), seed=settings.seed)
+    learned = stored_noise(model, pool, replace(settings.approximate.noise, eps=EPS), seed=settings.seed)
     shown = source.take("val", images)
     return prepare(model, *shown, source.names(), learned, peak=settings.patch.peak, seed=settings.seed)

@@ -105,7 +105,7 @@ class Objective:
         noise: which noise a round begins with, a name of `nslib.finetune.noises`; empty: none.
         attack: makes the adversarial images of each batch, the model being in evaluation mode.
         sharpness: take the gradient at the worst point within sam_rho of the weights.
-        recipe: settings that this row of the paper's tables replaces.
+        recipe: settings of this row of the paper's tables, where they are not set otherwise.
     """
 
     loss: Loss
@@ -132,7 +132,7 @@ OBJECTIVES: dict[str, Objective] = {
 
 
 def recipe_of(cfg: FinetuneConfig) -> tuple[Objective, FinetuneConfig]:
-    """The objective of a configuration, and the configuration with the settings that this objective replaces.
+    """The objective of a configuration, and the configuration with the objective's recipe.
 
     Raises:
         ValueError: no such objective; or one whose noise needs an eps, without one.
@@ -143,4 +143,11 @@ def recipe_of(cfg: FinetuneConfig) -> tuple[Objective, FinetuneConfig]:
     if cfg.noise.eps is None and (objective.noise in ("authors", "boundary") or cfg.warm_start):
         what = "warm_start" if cfg.warm_start else f"objective {cfg.objective}"
         raise ValueError(f"{what} needs the eps up to whose boundary a noise is scaled: set noise.eps, such as 0.03")
-    return objective, replace(cfg, **objective.recipe)
+    return objective, with_recipe(cfg)
+
+
+def with_recipe(cfg: FinetuneConfig) -> FinetuneConfig:
+    """The configuration with what its objective's recipe sets; a setting that is not at its default stays."""
+    recipe = OBJECTIVES[cfg.objective].recipe if cfg.objective in OBJECTIVES else {}
+    unset = (name for name in recipe if getattr(cfg, name) == getattr(FinetuneConfig, name))
+    return replace(cfg, **{name: recipe[name] for name in unset})

@@ -9,27 +9,43 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from nslib.finetune.cost import STANDARD_TRAINING
 from nslib.finetune.state import Place, Round, rounds_of
+from nslib.models import save_weights
 from nslib.processes import Share
-from nslib.runtime import atomic_path, run_record, to_json, write_text
+from nslib.runtime import run_record, to_json, write_text
 from nslib.staged import StagedViT
+from nslib.store import check_same
 
 
 def finished(
-    target: Path | None, model: StagedViT, settings: dict[str, Any]
+    target: Path | None, model: StagedViT, settings: dict[str, Any], *, begun: bool
 ) -> tuple[StagedViT, list[Round], dict[str, Any]] | None:
-    """Model, history and record of a run that is done with these settings already, else None."""
-    if target is None or not (target.is_file() and target.with_suffix(".json").is_file()):
+    """Model, history and record of a run that is done with these settings already; None where none is done.
+
+    Args:
+        begun: there is a saved state: weights without a record are then those of a run that was killed between both.
+    Raises:
+        ValueError: the target was made with other settings, or its record does not tell how; neither is replaced.
+    """
+    if target is None or not target.is_file():
         return None
-    record = json.loads(target.with_suffix(".json").read_text(encoding="utf-8"))
-    if record["config"] != json.loads(to_json(settings)):
-        return None
+    path, remedy = target.with_suffix(".json"), "remove it or take another target"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        config, history = record["config"], rounds_of(record["rounds"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if begun and not path.is_file():
+            return None
+        raise ValueError(
+            f"{target} is there, and {path.name} is no record of a finetuning ({type(error).__name__}): {remedy}"
+        ) from error
+    check_same(target, config, settings, remedy=remedy)
     made = deepcopy(model)
     made.vit.load_state_dict(load_file(target))
-    return made.eval(), rounds_of(record["rounds"]), record
+    return made.eval(), history, record
 
 
 def write_result(
@@ -50,9 +66,10 @@ def write_result(
         images_of_standard_training=(noise + updates) / STANDARD_TRAINING,
     )
     if target is not None and share.rank == 0:
-        with atomic_path(target) as partial:
-            save_file({k: v.cpu().contiguous() for k, v in model.vit.state_dict().items()}, partial)
-        write_text(target.with_suffix(".json"), to_json(record) + "\n")
+        path = target.with_suffix(".json")
+        path.unlink(missing_ok=True)  # new weights never lie beside an old record
+        save_weights(model, target)
+        write_text(path, to_json(record) + "\n")
     return record
 
 

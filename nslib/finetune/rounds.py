@@ -24,6 +24,7 @@ from nslib.finetune.result import Log, finished, write_result
 from nslib.finetune.state import Place, Round, StateFile
 from nslib.finetune.stream import Stream
 from nslib.finetune.updates import Trainer, precision
+from nslib.models import check_target
 from nslib.nullspace.encoder import NoiseDiverged, Trace
 from nslib.processes import ALONE, Share
 from nslib.staged import StagedViT
@@ -51,13 +52,11 @@ class Finetuned:
 
 class FinetuneDiverged(FloatingPointError):
     """A loss was not finite. `model` has the weights with which the round began, or went on after a stop; `round` and
-    `step` say where."""
+    `step` say where, and the message which saved state stands in the way of another try."""
 
-    def __init__(self, round_: int, where: str, step: int, model: StagedViT, error: Exception):
-        super().__init__(
-            f"round {round_}, {where} {step}: {error}; lower lr or noise.lr "
-            f"(the weights with which round {round_} began are in .model)"
-        )
+    def __init__(self, round_: int, where: str, step: int, model: StagedViT, error: Exception, state: Path | None):
+        anew = f", and remove {state}, from which other settings cannot go on" if state else ""
+        super().__init__(f"round {round_}, {where} {step}: {error}; lower lr or noise.lr{anew}")
         self.round, self.step, self.model = round_, step, model
 
 
@@ -77,7 +76,7 @@ def finetune_model(
     cfg.checkpoint_every steps. A run that was stopped in any way goes on from there, and on a CPU ends with the weights
     of an unbroken one, bit for bit. At the end `target` is a safetensors file that timm loads, `.json` its record and
     `.jsonl` its log, as is the folder `.tensorboard` where that package is installed. Where the target was made with
-    the same settings from the same weights it is loaded, not made again.
+    the same settings from the same weights it is loaded, not made again; any other is refused, not replaced.
 
     Args:
         model: in evaluation mode, on the device on which to train; not changed.
@@ -87,7 +86,8 @@ def finetune_model(
         on_round: called after each round with its number, from 0, and the model as it would be delivered; the plain
             values it returns are kept as the round's `measured`.
     Raises:
-        ValueError: settings, data or number of processes do not fit; a saved state or its settings do not.
+        ValueError: settings, data, target or number of processes do not fit; what lies at the target, or a saved
+            state, is of other settings or cannot be read.
         FinetuneDiverged: a loss was not finite; names round and step, and holds the weights from before the round.
         OSError: the disk is full; the state saved before is kept.
     Warns:
@@ -95,16 +95,18 @@ def finetune_model(
     Source: arXiv:2403.10476, Eqs. (6)-(8), Algorithm 1.
     """
     model.check_frozen_use()
+    check_target(target)
+    objective, cfg = recipe_of(cfg)
     settings = {"finetune": cfg, "model": model.name, "weights": model_digest(model), "data": source.identity("train")}
-    done = finished(target, model, settings)
+    saved = StateFile(target, settings, writes=share.rank == 0)
+    done = finished(target, model, settings, begun=saved.begun)
     if done:
         share.mean(torch.zeros(1, device=model.device))  # no process leaves before all have looked
+        saved.remove()  # a kill after the record was written has left it
         return Finetuned(*done)
 
-    objective, cfg = recipe_of(cfg)
     stream = Stream(source, model, cfg, share)
     trainer = Trainer(deepcopy(model), objective, cfg, share)
-    saved = StateFile(target, settings, writes=share.rank == 0)
     place = saved.restore(trainer)
     log = Log(target, place, writes=saved.writes)
     share.mean(torch.zeros(1, device=model.device))  # no process saves before all have looked
@@ -120,9 +122,9 @@ def finetune_model(
                     saved.save(trainer, place)
                 _train(place, trainer, stream, lambda: saved.save(trainer, place), on_step)
             except NoiseDiverged as error:
-                raise FinetuneDiverged(place.round, "noise step", error.step, began, error) from error
+                raise FinetuneDiverged(place.round, "noise step", error.step, began, error, saved.path) from error
             except FloatingPointError as error:
-                raise FinetuneDiverged(place.round, "update", place.step, began, error) from error
+                raise FinetuneDiverged(place.round, "update", place.step, began, error, saved.path) from error
             current = place.history[-1]
             if on_round:
                 current.measured = on_round(place.round, trainer.result())

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from nslib.finetune.noises import NoiseFacts, Search
 from nslib.finetune.updates import Trainer
-from nslib.runtime import atomic_path, to_json
+from nslib.runtime import to_json
+from nslib.store import check_same, load_state, save_state, sweep
 
 
 @dataclass
@@ -56,6 +55,7 @@ class StateFile:
     """
 
     def __init__(self, target: Path | None, settings: dict[str, Any], *, writes: bool):
+        self.target = target
         self.path = target and target.with_suffix(".training.pt")
         self.search_path = target and target.with_suffix(".search.pt")
         self.settings = json.loads(to_json(settings))
@@ -70,40 +70,48 @@ class StateFile:
         if not self.writes:
             return
         state = trainer.state_dict() | {
-            "settings": to_json(self.settings),
             "history": to_json([asdict(r) for r in place.history]),
             "place": {"round": place.round, "step": place.step, "noise": place.noise},
         }
-        _write(self.path, state)
+        save_state(self.path, self.settings, state)
 
     def search(self, round_: int) -> Search:
-        """The search for the noise of a round, kept in a small file of its own: a model is large, a noise is not."""
-        key = {"round": round_, "settings": to_json(self.settings)}
-        begun = torch.load(self.search_path, map_location="cpu", weights_only=True) if self._searching() else {}
-        if any(begun.get(name) != value for name, value in key.items()):
-            begun = {}  # of a round that is done, or of another run
-        return Search(begun, lambda state: _write(self.search_path, state | key) if self.writes else None)
+        """The search for the noise of a round, kept in a small file of its own: a model is large, a noise is not.
 
-    def _searching(self) -> bool:
-        return self.search_path is not None and self.search_path.is_file()
+        Raises:
+            ValueError: the file cannot be read.
+        """
+        path = self.search_path
+        begun = load_state(path) if path and path.is_file() else {}
+        if (begun.get("round"), begun.get("settings")) != (round_, self.settings):
+            begun = {}  # of a round that is done, or of another run
+
+        def save(state: dict[str, Any]) -> None:
+            if self.writes:
+                save_state(path, self.settings, state | {"round": round_})
+
+        return Search(begun, save)
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a state to go on from."""
+        return self.path is not None and self.path.is_file()
 
     def restore(self, trainer: Trainer) -> Place:
         """Put the trainer into the saved state and return its place; the beginning where nothing is saved.
 
+        What a kill in the middle of writing has left beside the target is removed.
+
         Raises:
             ValueError: the file cannot be read, or was made with other settings; lists the differences.
         """
-        if self.path is None or not self.path.is_file():
+        if self.writes:
+            sweep(self.target, self.path, self.search_path)
+        if not self.begun:
             return Place()
-        try:
-            saved = torch.load(self.path, map_location="cpu", weights_only=True)  # parts move it themselves
-            settings = json.loads(saved["settings"])
-        except Exception as error:  # torch raises many kinds for a damaged file
-            raise ValueError(f"saved state {self.path} cannot be read ({error}): remove it to start anew") from error
-        told = differences(settings, self.settings)
-        if told:
-            raise ValueError(f"{self.path} was made with other settings: {'; '.join(told)}; remove it to start anew")
-        trainer.load_state_dict(saved)
+        saved = load_state(self.path)
+        check_same(self.path, saved["settings"], self.settings, remedy="remove it to start anew")
+        trainer.load_state_dict(saved)  # parts move it to the device themselves
         history = rounds_of(json.loads(saved["history"]))
         place = Place(**saved["place"], history=history)
         if place.noise is not None:
@@ -115,22 +123,3 @@ class StateFile:
         if self.writes:
             self.path.unlink(missing_ok=True)
             self.search_path.unlink(missing_ok=True)
-
-
-def _write(path: Path, state: dict[str, Any]) -> None:
-    buffer = io.BytesIO()  # torch reports a full disk as a RuntimeError, Python as what it is
-    torch.save(state, buffer)
-    with atomic_path(path) as partial:
-        partial.write_bytes(buffer.getbuffer())
-
-
-def differences(saved: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    """Settings that are not the same, by dotted name, as `noise.lr was 0.1, is 0.02`."""
-    told = []
-    for name in sorted(saved.keys() | now.keys()):
-        old, new = saved.get(name), now.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            told += differences(old, new, f"{prefix}{name}.")
-        elif old != new:
-            told.append(f"{prefix}{name} was {old!r}, is {new!r}")
-    return told

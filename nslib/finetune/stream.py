@@ -20,9 +20,10 @@ from nslib.staged import StagedViT
 class Stream:
     """Images 0 ... pool + heldout of split train are for learning noise; the model is trained on the others only.
 
-    Update s of the whole run sees places s * batch ... (s + 1) * batch. In an endless data set places are images; in
-    one that ends, each pass over the images has an order of its own, drawn from the seed, and a batch may begin in one
-    pass and end in the next. Several processes take one part each of every batch.
+    Update s of the whole run sees places s * batch ... (s + 1) * batch. In an endless data set places are images, those
+    of a seed after all of the seed before; in one that ends, each pass over the images has an order of its own, drawn
+    from the seed, and a batch may begin in one pass and end in the next. Several processes take one part each of every
+    batch.
 
     Raises:
         ValueError: no image is left to train on; the classes are not those of the model's head; the number of
@@ -76,7 +77,8 @@ class Stream:
         """This process's part of the batch of one update."""
         place = update * self.cfg.batch + self.offset
         if self.length is None:
-            return self._checked(self.source.take("train", self.part, start=self.first + place))
+            before = self.cfg.seed * self.cfg.rounds * self.cfg.steps * self.cfg.batch
+            return self._checked(self.source.take("train", self.part, start=self.first + before + place))
         with ThreadPoolExecutor() as readers:
             rows = [self._row(p) for p in range(place, place + self.part)]
             parts = list(readers.map(lambda row: self.source.take("train", 1, start=row), rows))

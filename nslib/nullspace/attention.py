@@ -8,8 +8,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-_TOL = 1e-9  # relative, of conditions that hold to rounding in float64
-
 
 @dataclass(frozen=True)
 class Heads:
@@ -38,6 +36,10 @@ class Heads:
         """Q_i K_i^T, (h, D, D)."""
         return self.query @ self.key.mT
 
+    def double(self) -> Heads:
+        """The same weights in float64 on the CPU, cut from any graph."""
+        return Heads(*(w.detach().double().cpu() for w in (self.query, self.key, self.value)))
+
     def outputs(self, tokens: Tensor) -> Tensor:
         """Tokens (B, N, D) -> outputs of all heads (B, h, N, d)."""
         query, key, value = (tokens.unsqueeze(1) @ w for w in (self.query, self.key, self.value))  # (B, h, N, d)
@@ -56,32 +58,40 @@ class ConditionViolated(ValueError):
         self.condition = condition
 
 
-def check_conditions(heads: Heads, *, tol: float = _TOL) -> None:
+def check_conditions(heads: Heads, *, tol: float | None = None) -> None:
     """Refuse heads that do not meet the three conditions of Proposition 1, R(.) being the space of a matrix's rows:
     (1) every Q_i K_i^T is symmetric; (2) every R(V_i^T) lies inside R(Q_i K_i^T); (3) for some m != n a row of
     Q_m K_m^T is not zero and lies in R(Q_n K_n^T).
 
+    A head whose Q_i K_i^T is zero is symmetric, has no rows to share, and meets (2) only where V_i is zero as well.
+
     Args:
-        tol: relative size up to which a residue counts as rounding.
+        heads: weights of any precision; computed in float64.
+        tol: relative size up to which a residue counts as rounding. Default: the square root of the machine epsilon of
+            the weights' own type.
     Raises:
         ConditionViolated: a ValueError that names the first condition violated and the head.
     Source: arXiv:2403.10476, Section 3.2.
     """
+    tol = torch.finfo(heads.query.dtype).eps ** 0.5 if tol is None else tol
+    heads = heads.double()
     spaces = [_row_space(scores, tol) for scores in heads.scores]
     for i, (scores, value, space) in enumerate(zip(heads.scores, heads.value, spaces, strict=True)):
-        asymmetry = ((scores - scores.T).norm() / scores.norm()).item()
+        asymmetry = _share(scores - scores.T, scores)
         if asymmetry > tol:
             raise ConditionViolated(1, f" by head {i}: Q K^T differs from its transpose by {asymmetry:.2g} "
                              "of its norm, expected a symmetric matrix: split one with split_symmetric")  # fmt: skip
-        outside = _outside(value.T, space).norm().item() / value.norm().item()
+        outside = _share(_outside(value.T, space), value)
         if outside > tol:
             raise ConditionViolated(2, f" by head {i}: {outside:.2g} of V^T lies outside the row space of "
                              "Q K^T, expected none: make V from columns of K")  # fmt: skip
-    nearest, m, n = min(
-        ((_nearest_row(heads.scores[m], spaces[n], tol), m, n)
-         for m in range(len(spaces)) for n in range(len(spaces)) if m != n),
-        default=(float("inf"), 0, 0),
-    )  # fmt: skip
+    with_rows = [m for m, scores in enumerate(heads.scores) if scores.any()]
+    pairs = [(_nearest_row(heads.scores[m], spaces[n], tol), m, n)
+             for m in with_rows for n in range(len(spaces)) if m != n]  # fmt: skip
+    if not pairs:
+        raise ConditionViolated(3, ": it compares a non-zero row of one head's Q K^T with another head, got "
+                         f"{len(spaces)} in all and {len(with_rows)} with such a row: take two or more")  # fmt: skip
+    nearest, m, n = min(pairs)
     if nearest > tol:
         raise ConditionViolated(3, f": no row of any head's Q K^T lies in another head's row space, the "
                          f"nearest, of head {m}, is {nearest:.2g} of its norm outside that of head {n}")  # fmt: skip
@@ -90,19 +100,21 @@ def check_conditions(heads: Heads, *, tol: float = _TOL) -> None:
 def proof_direction(heads: Heads) -> Tensor:
     """The unit w (D,) of the proof: orthogonal to the rows of every Q_i K_i^T. Every row of W is a multiple of it.
 
+    Computed in float64, with the tolerance of the weights' own type, and given in that type.
+
     Raises:
         ConditionViolated: the rows of all heads span the whole of R^D, which condition 3 excludes.
     Source: arXiv:2403.10476, Appendix A, Eqs. (9)-(11).
     """
-    rows = heads.scores.flatten(0, 1)  # (h D, D)
+    rows = heads.double().scores.flatten(0, 1)  # (h D, D)
     _, values, vectors = torch.linalg.svd(rows, full_matrices=False)
-    if values[-1] > values[0] * _rounding(rows):
+    if values[-1] > values[0] * _rounding(rows, heads.query.dtype):
         raise ConditionViolated(
             3,
             f": the rows of Q_i K_i^T span all {rows.shape[1]} dimensions, smallest singular value {values[-1]:.2g} of "
             f"{values[0]:.2g}, so that no w is orthogonal to them",
         )
-    return vectors[-1]
+    return vectors[-1].to(heads.query)
 
 
 class HeadsNullspace:
@@ -122,7 +134,7 @@ class HeadsNullspace:
     def __init__(self, heads: Heads, *, tol: float | None = None):
         if tol is not None and tol < 0:
             raise ValueError(f"tol must be >= 0, got {tol}")
-        wide = Heads(*(w.detach().double().cpu() for w in (heads.query, heads.key, heads.value)))
+        wide = heads.double()
         stacked = torch.cat([wide.scores, wide.scores.mT, wide.value.mT], dim=1).flatten(0, 1)
         _, self.singular_values, self._vectors = torch.linalg.svd(stacked, full_matrices=False)
         self.tol = float(self.singular_values[0]) * _rounding(stacked, heads.value.dtype) if tol is None else tol
@@ -148,17 +160,22 @@ def _row_space(matrix: Tensor, tol: float) -> Tensor:
     return vectors[values > tol * values[0]]
 
 
+def _share(residue: Tensor, whole: Tensor) -> float:
+    """Norm of a residue relative to the whole; a zero matrix leaves none."""
+    return (residue.norm() / whole.norm()).item() if whole.any() else 0.0
+
+
 def _outside(rows: Tensor, space: Tensor) -> Tensor:
     return rows - rows @ space.T @ space
 
 
 def _nearest_row(matrix: Tensor, space: Tensor, tol: float) -> float:
-    """Smallest share of a non-zero row that lies outside a space."""
+    """Smallest share of a non-zero row that lies outside a space; one row at least is not zero."""
     lengths = matrix.norm(dim=1)
     rows = matrix[lengths > tol * lengths.max()]
     return (_outside(rows, space).norm(dim=1) / rows.norm(dim=1)).min().item()
 
 
-def _rounding(matrix: Tensor, dtype: torch.dtype = torch.float64) -> float:
+def _rounding(matrix: Tensor, dtype: torch.dtype) -> float:
     """Relative size below which a singular value is rounding, as in numpy.linalg.matrix_rank."""
     return max(matrix.shape) * torch.finfo(dtype).eps

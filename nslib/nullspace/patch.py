@@ -62,6 +62,24 @@ class PatchNullspace:
         vh = torch.linalg.svd(self.matrix, full_matrices=True).Vh
         return vh[self.rank :].T.contiguous()
 
+    @cached_property
+    def seen(self) -> Tensor:
+        """(rank, C P P) float64 with orthonormal rows: what the embedding sees, the complement of `basis`."""
+        return torch.linalg.svd(self.matrix, full_matrices=False).Vh[: self.rank]
+
+    def check_not_trivial(self) -> None:
+        """Refuse a patch embedding that sees every pixel.
+
+        Raises:
+            ValueError: the nullspace is trivial; names models that have one.
+        """
+        if self.dim == 0:
+            pixels, width = self.matrix.shape[::-1]
+            raise ValueError(
+                f"this patch embedding, {pixels} -> {width}, has the trivial nullspace only: take a model with C*P*P "
+                "larger than its width, such as shapes_vit, vit_tiny_patch16_224 or any of patch side 32"
+            )
+
     def sample(
         self,
         n: int,
@@ -81,17 +99,12 @@ class PatchNullspace:
         Raises:
             ValueError: the nullspace is trivial, or not exactly one of norm and peak is given.
         """
-        if self.dim == 0:
-            pixels, width = self.matrix.shape[::-1]
-            raise ValueError(
-                f"this patch embedding, {pixels} -> {width}, has the trivial nullspace only: take a model with C*P*P "
-                "larger than its width, such as vit_tiny_patch16_224 or vit_base_patch32_224"
-            )
+        self.check_not_trivial()
         if (norm is None) == (peak is None):
             raise ValueError(f"give exactly one of norm and peak, got norm={norm}, peak={peak}")
         patches = self.image_shape[1] // self.patch_shape[1] * (self.image_shape[2] // self.patch_shape[2])
         coefficients = torch.randn(n, patches, self.dim, generator=generator, dtype=torch.float64)
-        noise = self._fold(coefficients @ self.basis.T)
+        noise = self.fold(coefficients @ self.basis.T)
         size = noise.flatten(1).norm(dim=1) if peak is None else noise.flatten(1).abs().amax(1)
         return (noise * ((norm if peak is None else peak) / size).reshape(-1, 1, 1, 1)).to(dtype)
 
@@ -101,16 +114,16 @@ class PatchNullspace:
         The two add up to the images; the second alone gives the model's tokens. Pixels beyond the last whole patch,
         which no token sees, belong to the first.
         """
-        patches = self._unfold(images.double().cpu())
-        null = self._fold(patches @ self.basis @ self.basis.T, images.double().cpu()).to(images)
+        patches = self.unfold(images.double().cpu())
+        null = self.fold(patches @ self.basis @ self.basis.T, images.double().cpu()).to(images)
         return null, images - null
 
-    def _unfold(self, images: Tensor) -> Tensor:
+    def unfold(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, N, C P P), each patch in the order of the convolution's weight."""
         side = self.patch_shape[1:]
         return torch.nn.functional.unfold(images, side, stride=side).transpose(1, 2)
 
-    def _fold(self, patches: Tensor, canvas: Tensor | None = None) -> Tensor:
+    def fold(self, patches: Tensor, canvas: Tensor | None = None) -> Tensor:
         """(B, N, C P P) -> (B, C, H, W), over a canvas where no patch reaches."""
         side, (height, width) = self.patch_shape[1:], self.image_shape[1:]
         image = torch.nn.functional.fold(patches.transpose(1, 2), (height, width), side, stride=side)

@@ -34,7 +34,10 @@ class Verdict:
 
 
 def read_claims() -> pd.DataFrame:
-    """The 19 claims of the paper, a row for each part, with the rule by which each is judged."""
+    """The 19 claims of the paper, a row for each part: who judges it, and by which rule.
+
+    The verdict is made in `notebook`, by the cell that calls `record.judge` under the heading `cell`.
+    """
     return pd.read_csv(data_path("reference", "claims.csv"), dtype={"part": str}, keep_default_na=False)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from urllib.parse import quote
 
 from nslib.runtime import runs_path, write_text
 
@@ -33,6 +34,11 @@ def executed_pages(run_name: str) -> dict[str, Path]:
         if not page.is_file() or page.stat().st_mtime < path.stat().st_mtime:
             write_text(page, _convert(path))
     return pages
+
+
+def heading_anchor(heading: str) -> str:
+    """The part after # in the address of a heading of such a page."""
+    return quote(heading.replace(" ", "-"), safe="?/:@!$&'()*+,;=")  # as nbconvert makes them
 
 
 def _convert(path: Path) -> str:

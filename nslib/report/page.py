@@ -1,4 +1,4 @@
-"""One HTML file for a run: verdicts, tables and figures beside the paper's numbers, and how all of it was made."""
+"""One HTML file for a run: verdicts, figures, tables beside those of the paper, and how all of it was made."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from nslib.report.cells import Cells, cells, number, read_cells
 from nslib.report.claims import FAILS, HOLDS, UNTESTABLE
-from nslib.report.executed import executed_pages
+from nslib.report.executed import executed_pages, heading_anchor
 from nslib.report.gather import NOT_RUN, GatheredRun, StoredRecord, claims_of, gather
 from nslib.report.reference import printed
 from nslib.runtime import write_text
@@ -24,20 +24,26 @@ from nslib.runtime import write_text
 SYMBOLS = {HOLDS: "✓", FAILS: "✗", UNTESTABLE: "○", NOT_RUN: "–"}
 LONG, CAP = 30, 200  # rows above which a table is folded, and at which it ends
 
-# Which printed table belongs beside which table of which notebook.
+# Which numbers of the paper belong beside which tables of which notebook.
 PRINTED = {
-    "01_patch_nullspace": ("table1", "Table 1"),
-    "02_noise_synthesis": ("figure3b", "Figure 3b"),
-    "05_finetuning": ("table5", "Table 5"),
-    "06_robustness": ("table2", "Table 2"),
-    "07_adversarial_finetuning": ("table3", "Table 3"),
-    "08_epsilon_ablation": ("table4", "Table 4"),
+    "01_patch_nullspace": {"table1": "Table 1, as printed"},
+    "02_noise_synthesis": {
+        "figure3a": "Figure 3a, read off it; of learned noise, gap_largest is a bound",
+        "figure3b": "Figure 3b, read off it",
+    },
+    "05_finetuning": {
+        "figure4": "Figure 4, read off it where that can be done; all relative to step 0",
+        "table5": "Table 5, as printed",
+    },
+    "06_robustness": {"table2": "Table 2, as printed"},
+    "07_adversarial_finetuning": {"table3": "Table 3, as printed"},
+    "08_epsilon_ablation": {"table4": "Table 4, as printed"},
 }
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A figure, a table, or a figure with the table behind it; and what the paper printed in its place."""
+    """A figure, a table, or a figure with the table behind it; and the paper's numbers in its place."""
 
     name: str
     record: str
@@ -107,6 +113,7 @@ def _template():
     environment.filters |= {
         "number": number,
         "quoted": quote,
+        "anchor": heading_anchor,
         "slug": lambda text: text.replace(" ", "-"),
         "settings": lambda value: json.dumps(value, indent=1, sort_keys=True),
     }
@@ -121,8 +128,9 @@ def _notebooks(run: GatheredRun) -> list[str]:
 def _section(run: GatheredRun, notebook: str, links: dict[str, str]) -> Section:
     labels = {name: group.label for group in run.groups for name in group.records}
     entries = [e for r in run.records if r.notebook == notebook for e in _entries(run, r)]
-    if entries and notebook in PRINTED:
-        entries = _beside_paper(notebook, entries)
+    if entries:
+        for name, paper_name in reversed(PRINTED.get(notebook, {}).items()):
+            entries = _beside_paper(name, paper_name, entries)
     title, label = run.titles.get(notebook, notebook), labels.get(notebook, "")
     return Section(notebook, title, label, links.get(notebook, ""), tuple(entries))
 
@@ -156,9 +164,8 @@ def _data_uri(path: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
-def _beside_paper(notebook: str, entries: list[Entry]) -> list[Entry]:
-    """Put the printed table beside ours of that name; without one of ours it stands alone, before the others."""
-    name, paper_name = PRINTED[notebook]
+def _beside_paper(name: str, paper_name: str, entries: list[Entry]) -> list[Entry]:
+    """Put the paper's table beside ours of that name; without one of ours it stands alone, before the others."""
     frame = printed(name)
     paper = cells(frame.astype(object).where(frame.notna(), None), most=CAP)
     ours = next((e for e in entries if e.name == name and e.table), None)

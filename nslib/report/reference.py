@@ -9,6 +9,9 @@ from nslib.evaluate.comparison import table2_row
 from nslib.evaluate.suite import Evaluation
 from nslib.runtime import data_path
 
+# Printed rows of methods that are not run here.
+QUOTED = ("ViT-B + PR", "ViT-B + RandAugment + PR", "ViT-B + AugMix + PR", "ViT-B + RobustViT")
+
 
 def printed(name: str) -> pd.DataFrame:
     """A table of the paper as printed, such as `table2`.
@@ -24,7 +27,10 @@ def printed(name: str) -> pd.DataFrame:
 
 
 def beside_table2(*evaluations: Evaluation) -> pd.DataFrame:
-    """Table 2 with a row for each evaluation above the printed ones; a column that was not measured stays empty."""
+    """Table 2 with a row for each evaluation above the printed ones; a column that was not measured stays empty.
+
+    Column `source` tells them apart: ours, printed (in the paper), quoted (printed, of a method that is not run here).
+    """
     rows = []
     for evaluation in evaluations:
         shown = [c for c in TABLE2 if c in evaluation.hits]
@@ -33,6 +39,8 @@ def beside_table2(*evaluations: Evaluation) -> pd.DataFrame:
             row.pop("average")  # of other columns than the printed one, or with an error that is no mCE
         if "c" in shown and not evaluation.published_c:
             row["corruption error"] = row.pop("c")
-        rows.append({"model": f"{evaluation.model} (ours)", **row})
-    ours = pd.DataFrame(rows, columns=["model", *TABLE2, "average", "corruption error"])
-    return pd.concat([ours, printed("table2")], ignore_index=True)
+        rows.append({"model": evaluation.model, "source": "ours", **row})
+    ours = pd.DataFrame(rows, columns=["model", "source", *TABLE2, "average", "corruption error"])
+    theirs = printed("table2")
+    source = theirs.model.isin(QUOTED).map({True: "quoted", False: "printed"})
+    return pd.concat([ours, theirs.assign(source=source)], ignore_index=True)

@@ -1,0 +1,85 @@
+"""Notebooks 05, 07, 08 and 11 where columns and objectives are missing, and what they save."""
+
+import json
+
+import matplotlib.pyplot as plt
+import pytest
+from conftest import ROOT
+
+FEW = {
+    "surrogate": "",  # no damagenet
+    "finetuning.objectives": ["nullspace", "plain", "random"],
+    "finetuning.columns": ["clean", "fgsm", "damagenet"],
+    "finetuning.images": 16,
+    "finetuning.trace_images": 8,
+    "finetuning.eps": [0.1],
+    "approximate.reach_images": 16,
+    "pool": 32,
+    "heldout": 16,
+    "finetune.rounds": 1,
+    "finetune.steps": 1,
+    "finetune.batch": 8,
+    "finetune.pool": 32,
+    "finetune.heldout": 16,
+    "finetune.noise.eps": 0.1,
+    "finetune.noise.batch": 16,
+    "finetune.attack_steps": 1,
+}
+
+
+@pytest.fixture
+def execute(monkeypatch, tmp_path):
+    """Runs a notebook's source with these settings; its names and its record."""
+    monkeypatch.setenv("NSLIB_FIGURES", str(tmp_path))
+
+    def run(name: str, **changes) -> tuple[dict, dict]:
+        code = (ROOT / "paper_nb" / f"{name}.py").read_text()
+        code = code.replace("overrides = {}", f"overrides = {FEW | changes}")
+        exec(compile(code, f"{name}.py", "exec"), cells := {})
+        plt.close("all")
+        return cells, json.loads((tmp_path / "smoke" / "records" / f"{name}.json").read_text())
+
+    return run
+
+
+def test_05(execute):
+    cells, record = execute("05_finetuning")
+    assert cells["measured"] == ["fgsm"]
+    assert cells["table5"].step.tolist() == [0]
+    assert [ax.get_ylabel() for ax in cells["axes"]][2:] == [
+        f"{m} top-1, %" for m in ("clean", "adversarial", "shifted")
+    ]
+    assert record["facts"]["missed_eps"] == {"nullspace": "0 of 1 rounds"}
+
+
+def test_07_without_a_model_trained_on_attacks(execute, tmp_path):
+    cells, record = execute("07_adversarial_finetuning")
+    assert cells["table3"].columns.tolist() == ["model", "clean", "fgsm", "mean", "missed_eps"]
+    assert not list(tmp_path.rglob("*against_adversarial*"))
+    assert cells["gains"].empty
+    assert record["facts"]["natural"] == ["clean"]
+
+
+def test_07_tells_the_seeds_compared_and_judges_no_unfinished_model(execute):
+    changes = {"finetuning.objectives": ["nullspace", "plain", "madry"], "finetuning.seeds": 2}
+    cells, record = execute("07_adversarial_finetuning", **changes)
+    assert cells["found"]["nullspace"].seeds == 2
+    assert "seeds of each: 1;" in cells["figure"].get_supxlabel()
+    assert cells["gains"].side.tolist() == ["natural", "adversarial"]
+    assert cells["rivals"] == []
+    assert record["facts"]["missed_eps"] == {"nullspace": "0 of 2 rounds"}
+
+
+def test_08(execute):
+    cells, record = execute("08_epsilon_ablation")
+    assert cells["columns"] == ["clean", "fgsm"]
+    assert set(record["facts"]["missed_eps"]) == {"nullspace 0.1", "random 0.1"}
+
+
+def test_11(execute, capsys):
+    cells, record = execute("11_controls", **{"finetuning.seeds": 2, "finetune.noise.eps": 0.5})
+    assert cells["pairs"].reference.tolist() == ["plain", "random"]
+    assert cells["pairs"].seeds.tolist() == [2, 2]
+    assert cells["columns"] == ["clean", "fgsm"]
+    assert "no search at this profile" in capsys.readouterr().out
+    assert record["facts"]["missed_eps"]["nullspace, 4 noises"] == "0 of 1 rounds"
