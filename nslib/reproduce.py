@@ -185,8 +185,8 @@ def _told(path: Path) -> tuple[int, int, int]:
         return 0, 0, 0
     record = json.loads(path.read_text(encoding="utf-8"))
     verdicts = [v["verdict"] for v in record["verdicts"]]
-    missed = record.get("facts", {}).get("missed_eps", [])
-    return verdicts.count("holds"), len(verdicts) - verdicts.count("not testable"), len(missed)
+    missed = record.get("facts", {}).get("missed_eps", {})
+    return verdicts.count("holds"), len(verdicts) - verdicts.count("not testable"), sum(missed.values())
 
 
 def _closing_table(outcomes: list[Outcome]) -> str:

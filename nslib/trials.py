@@ -138,10 +138,10 @@ def sides(columns: Sequence[str]) -> dict[str, list[str]]:
     }
 
 
-def missed_eps(found: Mapping[str, Evaluation]) -> dict[str, str]:
+def missed_eps(found: Mapping[str, Evaluation]) -> dict[str, int]:
     """For each model that was trained with noise, in how many rounds that noise never got inside eps."""
     noisy = {name: r for name, r in found.items() if isinstance(r, Row) and r.noise_rounds}
-    return {name: f"{r.missed_eps} of {r.noise_rounds} rounds" for name, r in noisy.items()}
+    return {name: r.missed_eps for name, r in noisy.items()}
 
 
 def rows_table(found: Mapping[str, Evaluation]) -> pd.DataFrame:
@@ -161,7 +161,8 @@ def rows_table(found: Mapping[str, Evaluation]) -> pd.DataFrame:
             cells[column] = line[column]
             if column == "c" and not evaluation.published_c and "c" in base:
                 cells[f"c / {BASE}"] = corruption_ratio(evaluation.hits["c"], base["c"])
-        lines.append(cells | {"mean": line["average"]} | ({"missed_eps": missed.get(name, "")} if missed else {}))
+        told = f"{missed[name]} of {evaluation.noise_rounds} rounds" if name in missed else ""
+        lines.append(cells | {"mean": line["average"]} | ({"missed_eps": told} if missed else {}))
     return pd.DataFrame(lines)
 
 

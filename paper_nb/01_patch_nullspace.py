@@ -113,6 +113,10 @@ survey.groupby("patch_size").agg(
     models=("model", "size"), with_nullspace=("null_dim", lambda d: (d > 0).sum()), largest=("null_dim", "max")
 )
 
+# %% [markdown]
+# ## Verdicts
+# By the rules that stand in `data/reference/claims.csv`.
+
 # %%
 logits = sweep.query("noise == 'nullspace' and bits == 32 and peak == @settings.patch.peak").value.item()
 decided = dimensions[dimensions.decides]

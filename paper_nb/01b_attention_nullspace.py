@@ -120,6 +120,10 @@ over.pivot(index=["model", "direction"], columns="stage", values="value")[list(a
     "{:.2g}".format
 )
 
+# %% [markdown]
+# ## Verdicts
+# By the rules that stand in `data/reference/claims.csv`.
+
 # %%
 kept, broken = proved[proved.conditions == "all three"], proved[proved.conditions.isin(["without 1", "without 2"])]
 record.judge("C3", "heads", [Estimate.exact(change, 8) for change in kept.change])

@@ -103,7 +103,7 @@ record.figure("reach", figure, reach)
 summary.round(2)
 
 # %% [markdown]
-# ## Verdict
+# ## Verdicts
 # C7 by the rule written in `data/reference/claims.csv`: the share of starts that reach ε = .03 on held-out images. Where noise is not learned with the paper's limit and number of steps it is not given.
 
 # %%

@@ -148,6 +148,10 @@ record.figure("span", figure, span)
 largest = {sign: mixtures.largest_span(rows) for sign, rows in span[span.noise == "learned"].groupby("sign")}
 print(f"largest k with 95 % inside: {largest}")
 
+# %% [markdown]
+# ## Verdicts
+# By the rules that stand in `data/reference/claims.csv`.
+
 # %%
 learned, convex = (table[table.noise == "learned"] for table in (deciding, line))
 estimates = ["value", "low", "high", "n", "seeds"]

@@ -134,6 +134,10 @@ fixed = trials.fixed_against_early(bench, settings)
 facts = {"value": rise.value, "low": rise.low, "high": rise.high, "seeds": rise.seeds}
 pd.DataFrame([{"columns": ", ".join(measured), **facts}]).round(2)
 
+# %% [markdown]
+# ## Verdicts
+# By the rules that stand in `data/reference/claims.csv`.
+
 # %%
 paper = trials.noise_as_paper(settings.finetune)  # else C7 and C8 are not the paper's
 epochs = runs["nullspace"].cost["images_of_standard_training"] / (bench.source.count("train") or float("inf"))

@@ -162,9 +162,13 @@ plots.differences(against[~against.model.isin(trials.ADVERSARIAL)], ax).set(ylab
 plots.legend_above(figure, ax, columns=5)
 plots.caption(
     figure,
-    f"{bench.model.name}, n = {against.n.min()} to {against.n.max()} images a column, {against.seeds.min()} to {against.seeds.max()} seeds; whiskers: 95 % of the paired difference",
+    f"{bench.model.name}, n = {against.n.min()} to {against.n.max()} images a column, seeds: {sorted(against.seeds.unique().tolist())}; whiskers: 95 % of the paired difference",
 )
 record.figure("against_plain", figure, against)
+
+# %% [markdown]
+# ## Verdicts
+# By the rules that stand in `data/reference/claims.csv`.
 
 # %%
 whole = trials.whole(settings) and not found[trials.BASE].missing

@@ -84,6 +84,10 @@ gains = pd.concat(gains, ignore_index=True)
 record.table("sides", gains)
 gains.round(2)
 
+# %% [markdown]
+# ## Verdicts
+# By the rules that stand in `data/reference/claims.csv`.
+
 # %%
 rivals = [others[name] for name in ("madry", "trades") if name in others and trials.as_paper(settings.finetune)]
 ours = found["nullspace"]

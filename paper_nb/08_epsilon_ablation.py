@@ -75,6 +75,10 @@ plots.caption(
 record.figure("epsilon", figure, gains)
 gains.round(2)
 
+# %% [markdown]
+# ## Verdicts
+# By the rules that stand in `data/reference/claims.csv`.
+
 # %%
 tried = gains[gains.model == "nullspace"].sort_values("difference").eps.tolist()
 best, worst = found[f"nullspace {tried[-1]}"], found[f"nullspace {tried[0]}"]

@@ -116,6 +116,10 @@ effect = watermark.effect_table(model, source, saved, watermark.blend(source, ma
 record.table("effect", effect)
 effect.drop(columns=["class_before", "class_after"]).describe().loc[["mean", "min", "max"]].round(4)
 
+# %% [markdown]
+# ## Verdicts
+# By the rules that stand in `data/reference/claims.csv`.
+
 # %%
 record.judge("C17", "watermark", share_estimate(effect.match))
 assert torch.equal(saved, marked)

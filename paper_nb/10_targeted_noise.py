@@ -113,6 +113,10 @@ wide = table.assign(shown=table.pair + ", " + table.picture).pivot(
 algebra = table[table.picture == saliency.EXACT].groupby(["level", "method"]).algebra.any()
 wide.assign(algebra=algebra).rename_axis(columns=None).round(6)
 
+# %% [markdown]
+# ## Verdicts
+# By the rules that stand in `data/reference/claims.csv`.
+
 # %%
 per_patch = saliency.estimates(table, level="patch", picture=saliency.ROUNDED)
 record.judge("C17", "targeted", share_estimate(effect.match))

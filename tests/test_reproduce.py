@@ -91,7 +91,8 @@ def test_second_run_skips_what_is_done(place, capsys):
 
 def test_rounds_that_missed_eps_are_told_at_the_end(place, capsys):
     place.add("01_fine")
-    place.add("02_missed", RECORD.replace('{"verdicts"', '{"facts": {"missed_eps": [0, 2]}, "verdicts"'))
+    facts = '{"facts": {"missed_eps": {"nullspace": 2, "random": 0}}, "verdicts"'
+    place.add("02_missed", RECORD.replace('{"verdicts"', facts))
     assert [o.missed for o in reproduce([], "smoke")] == [0, 2]
     fine, missed = capsys.readouterr().out.splitlines()[-2:]
     assert fine.endswith("2 / 3")
