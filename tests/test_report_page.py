@@ -98,7 +98,7 @@ def shown(run=RUN, links=None) -> Page:
 
 def rows_of_claims(page: Page) -> list[str]:
     """One string a line of the verdict table."""
-    text = page.text.split("heading of the cell ")[1].split(" The rules were written down")[0]
+    text = page.text.split("judged in ")[1].split(" The rules were written down")[0]
     return re.split(r" (?=C\d+ [a-z]+ ?[✓✗○–] )", text)
 
 
