@@ -11,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from nslib.config import DataConfig
+from nslib.data.source import ShapesSource
 from nslib.models import build_model
 from nslib.nullspace.membership import Pool, make_pool
 from nslib.runtime import generator
@@ -44,6 +46,16 @@ def make_vit(name: str = "vit_tiny_patch16_224", *, spread: float = 0.0, seed: i
 def tiny_vit(depth: int = 2) -> StagedViT:
     """The shipped architecture with four tokens of width 24, untrained, for tests of finetuning."""
     return make_vit("shapes_vit", img_size=24, embed_dim=24, depth=depth, num_heads=2)
+
+
+@pytest.fixture
+def model() -> StagedViT:
+    return tiny_vit()
+
+
+@pytest.fixture
+def source(model) -> ShapesSource:
+    return ShapesSource(DataConfig(), model)
 
 
 @pytest.fixture

@@ -48,11 +48,6 @@ def model():
     return tiny
 
 
-@pytest.fixture
-def source(model):
-    return ShapesSource(DataConfig(), model)
-
-
 class FewImages:
     """A data set that ends, as a folder does: random pixels, the first of image i being i / n; class i modulo ten."""
 

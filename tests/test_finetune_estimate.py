@@ -5,11 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import tiny_vit
 
-from nslib.config import DataConfig, FinetuneConfig, NoiseConfig
+from nslib.config import FinetuneConfig, NoiseConfig
 from nslib.data.shapes import Batch
-from nslib.data.source import ShapesSource
 from nslib.finetune import estimate as module
 from nslib.finetune.cost import cost_told
 from nslib.finetune.estimate import estimate, kept_bytes
@@ -18,16 +16,6 @@ from nslib.runtime import generator
 
 NOISE = NoiseConfig(limit=1.0, lr=0.05, steps=7, batch=16, eps=None)
 CFG = FinetuneConfig(rounds=2, steps=3, batch=8, lr=1e-3, lr_min=1e-5, pool=32, heldout=16, noise=NOISE)
-
-
-@pytest.fixture
-def model():
-    return tiny_vit()
-
-
-@pytest.fixture
-def source(model):
-    return ShapesSource(DataConfig(), model)
 
 
 # Bytes

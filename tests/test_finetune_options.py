@@ -8,9 +8,8 @@ import torch
 from conftest import make_vit, random_images, tiny_vit
 from torch.nn import functional as F
 
-from nslib.config import DataConfig, FinetuneConfig, NoiseConfig
+from nslib.config import FinetuneConfig, NoiseConfig
 from nslib.data.shapes import Batch
-from nslib.data.source import ShapesSource
 from nslib.finetune import noises
 from nslib.finetune.cut import cut_at
 from nslib.finetune.noises import Search, find_noises, pool_of
@@ -44,11 +43,6 @@ def model():
     with torch.no_grad():
         tiny.vit.head.weight *= 20
     return tiny
-
-
-@pytest.fixture
-def source(model):
-    return ShapesSource(DataConfig(), model)
 
 
 class TwoClasses:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import make_vit, random_images, tiny_vit
+from conftest import make_vit, random_images
 
 from nslib.config import DataConfig, FinetuneConfig
 from nslib.data.source import ShapesSource
@@ -18,16 +18,6 @@ from nslib.staged import StagedViT
 
 CFG = FinetuneConfig(objective="plain", rounds=2, steps=2, batch=4, pool=4, heldout=4, lr=1e-3)
 TINY = dict(img_size=24, embed_dim=24, depth=2, num_heads=2)
-
-
-@pytest.fixture
-def model():
-    return tiny_vit()
-
-
-@pytest.fixture
-def source(model):
-    return ShapesSource(DataConfig(), model)
 
 
 @pytest.fixture

@@ -177,7 +177,7 @@ def share_table(
     rows = []
     for kind, own in noises.items():
         for alpha, beta in product(values, repeat=2):
-            mixed = combine(own[pairs[kind]], torch.tensor([[alpha, beta]])).flatten(0, 1)
+            mixed = combine_pairs(own, pairs[kind], alpha, beta)
             outside = 1 - inside_each(model, clean, mixed, eps).double().mean().item()
             node = {"noise": kind, "alpha": alpha, "beta": beta, "outside": outside}
             rows.append(node | {"pairs": len(mixed), "n": len(clean)})
@@ -197,7 +197,7 @@ def line_table(
     rows = []
     for kind, own in noises.items():
         for alpha in weights:
-            mixed = combine(own[pairs[kind]], torch.tensor([[alpha, 1 - alpha]])).flatten(0, 1)
+            mixed = combine_pairs(own, pairs[kind], alpha, 1 - alpha)
             place = {"noise": kind, "alpha": alpha, "pairs": len(mixed)}
             rows.append(place | measure(model, clean, mixed, eps))
     return pd.DataFrame(rows)
@@ -206,6 +206,11 @@ def line_table(
 def combine(noises: Tensor, weights: Tensor) -> Tensor:
     """Noises (..., k, N, D) and weights (..., G, k) -> their combinations (..., G, N, D)."""
     return (weights.to(noises) @ noises.flatten(-2)).unflatten(-1, noises.shape[-2:])
+
+
+def combine_pairs(noises: Tensor, pairs: Tensor, alpha: float, beta: float) -> Tensor:
+    """alpha v + beta v' of each of the pairs (P, 2) among noises (J, N, D) -> (P, N, D)."""
+    return combine(noises[pairs], torch.tensor([[alpha, beta]])).flatten(0, 1)
 
 
 def measure(model: StagedViT, clean: CleanPass, noises: Tensor, eps: float) -> dict[str, float]:

@@ -6,7 +6,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from nslib.analysis.closure import combine, inside_each, measure
+from nslib.analysis.closure import combine, combine_pairs, inside_each, measure
 from nslib.config import ClosureStudy
 from nslib.intervals import share_estimate
 from nslib.nullspace.membership import CleanPass
@@ -25,7 +25,7 @@ def further_table(
     rows = []
     for kind, own in noises.items():
         draws = generator(seed)
-        mixtures = {"sum of 2": combine(own[pairs], torch.ones(1, 2)).flatten(0, 1)}
+        mixtures = {"sum of 2": combine_pairs(own, pairs, 1, 1)}
         for members in study.convex:
             if members <= len(own):
                 chosen = _draw_members(len(own), members, len(pairs), draws)
