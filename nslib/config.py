@@ -111,7 +111,7 @@ class FinetuneConfig:
     weight_decay: float = 0.05  # of matrices
     clip: float = 1.0  # largest gradient norm
     noise: NoiseConfig = NoiseConfig()
-    pool: int = 512  # images to learn noise from: the first of the train split, on which the model is never trained
+    pool: int = 512  # images to learn noise from: the first of the train split, on which no update is made
     heldout: int = 256  # the next ones, on which the stopping of the noise is tested
     ema: float = 0.0  # decay of an average of the weights, which is then the result; 0: none
     trainable: str = ""  # only parameters whose name contains this, such as pos_embed; empty: all
@@ -223,9 +223,9 @@ class FingerprintStudy:
 
     untrained: int = 20  # the architecture from other seeds
     permuted: int = 20  # the model's own patch weight, its numbers in another order
-    trained: int = 2  # the architecture trained on `shapes` from other seeds, for a short while
-    steps: int = 400  # of such a training
-    batch: int = 32
+    trained: int = 2  # the architecture trained on `shapes` from other seeds; of the small ViT two ship, trained so
+    steps: int = 2000  # of such a training
+    batch: int = 128
 
     def __post_init__(self):
         for name in ("untrained", "permuted"):

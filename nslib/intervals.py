@@ -65,8 +65,8 @@ def difference_estimate(values: ArrayLike) -> Estimate:
     With one view of an image each is -1, 0 or 1, and nearly all are 0. Of a few others the percentile bootstrap is too
     narrow (5 of 320 images won and none lost: zero lies outside, though McNemar's exact p is .06); of none it has no
     width. So one won and one lost image are resampled with the others, as Bonett and Price add them for a normal
-    interval; the value is that of the images alone. Shares, of several views, and values (S, n) of S seeds are left to
-    `mean_estimate`, unless no image differs.
+    interval; the value is that of the images alone. Values (S, n) of S seeds have the interval of `paired_spread`, in
+    which the two images count as well, and shares, of several views, that of `mean_estimate`, unless no image differs.
 
     Raises:
         ValueError: no values, some lie outside [-1, 1], or as `mean_estimate`.
@@ -76,7 +76,9 @@ def difference_estimate(values: ArrayLike) -> Estimate:
     values = _finite(values)
     if np.abs(values).max() > 1:
         raise ValueError(f"differences of hits must lie in [-1, 1], got [{values.min():g}, {values.max():g}]")
-    if values.any() and (values.ndim == 2 or not np.isin(values, (-1, 0, 1)).all()):
+    if values.any() and values.ndim == 2:
+        return paired_spread(values).estimate(float(values.mean()), n=values.shape[1], seeds=len(values))
+    if not np.isin(values, (-1, 0, 1)).all():
         return mean_estimate(values)
     seeds, images = len(np.atleast_2d(values)), np.atleast_2d(values)[0]
     won, lost, n = np.count_nonzero(images > 0) + 1, np.count_nonzero(images < 0) + 1, len(images) + 2
@@ -152,6 +154,16 @@ def spread_of_seeds(*groups: np.ndarray) -> Spread:
         raise ValueError(f"an interval over seeds needs two seeds and two images or more, got (seeds, images) {shapes}")
     images = [_source(values.mean(0)) for values in groups]
     return Spread((*images, _source(np.sum([values.mean(1) for values in groups], axis=0))))
+
+
+def paired_spread(values: np.ndarray) -> Spread:
+    """Spread of the mean of paired differences of hits (S, n): that of the seeds, and one won and one lost image more.
+
+    Raises:
+        ValueError: as `spread_of_seeds`.
+    """
+    n = values.shape[1]
+    return Spread((*spread_of_seeds(values).sources, (2**0.5 / n, n - 1)))
 
 
 def _source(means: np.ndarray) -> tuple[float, int]:

@@ -39,9 +39,8 @@ def pretrain(cfg: PretrainConfig, target: Path, *, device: str | torch.device = 
     """
     target = Path(target)
     check_target(target)
-    minutes = _minutes_of_finished(cfg, target)
-    if minutes is None:
-        minutes = _train(cfg, target, device, progress)
+    found = finished_record(cfg, target)
+    minutes = found["minutes"] if found else _train(cfg, target, device, progress)
     if isinstance(cfg, SurrogateConfig):
         model = load_surrogate(str(target), num_classes=len(CLASSES), size=cfg.size, device=device)
     else:
@@ -60,14 +59,17 @@ def _state_file(target: Path) -> Path:
     return target.with_suffix(".training.pt")
 
 
-def _minutes_of_finished(cfg: PretrainConfig, target: Path) -> float | None:
-    """Minutes of a training that is done, None of one that is not, or was made with other settings."""
+def finished_record(cfg: PretrainConfig, target: Path) -> dict | None:
+    """The record beside weights that were trained with these settings; None if there are none.
+
+    On how many images they were measured does not matter.
+    """
     record = target.with_suffix(".json")
     if not (target.is_file() and record.is_file()):
         return None
     found = json.loads(record.read_text(encoding="utf-8"))
-    same = found["config"] == json.loads(to_json(cfg)) and found["shapes_version"] == VERSION
-    return found["minutes"] if same else None
+    asked = json.loads(to_json(cfg)) | {"report_images": found["config"]["report_images"]}
+    return found if found["config"] == asked and found["shapes_version"] == VERSION else None
 
 
 def _train(cfg: PretrainConfig, target: Path, device: str | torch.device, progress: bool) -> float:

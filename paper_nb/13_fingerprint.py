@@ -57,7 +57,7 @@ table.round(4)
 
 # %% [markdown]
 # ## Strangers
-# Who is taken for the owner? The architecture from other seeds, untrained; the owner's own patch weight with its numbers in another order; other seeds trained for a short while on the owner's task, on other images, to the accuracy in the table; and the other models of this profile, whatever they were trained on (at `imagenet` the other pretrained weights). Patches of another size can be told apart without a key.
+# Who is taken for the owner? The architecture from other seeds, untrained; the owner's own patch weight with its numbers in another order; other seeds trained on the owner's task, on other images, to the accuracy in the table (two ship with the small ViT, `smoke` trains one for a moment); and the other models of this profile, whatever they were trained on (at `imagenet` the other pretrained weights). Patches of another size can be told apart without a key.
 
 # %%
 alike = {"img_size": model.image_shape[1], "num_classes": model.num_classes}
@@ -137,4 +137,4 @@ pd.concat([table, finetunings.drop(columns="reach"), strangers.drop(columns=["ki
 
 # %% [markdown]
 # The key tells its owner from strangers with room to spare, and survives finetuning, rotations of the tokens, and moves of the weight by several per cent of its norm.
-# Trained models can be nearer to each other than chance, because all of them see smooth patches: the threshold has to be set against trained strangers, not against random ones. Those trained here for a short while say little of that yet: the table above has their accuracy.
+# Trained models can be nearer to each other than chance, because all of them see smooth patches: the threshold has to be set against trained strangers, not against random ones. They are the few whose accuracy the table above tells.

@@ -666,7 +666,7 @@ def test_what_is_made_is_loaded_not_made_again(model, source, tmp_path, monkeypa
 
 
 def test_loss_that_is_not_finite_gives_back_the_last_good_weights(model, source, tmp_path):
-    cfg = replace(CFG, objective="plain", lr=1e30, clip=1e30, checkpoint_every=1)
+    cfg = replace(CFG, objective="plain", lr=1e30, clip=1e30)
     with pytest.raises(FinetuneDiverged, match=r"round 0, update \d: loss (nan|inf), .*lower lr or noise\.lr") as error:
         finetune_model(model, source, cfg, target=tmp_path / "w.safetensors")
     assert error.value.round == 0
@@ -680,6 +680,17 @@ def test_loss_that_is_not_finite_gives_back_the_last_good_weights(model, source,
         finetune_model(model, source, lower, target=tmp_path / "w.safetensors")
     (tmp_path / "w.training.pt").unlink()
     finetune_model(model, source, lower, target=tmp_path / "w.safetensors")
+
+
+def test_a_bad_last_update_of_a_round_is_told_before_it_is_saved(model, source, tmp_path):
+    """Its loss was finite: only what the model answers afterwards shows it."""
+    cfg = replace(CFG, steps=1, lr=1e30, clip=1e30)
+    with pytest.raises(FinetuneDiverged, match="round 0, update 1: logits after the update are not finite") as error:
+        finetune_model(model, source, cfg, target=tmp_path / "w.safetensors")
+    assert same(error.value.model, model)
+    saved = torch.load(tmp_path / "w.training.pt", weights_only=True)
+    assert all(torch.equal(saved["model"][n], w) for n, w in weights(model).items())
+    assert not (tmp_path / "w.safetensors").exists()
 
 
 def test_noise_that_is_not_finite_is_told_by_round_and_step(model, source):

@@ -9,6 +9,7 @@ from nslib.intervals import (
     Spread,
     difference_estimate,
     mean_estimate,
+    paired_spread,
     share_estimate,
     slope_estimate,
     spread_of_seeds,
@@ -123,11 +124,20 @@ def test_no_image_that_differs_is_no_certainty(shape):
     assert found.high == -found.low == pytest.approx(3 / 322)
 
 
-def test_differences_of_shares_and_of_seeds_have_the_interval_of_means():
+def test_differences_of_shares_have_the_interval_of_means():
     shares = np.random.default_rng(9).normal(0, 0.1, 50).clip(-1, 1)
     assert difference_estimate(shares) == mean_estimate(shares)
-    seeds = np.stack([hits_apart(3, 1, 40), hits_apart(2, 5, 40)])
-    assert difference_estimate(seeds) == mean_estimate(seeds)
+
+
+def test_the_same_few_images_won_under_every_seed_are_not_certain():
+    """Five of 200, as by one seed alone, where McNemar's exact p is .06."""
+    seeds = np.stack([hits_apart(5, 0, 200)] * 3)
+    found = difference_estimate(seeds)
+    assert found.low <= 0 < found.value == 5 / 200
+    assert mean_estimate(seeds).low > 0
+    *seen, unseen = paired_spread(seeds).sources
+    assert tuple(seen) == spread_of_seeds(seeds).sources
+    assert unseen == (pytest.approx(2**0.5 / 200), 199)
 
 
 def test_differences_in_percent_are_refused():

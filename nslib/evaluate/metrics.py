@@ -9,7 +9,7 @@ import pandas as pd
 from scipy import stats
 
 from nslib.data.corruptions import CORRUPTIONS, SEVERITIES
-from nslib.intervals import Estimate, difference_estimate, mean_estimate, spread_of_seeds
+from nslib.intervals import Estimate, difference_estimate, mean_estimate, paired_spread
 
 # Mean error of AlexNet over the severities of ImageNet-C, the unit of mCE (arXiv:1903.12261 and its published code).
 ALEXNET_ERROR = dict(
@@ -90,7 +90,7 @@ def paired_difference(ours: Hits, theirs: Hits) -> tuple[Estimate, float]:
     differ, either side is as likely to be right. Over several variants of an image, such as corruptions, the
     differences are shares, and it is the test of their mean when signs are flipped at random (9,999 times, fixed
     draws). Several seeds are paired seed by seed, or each with the one seed of the other side; interval and test are
-    then by `spread_of_seeds`.
+    then by `paired_spread`.
 
     Raises:
         ValueError: not the same variants and images, or numbers of seeds that cannot be paired.
@@ -98,7 +98,7 @@ def paired_difference(ours: Hits, theirs: Hits) -> tuple[Estimate, float]:
     difference = image_differences(ours, theirs)
     found = difference_estimate(difference).percent()
     if difference.ndim == 2:
-        return found, spread_of_seeds(100 * difference).p_value(found.value)
+        return found, paired_spread(difference).p_value(found.value / 100)
     differ = difference[difference != 0]
     if not len(differ):
         p_value = 1.0

@@ -30,6 +30,8 @@ from nslib.processes import ALONE, Share
 from nslib.staged import StagedViT
 from nslib.store import model_digest
 
+_CHECKED = 8  # images of a batch on which the model has to answer before it is saved
+
 
 @dataclass(frozen=True)
 class Moment:
@@ -175,12 +177,16 @@ def _find_noise(place: Place, trainer: Trainer, stream: Stream, search: Search, 
 
 
 def _train(place: Place, trainer: Trainer, stream: Stream, save: Callable[[], None], on_step) -> None:
-    """Lines 8 to 12: S updates, or those of them that are left, saving the state at every cfg.checkpoint_every-th."""
+    """Lines 8 to 12: S updates, or those of them that are left, saving the state at every cfg.checkpoint_every-th.
+
+    Raises:
+        FloatingPointError: as `Trainer.update` and `Trainer.check`.
+    """
     model, cfg, current = trainer.model, trainer.cfg, place.history[-1]
     weight = model.vit.patch_embed.proj.weight
     augment = Augment(model, cfg)
-    first, last = (place.round * cfg.steps + step for step in (place.step, cfg.steps))
-    for update, (images, labels) in enumerate(stream.batches(first, last), start=first):
+    first, end = (place.round * cfg.steps + step for step in (place.step, cfg.steps))
+    for update, (images, labels) in enumerate(stream.batches(first, end), start=first):
         started = time.monotonic()
         noise = None
         if place.noise is not None:
@@ -196,7 +202,10 @@ def _train(place: Place, trainer: Trainer, stream: Stream, save: Callable[[], No
         current.update_units += meter.units * trainer.share.count
         current.update_seconds += time.monotonic() - started
         place.step += 1
-        if (update + 1) % cfg.checkpoint_every == 0 and place.step < cfg.steps:
+        due, last = (update + 1) % cfg.checkpoint_every == 0, place.step == cfg.steps
+        if due or last:
+            trainer.check(images[:_CHECKED])
+        if due and not last:
             save()
         if on_step:
             values = {"loss": loss, "lr": trainer.rate}

@@ -18,7 +18,7 @@ from nslib.staged import StagedViT
 
 
 class Stream:
-    """Images 0 ... pool + heldout of split train are for learning noise; the model is trained on the others only.
+    """Images 0 ... pool + heldout of split train are for learning noise; the model is finetuned on the others only.
 
     Update s of the whole run sees places s * batch ... (s + 1) * batch. In an endless data set places are images, those
     of a seed after all of the seed before; in one that ends, each pass over the images has an order of its own, drawn

@@ -75,6 +75,19 @@ class Trainer:
             self.ema.update(self.model.vit)
         return told[0]
 
+    @torch.no_grad()
+    def check(self, images: Tensor) -> None:
+        """Make sure that the model as it is now still answers, before it is saved or a round begins with it.
+
+        An update looks at its loss and gradient, from before the step: what the last one did shows in the next.
+
+        Raises:
+            FloatingPointError: logits of these images (B, C, H, W), on any process, are not finite.
+        """
+        finite = self.model(images).isfinite().all().float()
+        if self.share.mean(finite).item() < 1:
+            raise FloatingPointError("logits after the update are not finite")
+
     def _gradient(self, view: View) -> Tensor:
         """Fill the gradients with those of the whole batch; returns this process's loss."""
         self.optimizer.zero_grad(set_to_none=True)
