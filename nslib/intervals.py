@@ -163,7 +163,7 @@ def paired_spread(values: np.ndarray) -> Spread:
         ValueError: as `spread_of_seeds`.
     """
     n = values.shape[1]
-    return Spread((*spread_of_seeds(values).sources, (2**0.5 / n, n - 1)))
+    return Spread((*spread_of_seeds(values).sources, (2**0.5 / n, n)))
 
 
 def _source(means: np.ndarray) -> tuple[float, int]:

@@ -67,6 +67,16 @@ def seed_rounds(bench: Bench, settings: Settings, objective: str) -> pd.DataFram
     return pd.concat([history_table(job.history).assign(seed=seed) for seed, job in found], ignore_index=True)
 
 
+def over_seeds(rounds: pd.DataFrame, quantity: str) -> pd.DataFrame:
+    """A quantity of `seed_rounds`, with a column objective, round by round: the seeds' mean, least and largest.
+
+    Returns:
+        columns objective, round, value, low, high; no line where no seed has the quantity.
+    """
+    known = rounds[rounds[quantity].notna()].groupby(["objective", "round"], sort=False)[quantity]
+    return known.agg(value="mean", low="min", high="max").reset_index()
+
+
 def _seed_jobs(bench: Bench, settings: Settings, objective: str, seeds: int = 0, **changes) -> list[Job]:
     study = settings.finetuning
     repeated = objective in study.seeded and config_of(settings, objective, **changes) == config_of(settings, objective)
@@ -147,6 +157,8 @@ def missed_eps(found: Mapping[str, Evaluation]) -> dict[str, int]:
 def rows_table(found: Mapping[str, Evaluation]) -> pd.DataFrame:
     """One line a model, one column a column of Table 2: top-1 in percent, of c the error; beside it the mean.
 
+    `seeds`: over how many it is the mean.
+
     Where c is made here and the base model has a row, `c / base` is the ratio of the corruption errors to the base
     model's (see `corruption_ratio`). The mean takes 100 - c, and only columns that are here: it compares the lines of
     this table and no others. Where a model was trained with noise, the last column is `missed_eps`.
@@ -156,7 +168,7 @@ def rows_table(found: Mapping[str, Evaluation]) -> pd.DataFrame:
     for name, evaluation in found.items():
         columns = [c for c in TABLE2 if c in evaluation.hits]
         line = table2_row(evaluation, columns)
-        cells = {"model": name}
+        cells = {"model": name, "seeds": evaluation.seeds}
         for column in columns:
             cells[column] = line[column]
             if column == "c" and not evaluation.published_c and "c" in base:
@@ -169,7 +181,8 @@ def rows_table(found: Mapping[str, Evaluation]) -> pd.DataFrame:
 def with_absent(table: pd.DataFrame) -> pd.DataFrame:
     """A table of `rows_table`, and below it the objectives that this profile leaves out, noted as such."""
     absent = [objective for objective in OBJECTIVES if objective not in set(table.model)]
-    return pd.concat([table, pd.DataFrame({"model": absent, "note": "not run at this profile"})], ignore_index=True)
+    noted = pd.DataFrame({"model": absent, "note": "not run here, but at full"})
+    return pd.concat([table, noted], ignore_index=True).astype({"seeds": "Int64"})
 
 
 def rows_estimates(found: Mapping[str, Evaluation]) -> pd.DataFrame:

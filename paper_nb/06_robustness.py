@@ -29,6 +29,7 @@ import matplotlib.pyplot as plt
 import nslib
 from nslib import jobs, plots, trials
 from nslib.analysis.attack_curves import attack_curves, pgd_hits, sanity_table
+from nslib.evaluate.columns import COSTLY
 from nslib.evaluate.comparison import mean_difference
 from nslib.evaluate.cue import cue_conflict_table
 from nslib.evaluate.examples import column_examples
@@ -132,7 +133,7 @@ handling.round(1)
 
 # %% [markdown]
 # ## The finetuned models
-# Every objective on the same recipe: same images in the same order, same number of updates, measured on the same images. The mean is over the columns shown, with 100 − c; `c / base` is the ratio of the corruption errors to the base model's. The table of estimates beside it has every figure with its interval, n and seeds. Each seed learns other noises and trains on other images, the same for every objective. `missed_eps`: rounds whose noise never got inside ε, over all seeds. Further models of a profile (ViT-B/32 at `gpu`) have a base, plain and NS row each, one seed, among the rows below.
+# Every objective on the same recipe: same images in the same order, same number of updates, measured on the same images. The mean is over the columns shown, with 100 − c; `c / base` is the ratio of the corruption errors to the base model's. The table of estimates beside it has every figure with its interval, n and seeds. Each seed learns other noises and trains on other images, the same for every objective. `seeds`: of how many a row is the mean; notebook 11 lists each. `missed_eps`: rounds whose noise never got inside ε, over all seeds. Further models of a profile (ViT-B/32 at `gpu`) have a base, plain and NS row each, one seed, among the rows below.
 
 # %%
 found = trials.rows(bench, settings, settings.finetuning.objectives)
@@ -153,18 +154,25 @@ table2.round(1)
 
 # %% [markdown]
 # ## What the noise adds
-# Each model minus `plain`, image by image: what finetuning alone does is taken out. Where an interval holds zero, the column does not tell the two apart. Training on attacks moves the columns by tens of points, so that its rows are in the table, and in the figure of notebook 07.
+# Each model minus `plain`, image by image: what finetuning alone does is taken out. Where an interval holds zero, the column does not tell the two apart. Training on attacks moves the columns by tens of points, so that its rows are in the table, and in the figure of notebook 07. The second table is NS minus the base model, of which C11 speaks: a column on which both are at zero (Patch-Fool, where a patch may take any colour) cannot rise.
 
 # %%
 against = trials.differences_to(found, "plain")
+by_seeds = against.groupby("seeds", sort=False).model.unique()
+told = "; ".join(f"seeds {s}: {', '.join(models)}" for s, models in by_seeds.items())
 figure, ax = plt.subplots(figsize=(6.8, 2.8))
 plots.differences(against[~against.model.isin(trials.ADVERSARIAL)], ax).set(ylabel="top-1 minus plain, points")
 plots.legend_above(figure, ax, columns=5)
 plots.caption(
     figure,
-    f"{bench.model.name}, n = {against.n.min()} to {against.n.max()} images a column, seeds: {sorted(against.seeds.unique().tolist())}; whiskers: 95 % of the paired difference",
+    f"{bench.model.name}, n = {against.n.min()} to {against.n.max()} images a column; {told}; whiskers: 95 % of the paired difference",
 )
 record.figure("against_plain", figure, against)
+
+# %%
+against_base = trials.differences_to({name: found[name] for name in (trials.BASE, "nullspace")}, trials.BASE)
+record.table("against_base", against_base)
+against_base.round(2)
 
 # %% [markdown]
 # ## Verdicts
@@ -176,11 +184,18 @@ shown = trials.shown(found, settings.finetuning.columns)
 record.judge("C11", "base", trials.column_gains(found["nullspace"], found[trials.BASE]) if whole else [])
 gain = mean_difference(found["nullspace"], found["plain"], shown)
 record.judge("C11", "plain", gain if whole else [])
+cheap = against[against.model.isin(settings.finetuning.seeded) & ~against.column.isin(COSTLY)]
+half_width = ((cheap.difference_high - cheap.difference_low) / 2).max()
 assert sanity.holds.all(), sanity[~sanity.holds]
 assert handling.pixels.iloc[0] > handling.authors.iloc[0]
 record.save(
-    missing=base.missing, sources=base.sources, missed_eps=trials.missed_eps(found), jobs=jobs.provenance(settings)
+    missing=base.missing,
+    sources=base.sources,
+    missed_eps=trials.missed_eps(found),
+    half_width=half_width,
+    jobs=jobs.provenance(settings),
 )
+print(f"widest interval of a column without a costly attack: ± {half_width:.2f} points")
 record.summary()
 
 # %% [markdown]

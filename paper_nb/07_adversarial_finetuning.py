@@ -89,7 +89,7 @@ gains.round(2)
 # By the rules that stand in `data/reference/claims.csv`.
 
 # %%
-rivals = [others[name] for name in ("madry", "trades") if name in others and trials.as_paper(settings.finetune)]
+rivals = list(others.values()) if trials.as_paper(settings.finetune) else []
 ours = found["nullspace"]
 record.judge("C12", "natural", [mean_difference(ours, other, sides["natural"]) for other in rivals])
 record.judge("C12", "adversarial", [mean_difference(ours, other, sides["adversarial"]) for other in rivals])

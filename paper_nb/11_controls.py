@@ -38,7 +38,7 @@ settings.models, settings.finetuning.seeded, settings.finetuning.seeds
 
 # %% [markdown]
 # ## Which noise?
-# Mean over the columns minus `plain`, seed by seed; then NS minus each of the others over all seeds. Learned noise must beat its own permutation, or its direction does not matter. Each seed learns other noises and trains on other images, the same for every objective.
+# Mean over the columns minus `plain`, seed by seed; then NS minus each of the others over all seeds. The permuted noise has the norm of the learned one and lies far outside ε (`gap_heldout` in the table below), so that it is the stronger disturbance; `random`, and `random_boundary` in notebook 06, have its ε. Each seed learns other noises and trains on other images, the same for every objective.
 
 # %%
 bench = nslib.open_bench(settings)
@@ -58,6 +58,23 @@ by_seed.round(2)
 pairs = trials.gains_of(pooled, "nullspace", columns)
 record.table("pairs", pairs)
 pairs.round(2)
+
+# %% [markdown]
+# How strong each noise was, over all rounds and seeds; and each seed's figure in each column.
+
+# %%
+noisy = [trials.seed_rounds(bench, settings, name).assign(objective=name) for name in names if name != "plain"]
+strength = pd.concat(noisy).groupby("objective", sort=False)[["norm", "gap_heldout"]].agg(["mean", "min", "max"])
+record.table("strength", strength.set_axis(strength.columns.map("_".join), axis=1).reset_index())
+single = [
+    trials.rows_estimates({name: each[i]}).assign(seed=i) for name, each in seeds.items() for i in range(len(each))
+]
+by_column = pd.concat(single, ignore_index=True)
+record.table("seeds_by_column", by_column)
+strength.round(3)
+
+# %%
+by_column.pivot(index=["model", "seed"], columns="column", values="value").round(1)
 
 # %% [markdown]
 # ## The normalisation confound
@@ -95,7 +112,7 @@ options.round(2)
 
 # %% [markdown]
 # ## Side by side
-# Each minus `plain` on the same images, mean over the columns. `missed_eps` above: rounds whose noise never got inside ε.
+# Each minus `plain` on the same images, mean over the columns, and below the figure each minus `nullspace`: what an option adds to it. `missed_eps` above: rounds whose noise never got inside ε.
 
 # %%
 gains = trials.gains_over(found, "plain", columns)
@@ -111,6 +128,9 @@ plots.caption(
 )
 record.figure("side_by_side", figure, gains)
 record.table("options_estimates", trials.rows_estimates(found))
+over_nullspace = trials.gains_over(found, "nullspace", columns)
+record.table("options_over_nullspace", over_nullspace)
+over_nullspace.round(2)
 
 # %% [markdown]
 # ## How the recipe was chosen

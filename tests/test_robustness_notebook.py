@@ -235,7 +235,7 @@ def test_the_notebook_says_what_is_missing(monkeypatch, tmp_path, capsys):
     assert "AutoAttack: pyautoattack is not installed" in capsys.readouterr().out
     record = json.loads((tmp_path / "smoke" / "records" / "06_robustness.json").read_text())
     assert set(record["facts"]["missing"]) == {"damagenet", "autoattack"}
-    assert cells["finetuned"].columns.tolist() == ["model", "clean", "fgsm", "mean", "missed_eps", "note"]
+    assert cells["finetuned"].columns.tolist() == ["model", "seeds", "clean", "fgsm", "mean", "missed_eps", "note"]
     assert cells["table2"].model.tolist()[:4] == ["shapes_vit", "base", "nullspace", "plain"]
     assert record["facts"]["missed_eps"] == {"nullspace": 0}
     assert list(cells["examples"]) == ["clean", "fgsm"]

@@ -80,6 +80,7 @@ def test_rows_begin_with_the_base_and_leave_out_what_the_study_does(bench, train
     table = trials.rows_table(found)
     assert table.model.tolist() == ["base", "plain"]
     assert table["mean"][0] == pytest.approx(table.loc[0, ["clean", "fgsm", "a"]].mean())
+    assert table.seeds.tolist() == [1, 1]
 
 
 def test_seeds_are_pooled_image_by_image(bench, trainings):
@@ -99,6 +100,11 @@ def test_rounds_of_every_seed(bench, trainings):
     found = trials.seed_rounds(bench, settings, "nullspace")
     assert found[["seed", "round"]].to_numpy().tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
     assert found.norm.nunique() == 4
+    shown = trials.over_seeds(found.assign(objective="nullspace"), "norm")
+    assert shown.columns.tolist() == ["objective", "round", "value", "low", "high"]
+    of_first = found.norm[found["round"] == 0]
+    assert shown.iloc[0, 2:].tolist() == pytest.approx([of_first.mean(), of_first.min(), of_first.max()])
+    assert trials.over_seeds(found.assign(objective="plain", norm=float("nan")), "norm").empty
     assert trainings == [("nullspace", 0), ("nullspace", 1)]
 
 
@@ -203,10 +209,11 @@ def test_differences_over_seeds_are_paired_seed_by_seed():
     theirs = seeds_of("plain", {"clean": [0, 1, 1, 1, 0]}, {"clean": [0, 0, 0, 0, 0]})
     (found,) = trials.column_gains(ours, theirs)
     assert (found.value, found.n, found.seeds) == (20, 5, 2)
-    assert found.high - found.value == pytest.approx(100 * 2.776 * np.std([1, 0, 0, 0, 0], ddof=1) / 5**0.5, rel=1e-3)
+    images = 100 * 2.776 * np.std([1, 0, 0, 0, 0], ddof=1) / 5**0.5
+    unseen = stats.t.ppf(0.975, 5) * 2**0.5 * 100 / 5  # an image won and one lost more
+    assert found.high - found.value == pytest.approx(np.hypot(images, unseen), rel=1e-3)
     mean = mean_difference(ours, theirs, ["clean"])
-    unseen = stats.t.ppf(0.975, 5) * 2**0.5 * 100 / 5  # of the mean over columns: an image won and one lost more
-    assert mean.high - 20 == pytest.approx(np.hypot(found.high - 20, unseen))
+    assert mean.high - 20 == pytest.approx(found.high - 20)
     assert (mean.value, mean.seeds) == (20, 2)
 
 
@@ -258,7 +265,7 @@ def corrupted(name: str, wrong: float, published: bool = False) -> Evaluation:
 def test_rows_name_the_ratio_of_the_corruption_errors():
     found = {"base": corrupted("base", 0.5), "ours": corrupted("ours", 0.4)}
     table = trials.rows_table(found).set_index("model")
-    assert table.columns.tolist() == ["clean", "c", "c / base", "mean"]
+    assert table.columns.tolist() == ["seeds", "clean", "c", "c / base", "mean"]
     assert table["c / base"].to_dict() == pytest.approx({"base": 1, "ours": 0.8})
     assert "c / base" not in trials.rows_table({"ours": found["ours"]})
     published = {"base": corrupted("base", 0.5, True), "ours": corrupted("ours", 0.4, True)}
@@ -361,7 +368,7 @@ def test_objectives_that_are_left_out_are_noted():
     found = {"base": evaluation("base", clean=[1, 0]), "plain": evaluation("plain", clean=[1, 1])}
     table = trials.with_absent(trials.rows_table(found))
     assert table.model.tolist()[:2] == ["base", "plain"]
-    left = table[table.note == "not run at this profile"]
+    left = table[table.note == "not run here, but at full"]
     assert {"nullspace", "sam", "madry"} <= set(left.model)
     assert "plain" not in set(left.model)
     assert left.clean.isna().all()

@@ -1,4 +1,7 @@
-"""Verdicts by rules that were written down in data/reference/claims.csv before the first experiment."""
+"""Verdicts by the rules of data/reference/claims.csv, written down before the first experiment.
+
+Where a rule was changed afterwards its row says when, how, and what it gave before.
+"""
 
 from __future__ import annotations
 

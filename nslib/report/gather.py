@@ -162,7 +162,8 @@ def claims_of(run: GatheredRun | None) -> pd.DataFrame:
     """A line for each part of each claim: the run's verdict, or `not run` where the claim's notebook has none.
 
     Columns: claim, part, words, profile (the run name), verdict, value, low, high, n, seeds, rule (as applied),
-    versions (label of the record's group), testable at (profiles, by claims.csv), notebook, cell (its heading there).
+    versions (label of the record's group), testable at (profiles, by claims.csv), notebook, cell (its heading there),
+    changed (when and how the rule was, since the first experiment).
     """
     records = {r.name: r for r in run.records} if run else {}
     labels = {name: group.label for group in run.groups for name in group.records} if run else {}
@@ -182,6 +183,7 @@ def claims_of(run: GatheredRun | None) -> pd.DataFrame:
                 "testable at": row.profiles,
                 "notebook": row.notebook,
                 "cell": row.cell,
+                "changed": row.changed,
             }
         )
     return pd.DataFrame(rows).astype(dict.fromkeys(("value", "low", "high"), float))

@@ -39,8 +39,8 @@ def beside_table2(*evaluations: Evaluation) -> pd.DataFrame:
             row.pop("average")  # of other columns than the printed one, or with an error that is no mCE
         if "c" in shown and not evaluation.published_c:
             row["corruption error"] = row.pop("c")
-        rows.append({"model": evaluation.model, "source": "ours", **row})
-    ours = pd.DataFrame(rows, columns=["model", "source", *TABLE2, "average", "corruption error"])
+        rows.append({"model": evaluation.model, "source": "ours", "seeds": evaluation.seeds, **row})
+    ours = pd.DataFrame(rows, columns=["model", "source", "seeds", *TABLE2, "average", "corruption error"])
     theirs = printed("table2")
     source = theirs.model.isin(QUOTED).map({True: "quoted", False: "printed"})
-    return pd.concat([ours, theirs.assign(source=source)], ignore_index=True)
+    return pd.concat([ours, theirs.assign(source=source)], ignore_index=True).astype({"seeds": "Int64"})
