@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,15 @@ COLOURS = {
     "augmix": "#44AA99",
     "sam": "#999933",
     "base": "#7F7F7F",
+    "nearest level": "#56B4E9",
+    "clipped": "#E69F00",
+    "JPEG 95": "#CC79A7",
+    "blend": "#D55E00",
+    "constructed": "#0072B2",
+    "smallest": "#009E73",
+    "at random": "#56B4E9",
+    "median angle": "#0072B2",
+    "largest angle": "#D55E00",
     "paper": "#7F7F7F",
 }
 DASHES = {
@@ -48,6 +58,10 @@ DASHES = {
     "paper": "-.",
     "random signs": ":",
     "FGSM": "--",
+    "nearest level": "--",
+    "clipped": "-.",
+    "JPEG 95": ":",
+    "largest angle": "--",
 }
 # Told apart by shape and by colour.
 VERDICTS = {
@@ -64,6 +78,12 @@ MARKERS = {
     "complement": "s",
     "paper": "x",
     "base": "x",
+    "smallest": "s",
+    "nearest level": "s",
+    "clipped": "^",
+    "JPEG 95": "d",
+    "blend": "x",
+    "largest angle": "s",
     "mixup": "<",
     "randaugment": ">",
     "augmix": "P",
@@ -113,13 +133,25 @@ def picture(image: Tensor | np.ndarray, ax: Axes, title: str = "") -> Axes:
     return ax
 
 
-def contact_sheet(rows: dict[str, Tensor], *, columns: int = 10, cell: float = 0.55) -> plt.Figure:
-    """A row of images, (B, 3, H, W) in [0, 1], for each name."""
-    figure, axes = plt.subplots(len(rows), columns, figsize=(columns * cell, len(rows) * cell), squeeze=False)
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
+def contact_sheet(
+    rows: Mapping[str, Tensor], *, titles: Mapping[str, Sequence[str]] | None = None, columns: int = 10
+) -> plt.Figure:
+    """A row of images, (B, 3, H, W) in [0, 1], for each name; `titles` of some rows stand over their images.
+
+    An image takes as much room as its pixels need, at least .7 inches.
+    """
+    titles = titles or {}
+    width = max(images.shape[-1] for images in rows.values())
+    cell = max(0.7, width / plt.rcParams["savefig.dpi"])
+    height = cell * len(rows) + 0.16 * len(titles)
+    figure, axes = plt.subplots(len(rows), columns, figsize=(columns * cell + 0.6, height + 0.2), squeeze=False)
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.01, wspace=0, hspace=0)
     for line, (name, images) in zip(axes, rows.items(), strict=True):
-        for ax, image in zip(line, images, strict=False):
-            picture(image, ax)
+        for ax, image, title in zip_longest(line, images[:columns], titles.get(name, ()), fillvalue=""):
+            ax.set_axis_off()
+            if len(image):
+                picture(image, ax, title)
+                ax.title.set(fontsize=5.5)
         line[0].text(-0.15, 0.5, name, transform=line[0].transAxes, ha="right", va="center", fontsize=7)
     return figure
 
@@ -195,22 +227,27 @@ def answers(examples: Mapping[str, Any], class_names: Sequence[str]) -> plt.Figu
     return figure
 
 
-def differences(table: pd.DataFrame, ax: Axes, *, x: str = "column", by: str = "model") -> Axes:
-    """Differences in percentage points with their intervals, beside each other for each x, around a line at zero."""
+def points(table: pd.DataFrame, ax: Axes, *, x: str, by: str = "noise") -> Axes:
+    """Values and intervals (columns `value`, `low`, `high`), for each x a mark for every method, side by side."""
     groups, methods = list(dict.fromkeys(table[x])), list(dict.fromkeys(table[by]))
     for i, name in enumerate(methods):
         rows = table[table[by] == name].set_index(x).reindex(groups)
         place = np.arange(len(groups)) + (i - (len(methods) - 1) / 2) * 0.7 / len(methods)
-        reach = [
-            (rows.difference - rows.difference_low).clip(lower=0),
-            (rows.difference_high - rows.difference).clip(lower=0),
-        ]
-        ax.errorbar(
-            place, rows.difference, reach, fmt=MARKERS.get(name, "o"), color=COLOURS.get(name), capsize=1.5, label=name
-        )
-    ax.axhline(0, color="0.3", linewidth=0.8)
-    ax.set_xticks(range(len(groups)), groups, rotation=30, ha="right")
+        reach = [(rows.value - rows.low).clip(lower=0), (rows.high - rows.value).clip(lower=0)]
+        mark = MARKERS.get(name, "o")
+        ax.errorbar(place, rows.value, reach, fmt=mark, color=COLOURS.get(name), capsize=1.5, label=name)
+    ax.set_xticks(range(len(groups)), groups)
     ax.grid(axis="x", visible=False)
+    return ax
+
+
+def differences(table: pd.DataFrame, ax: Axes, *, x: str = "column", by: str = "model") -> Axes:
+    """Differences in percentage points with their intervals, as `points` around a line at zero."""
+    bounds = {"difference": "value", "difference_low": "low", "difference_high": "high"}
+    points(table.rename(columns=bounds), ax, x=x, by=by)
+    ax.axhline(0, color="0.3", linewidth=0.8)
+    ax.tick_params(axis="x", labelrotation=30)
+    plt.setp(ax.get_xticklabels(), ha="right")
     return ax
 
 

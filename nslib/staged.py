@@ -177,6 +177,12 @@ def renormalised(model: StagedViT, *, mean: tuple[float, ...], std: tuple[float,
     return StagedViT(deepcopy(model.vit), mean=mean, std=std, name=name).to(model.device).eval()
 
 
+@torch.no_grad()
+def batched_logits(model: nn.Module, images: Tensor, *, batch: int = 32) -> Tensor:
+    """Logits (B, K) of images (B, C, H, W), so many at once; on the device of the images."""
+    return torch.cat([model(part) for part in images.split(batch)])
+
+
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """No parameter takes a gradient inside the block; the flags are as before after it."""

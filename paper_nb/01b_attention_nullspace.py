@@ -68,6 +68,14 @@ shown = spared.pivot_table(index=["example", "named", "rows_of_W"], columns=["wi
 shown.map("{:.1e}".format)
 
 # %% [markdown]
+# Remark 1: where do heads come from that meet (1)? From the eigendecomposition P Λ Pᵀ of any symmetric matrix, split between Q and K. `product`: what is left of the matrix in QKᵀ; `asymmetry`: of that product, as below.
+
+# %%
+remark = proposition.remark_table(cases, seed=settings.seed)
+record.table("remark1", remark)
+remark.set_index(["width", "heads"]).map("{:.1e}".format)
+
+# %% [markdown]
 # ## Are trained heads symmetric?
 # ‖A − Aᵀ‖ / ‖A + Aᵀ‖ of A = QᵢKᵢᵀ: 0 for a symmetric matrix, near 1 for independent Q and K, more for one that is rather antisymmetric.
 
@@ -111,10 +119,10 @@ over = remains.groupby(["model", "stage", "direction"], sort=False).value
 over = over.agg(value="mean", low="min", high="max").reset_index()
 figure, axes = plt.subplots(1, len(models), figsize=(4.8 * len(models), 2.6), sharey=True, squeeze=False)
 for ax, (name, rows) in zip(axes[0], over.groupby("model", sort=False), strict=True):
-    plots.bars(rows, ax, x="stage", by="direction").set(yscale="log", ylabel="relative change of the output")
+    plots.points(rows, ax, x="stage", by="direction").set(yscale="log", ylabel="relative change of the output")
     ax.set_title(name, fontsize=7)
 plots.legend_above(figure, axes[0, 0])
-plots.caption(figure, "bars: mean over blocks, whiskers: their range; W as large as the tokens; n = 8 images, float64")
+plots.caption(figure, "marks: mean over blocks, whiskers: their range; W as large as the tokens; n = 8 images, float64")
 record.figure("remains", figure, remains)
 over.pivot(index=["model", "direction"], columns="stage", values="value")[list(attention_survey.STAGES)].map(
     "{:.2g}".format
@@ -132,6 +140,7 @@ assert broken.change.min() > 1e-3
 assert proved[proved.conditions == "without 3"].change.isna().all()
 assert spared[(spared.example == "rank-deficient head") | (spared.rows_of_W == "alike")].change.max() < 1e-12
 assert over[(over.direction == "constructed") & over.stage.isin(["heads", "with biases"])].value.max() < 1e-10
+assert remark[["product", "asymmetry"]].max(axis=None) < 1e-12
 record.save(null_dims=spectrum.groupby(["model", "block"]).null.sum().reset_index().values.tolist())
 record.summary()
 

@@ -25,6 +25,7 @@ overrides = {}  # settings by dotted name, such as {"images": 500}
 
 # %%
 import matplotlib.pyplot as plt
+from matplotlib.colors import LogNorm
 
 import nslib
 from nslib import plots
@@ -64,9 +65,15 @@ plots.curves(bands, axes[0], x="scale").set(xlabel="scale", ylabel="MSE probabil
 plots.curves(scales[["noise", "scale", "outside"]], axes[1], x="scale", y="outside").set(
     xlabel="scale", ylabel="share of noises beyond ε"
 )
+axes[0].set(yscale="log", ylim=(1e-4, 2))
 axes[0].axhline(eps, color="0.3", linewidth=0.8, linestyle=":")
+for ax in axes:
+    ax.axvspan(-1, 1, color="0.93", zorder=0)
 plots.legend_above(figure, axes[0])
-plots.caption(figure, f"{count} noises, n = {len(clean)} images; bands: 5 % to 95 % of the noises; dotted: ε = {eps:g}")
+plots.caption(
+    figure,
+    f"{count} noises, n = {len(clean)} images; bands: 5 % to 95 % of the noises; dotted: ε = {eps:g}; grey: |s| ≤ 1",
+)
 record.figure("figure5a", figure, scales)
 scales[scales.scale.abs().isin([1.5, 2])].pivot(index="scale", columns="noise", values=["value", "outside"]).round(4)
 
@@ -92,13 +99,16 @@ grid = closure.grid_table(lab.model, clean, noises, shown, ticks, images=study.g
 figure, axes = plt.subplots(1, 2, figsize=(6.4, 2.8), sharey=True)
 for ax, (kind, rows) in zip(axes, grid.groupby("noise", sort=False), strict=True):
     square = rows.pivot(index="beta", columns="alpha", values="value")
-    shades = ax.pcolormesh(ticks, ticks, square, vmin=0, vmax=grid.value.quantile(0.95), cmap="mako", shading="nearest")
+    shades = ax.pcolormesh(ticks, ticks, square.clip(1e-3), norm=LogNorm(1e-3, 1), cmap="viridis", shading="nearest")
     ax.contour(ticks, ticks, square, levels=[eps, 0.033], colors=["white", "tab:orange"], linewidths=1)
-    ax.plot([-0.5, 1.5], [1.5, -0.5], "--", color="0.8", linewidth=0.8)
+    ax.plot([-0.5, 1.5], [1.5, -0.5], "--", color="red", linewidth=0.8)
+    ax.plot([0, 1], [1, 0], color="red", linewidth=1.6)
     title = f"{kind}, {rows.pairs.iloc[0]} pairs, n = {rows.n.iloc[0]}"
     ax.set(title=title, xlabel="α", ylabel="β", aspect="equal")
 figure.colorbar(shades, ax=axes, label="MSE probability")
-plots.caption(figure, f"a pair: {study.grid_images} images; white: ε = {eps:g}, orange: .033; dashed: α + β = 1")
+plots.caption(
+    figure, f"each pair on {study.grid_images} images; white: ε = {eps:g}, orange: .033; red: α + β = 1, thick: convex"
+)
 record.figure("figure5b", figure, grid)
 
 # %% [markdown]
@@ -137,6 +147,8 @@ span = mixtures.span_table(lab.model, clean, noises, study, seed=settings.seed)
 figure, axes = plt.subplots(1, 2, figsize=(6.0, 2.4), sharey=True)
 for ax, (sign, rows) in zip(axes, span.groupby("sign", sort=False), strict=True):
     plots.curves(rows, ax, x="k").set(xlabel="noises mixed, k", ylim=(-0.02, 1.02), title=f"coefficients: {sign}")
+    ax.set_xscale("log", base=2)
+    ax.set_xticks(rows.k.unique(), rows.k.unique())
     ax.axhline(0.95, color="0.3", linewidth=0.8, linestyle=":")
 axes[0].set_ylabel(f"share inside ε = {eps:g}")
 plots.legend_above(figure, axes[0])

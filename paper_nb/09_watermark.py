@@ -34,6 +34,7 @@ from nslib import plots
 from nslib.analysis import photographs, pictures, watermark
 from nslib.experiment import open_bench
 from nslib.intervals import share_estimate
+from nslib.staged import batched_logits
 
 plots.use_style()
 settings = nslib.resolve(profile, run_name, overrides)
@@ -73,7 +74,13 @@ shown = {
     "legal, 8 bits": made,
     "difference": plots.symmetric(made - examples),
 }
-figure = plots.contact_sheet({name: rows.cpu() for name, rows in shown.items()}, columns=6)
+names = bench.source.names()
+answers = {name: batched_logits(model, shown[name]).softmax(1).max(1) for name in ("source", "legal, 8 bits")}
+titles = {name: [f"{names[c]}, {p:.0%}" for p, c in zip(*found, strict=True)] for name, found in answers.items()}
+figure = plots.contact_sheet({name: rows.cpu() for name, rows in shown.items()}, titles=titles, columns=6)
+plots.caption(
+    figure, f"over the pictures: the answer of {model.name} and its confidence; mark at strength {strength:g}"
+)
 record.figure("figure6", figure, None)
 print(f"closed form: pixels from {free.min():.2f} to {free.max():.2f}; legal: {made.min():.2f} to {made.max():.2f}")
 

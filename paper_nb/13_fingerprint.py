@@ -107,20 +107,25 @@ finetunings.round(6)
 sizes = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 changed = {str(s): fingerprint.moved(model, s, generator=draws) for s in sizes}
 moves = fingerprint.fingerprint_table(key, changed).assign(size=sizes, noise="at random")
-points = finetunings[finetunings.reach > 0].rename(columns={"reach": "size"})
-drawn = pd.concat([moves, points.assign(noise=points.suspect)])
+tuned_moves = finetunings.rename(columns={"reach": "size"}).assign(noise="finetuned: " + finetunings.suspect)
+drawn = pd.concat([moves, tuned_moves])
+nearest = strangers[strangers.leak == strangers.leak.min()].iloc[0]
 angles = moves.melt("size", ["median_angle", "largest_angle"], "angle")
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(6.4, 2.6))
-plots.curves(drawn, axes[0], x="size", y="leak").set(yscale="log", ylabel="leak")
-axes[0].axhline(fingerprint.THRESHOLD, color="0.3", linewidth=0.8, linestyle=":")
+plots.curves(moves, axes[0], x="size", y="leak").set(yscale="log", ylabel="leak")
+axes[0].plot(tuned_moves["size"], tuned_moves.leak, "k+", markersize=7, label="finetunings")
+axes[0].axhline(fingerprint.THRESHOLD, color="0.3", linewidth=0.8, linestyle=":", label="threshold")
+axes[0].axhline(nearest.leak, color="0.3", linewidth=0.8, linestyle="-.", label=f"nearest stranger: {nearest.suspect}")
 plots.curves(angles.replace("_angle", " angle", regex=True), axes[1], x="size", by="angle")
 axes[1].set(ylabel="principal angle, degrees")
 for ax in axes:
     ax.set(xscale="log", xlabel="move, relative to the weight")
     ax.legend()
-plots.caption(figure, f"{model.name}; one random move for each size; dotted: threshold {fingerprint.THRESHOLD:g}")
+plots.caption(
+    figure, f"{model.name}; one random move for each size; {len(tuned_moves)} finetunings, {len(strangers)} strangers"
+)
 record.figure("moves", figure, drawn)
 
 # %%

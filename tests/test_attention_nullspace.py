@@ -15,7 +15,7 @@ from nslib.analysis.attention_survey import (
     symmetry_table,
     with_heads,
 )
-from nslib.analysis.proposition import proposition_table, unnecessary_table, violated
+from nslib.analysis.proposition import proposition_table, remark_table, unnecessary_table, violated
 from nslib.nullspace.attention import ConditionViolated, Heads, HeadsNullspace, check_conditions, proof_direction
 from nslib.nullspace.heads import construct_heads, deficient_heads, shift_invariant_heads, split_symmetric
 from nslib.runtime import generator
@@ -267,6 +267,12 @@ def test_proposition_table():
         assert rows.change["all three"] < 1e-12
         assert rows.change[["without 1", "without 2"]].min() > 1e-2
         assert rows.change.isna().tolist() == [False, False, False, True]
+
+
+def test_remark_table():
+    table = remark_table([(12, 3), (48, 4)], seed=0)
+    assert table[["width", "heads"]].to_numpy().tolist() == [[12, 3], [48, 4]]
+    assert table[["product", "asymmetry"]].max(axis=None) < 1e-13
 
 
 def test_unnecessary_table():

@@ -83,7 +83,7 @@ def paper(monkeypatch):
         (("evaluate", "--set", "suite.fgsm_eps=8"), "fgsm_eps must be in [0, 1], 8-bit levels divided by 255, got 8.0"),
         (("finetune", "--objective", "mystery"), "objective must be one of nullspace, permuted, random"),
         (("finetune", "--set", "epochs=3"), "no setting 'finetune.epochs'"),
-        (("disguise", "--source", "a.png", "--target", "b.png", "--out", "c.png"), "a.png"),
+        (("disguise", "--source", "a.png", "--target", "b.png", "--out", "c.png"), "no picture at a.png"),
         (("evaluate", "--protocol", "paper"), "protocol must be pixels or authors, got 'paper'"),
         (("pretrain", "--profile", "fast"), "profile must be one of"),
         (("pretrain", "--set", "epochs=3"), "no setting 'pretrain.epochs'"),
@@ -381,7 +381,25 @@ def test_pictures_in_pictures(call, pictures, tmp_path, command, other):
     assert code == 0
     before, made, target = (read_picture(p) for p in (pictures[0], out, pictures[1]))
     assert (made - target).norm() < (before - target).norm()
-    assert "confidence" in printed
+    told = dict(entry.rsplit(" ", 1) for entry in printed.strip().split(": ", 1)[1].split(", "))
+    assert told["match"] == "True"
+    assert told["class_before"] == told["class_after"]
+    assert float(told["confidence_after"]) == pytest.approx(float(told["confidence_before"]), abs=0.01)
+    assert float(told["pixels"]) == pytest.approx((made - before).abs().max().item(), abs=1e-3)
+    assert float(told["psnr"]) > float(told["psnr_before"])
+
+
+def test_pictures_that_do_not_fit_are_refused(call, pictures, tmp_path):
+    given = ("--source", pictures[0], "--out", str(tmp_path / "out.png"))
+    small = str(write_picture(tmp_path / "small.png", torch.zeros(3, 24, 24)))
+    code, _, errors = call("disguise", *given, "--target", small)
+    assert code == 2
+    assert "source and target must have the same size, got (1, 3, 48, 48) and (1, 3, 24, 24): resize" in errors
+    blind = ("--model", "vit_base_patch8_224", "--weights", "random")
+    code, _, errors = call("watermark", *given, "--mark", pictures[1], *blind)
+    assert code == 2
+    assert "has the trivial nullspace only: take a model" in errors
+    assert not (tmp_path / "out.png").exists()
 
 
 def test_psnr_of_a_watermark_is_that_to_the_blend(call, pictures, tmp_path):

@@ -229,6 +229,7 @@ def test_largest_span():
     assert mixtures.largest_span(table) == 2
     assert mixtures.largest_span(table, share=0.99) == 1
     assert mixtures.largest_span(table.assign(value=0.5)) == 0
+    assert mixtures.largest_span(table.assign(value=[1, 0.925, 1])) == 1  # it fails at 2, whatever comes after
 
 
 # Learning the noises

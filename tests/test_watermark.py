@@ -16,6 +16,7 @@ from nslib.analysis import photographs, pictures, watermark
 from nslib.data.folders import FolderImages
 from nslib.models import load_model
 from nslib.nullspace.patch import PatchNullspace
+from nslib.runtime import generator
 
 UNEQUAL = dict(mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.7))
 
@@ -191,6 +192,20 @@ def test_effect_by_hand(model):
     assert row["logits"] == 0
     assert row["pixels"] == pytest.approx(0.1)
     assert row["psnr"] == pytest.approx(20, abs=1e-4)
+    assert row["psnr_before"] == pytest.approx(100)
+
+
+def test_the_control_has_the_same_change_in_another_order(model, null, pair):
+    source, target = (0.4 + part / part.max() / 5 for part in pair)  # far from 0 and 1: nothing is clipped
+    result = watermark.nearest(null, source, target).clamp(0, 1)
+    control = watermark.permuted_change(null, source, result, generator=generator(0))
+    assert torch.equal(pictures.eight_bit(control), control)
+    own, other = (null.unfold(x - source).flatten(0, 1) for x in (result, control))
+    order = torch.randperm(own.shape[1], generator=generator(0))
+    assert torch.allclose(own[:, order], other, atol=0.501 / 255)
+    with torch.no_grad():
+        seen = [(model.embed(x) - model.embed(source)).norm() for x in (result, control)]
+    assert seen[1] > 10 * seen[0]
 
 
 def test_mistakes(model, null, pair):
@@ -245,6 +260,7 @@ def test_every_level_survives_a_file(tmp_path):
         (lambda p: save(p, "L"), "greyscale, expected RGB"),
         (lambda p: save(p, "P"), "a palette, expected RGB"),
         (lambda p: save(p, "I;16"), "16 bits a channel, expected 8"),
+        (lambda p: save(p, "RGB", transparency=(0, 0, 0)), "a transparent colour, expected RGB"),
         (sixteen_bit_rgb, "16 bits a channel, expected 8"),
         (lambda p: save(p, "RGB", save_all=True, append_images=[Image.new("RGB", (16, 16), "red")]), "animated, 2 fr"),
     ],
@@ -252,6 +268,18 @@ def test_every_level_survives_a_file(tmp_path):
 def test_files_of_another_kind(tmp_path, make, told):
     with pytest.raises(ValueError, match=rf"a\.png (has|is) {told}"):
         pictures.read_picture(make(tmp_path / "a.png"))
+
+
+def test_a_picture_that_was_taken_sideways_is_read_upright(tmp_path):
+    pixels = np.zeros((2, 3, 3), np.uint8)
+    pixels[0, 0] = 255
+    exif = Image.Exif()
+    exif[274] = 6  # to be shown a quarter turn clockwise
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    image = pictures.read_picture(tmp_path / "a.png")
+    assert image.shape == (3, 3, 2)
+    assert image[:, 0, 1].tolist() == [1, 1, 1]
+    assert image.sum() == 3
 
 
 def test_files_that_cannot_be_read_or_written(tmp_path):

@@ -64,8 +64,9 @@ def span_table(
 
 
 def largest_span(table: pd.DataFrame, *, share: float = 0.95) -> int:
-    """The largest k of a `span_table`'s rows of which this share of combinations is inside; 0 if there is none."""
-    kept = table[table.value >= share]
+    """The largest k of a `span_table`'s rows up to which, at every k, this share of combinations is inside; else 0."""
+    rows = table.sort_values("k")
+    kept = rows[(rows.value >= share).cummin()]
     return int(kept.k.max()) if len(kept) else 0
 
 

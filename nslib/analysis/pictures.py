@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from nslib.runtime import atomic_path
@@ -19,7 +19,7 @@ _KINDS = {"L": "greyscale", "1": "black and white", "P": "a palette", "RGBA": "a
 
 
 def read_picture(path: str | Path) -> Tensor:
-    """An 8-bit RGB picture, (3, H, W) in [0, 1].
+    """An 8-bit RGB picture, (3, H, W) in [0, 1], upright where its file says how it was turned.
 
     Raises:
         FileNotFoundError: no such file.
@@ -33,8 +33,8 @@ def read_picture(path: str | Path) -> Tensor:
     try:
         with Image.open(path) as image:
             _check_kind(image, path)
-            pixels = np.array(image)
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
+            pixels = np.array(ImageOps.exif_transpose(image))
+    except (OSError, SyntaxError) as error:
         raise OSError(f"{path} cannot be read as a picture ({error}): save it again as PNG") from error
     return torch.from_numpy(pixels).permute(2, 0, 1).float() / _LEVELS
 
@@ -81,6 +81,6 @@ def _check_kind(image: Image.Image, path: Path) -> None:
     # The 25th byte of a PNG is its bit depth; PIL would cut 16 bits down to 8 without a word.
     if image.mode.startswith("I") or (header.startswith(_PNG) and header[24] == 16):
         raise ValueError(f"{path} has 16 bits a channel, expected 8: save it as 8-bit RGB")
-    if image.mode != "RGB":
-        kind = _KINDS.get(image.mode, f"the mode {image.mode}")
+    if image.mode != "RGB" or "transparency" in image.info:
+        kind = "a transparent colour" if image.mode == "RGB" else _KINDS.get(image.mode, f"the mode {image.mode}")
         raise ValueError(f"{path} has {kind}, expected RGB: flatten it and save it as 8-bit RGB")

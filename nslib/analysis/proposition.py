@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nslib.nullspace.attention import ConditionViolated, Heads, HeadsNullspace, check_conditions, proof_direction
-from nslib.nullspace.heads import construct_heads, deficient_heads, shift_invariant_heads
+from nslib.nullspace.heads import construct_heads, deficient_heads, head_size, shift_invariant_heads, split_symmetric
 from nslib.runtime import generator
 
 ALL = "all three"
@@ -40,6 +40,27 @@ def proposition_table(
                 | {"named": named, "common_dim": HeadsNullspace(heads).dim}
                 | {"change": float("nan") if w is None else _change(heads, w, inputs, tokens, draws, alike=False)}
             )
+    return pd.DataFrame(rows)
+
+
+def remark_table(cases: Sequence[tuple[int, int]], *, seed: int) -> pd.DataFrame:
+    """Remark 1: a random symmetric matrix of a head's rank, split by its eigendecomposition into Q and K.
+
+    Returns:
+        one row for each case: ||Q K^T - M|| / ||M|| (`product`), and ||A - A^T|| / ||A + A^T|| of A = Q K^T.
+    """
+    rows = []
+    for width, num_heads in cases:
+        factor = torch.randn(width, head_size(width, num_heads), generator=generator(seed), dtype=torch.float64)
+        signs = torch.ones(factor.shape[1], dtype=factor.dtype)
+        signs[::2] = -1  # eigenvalues of both signs
+        matrix = factor * signs @ factor.T
+        q, k = split_symmetric(matrix, factor.shape[1])
+        found = q @ k.T
+        rows.append(
+            {"width": width, "heads": num_heads, "product": ((found - matrix).norm() / matrix.norm()).item()}
+            | {"asymmetry": ((found - found.T).norm() / (found + found.T).norm()).item()}
+        )
     return pd.DataFrame(rows)
 
 

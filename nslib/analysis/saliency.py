@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from nslib.analysis.lrp import pixel_relevance
 from nslib.attacks.attention import attention_maps
 from nslib.intervals import Estimate, mean_estimate
-from nslib.staged import StagedViT, frozen
+from nslib.staged import StagedViT, batched_logits, frozen
 
 # Which maps are equal for equal tokens by algebra alone. Summed over a patch all are; pixel by pixel only the gradient,
 # which comes back through one linear map, and the two that are made of tokens.
@@ -94,7 +94,7 @@ def correlation_table(
     if unknown := transformed.keys() - {EXACT, ROUNDED}:
         raise ValueError(f"pictures must be {EXACT} or {ROUNDED}, got {sorted(unknown)}: name them so")
     images = {"source": source, "target": target, **transformed}
-    labels = {name: _classes(model, x) for name, x in images.items()}
+    labels = {name: batched_logits(model, x, batch=_BATCH).argmax(1) for name, x in images.items()}
     rows = []
     for method in methods:
         maps = {name: _maps(model, x, labels[name], method) for name, x in images.items()}
@@ -116,11 +116,6 @@ def estimates(
     """The estimates of a `correlation_table`, one a method."""
     rows = table[(table.level == level) & (table.picture == picture) & (table.pair == pair)]
     return [Estimate(r.value, r.low, r.high, r.n, r.seeds) for r in rows.itertuples()]
-
-
-@torch.no_grad()
-def _classes(model: StagedViT, images: Tensor) -> Tensor:
-    return torch.cat([model(x) for x in images.split(_BATCH)]).argmax(1)
 
 
 def _maps(model: StagedViT, images: Tensor, labels: Tensor, method: str) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from nslib.analysis.pictures import as_jpeg, eight_bit, read_picture, write_picture
 from nslib.intervals import share_estimate
 from nslib.nullspace.patch import PatchNullspace
-from nslib.staged import StagedViT
+from nslib.staged import StagedViT, batched_logits
 
 _PART = 32  # images solved at once, which bounds the memory at 224 px
 
@@ -147,16 +147,24 @@ def _round(null: PatchNullspace, images: Tensor, feedback: np.ndarray) -> Tensor
     return null.fold(patches.unflatten(0, (len(images), -1)), eight_bit(images))
 
 
+def permuted_change(null: PatchNullspace, source: Tensor, result: Tensor, *, generator: torch.Generator) -> Tensor:
+    """A control: the source (B, C, H, W) with the same change as the result's, its pixels in another order in a patch.
+
+    The order is one for all patches. Clipped to [0, 1] and rounded to 256 levels, which makes the change a little less.
+    """
+    order = torch.randperm(null.matrix.shape[1], generator=generator)
+    change = null.unfold(result - source)[..., order.to(source.device)]
+    return eight_bit((source + null.fold(change, source)).clamp(0, 1))
+
+
 def effect_table(model: StagedViT, source: Tensor, result: Tensor, target: Tensor) -> pd.DataFrame:
     """What became of images (B, C, H, W): one row each.
 
     Columns: class and confidence (its softmax) before and after, `match`, largest change of a logit and of a pixel,
-    and the peak signal-to-noise ratio (dB) between result and target.
+    and the peak signal-to-noise ratio (dB) to the target, of the source (`psnr_before`) and of the result (`psnr`).
     """
-    with torch.no_grad():
-        before, after = (torch.cat([model(x.to(model.device)) for x in part.split(32)]) for part in (source, result))
+    before, after = (batched_logits(model, part.to(model.device), batch=_PART) for part in (source, result))
     labels, found = before.argmax(1), after.argmax(1)
-    squared = (result - target).square().flatten(1).mean(1).clamp(min=1e-10)
     return pd.DataFrame(
         {
             "class_before": labels.cpu(),
@@ -166,9 +174,15 @@ def effect_table(model: StagedViT, source: Tensor, result: Tensor, target: Tenso
             "confidence_after": after.softmax(1).gather(1, labels.unsqueeze(1))[:, 0].cpu(),
             "logits": (after - before).abs().amax(1).cpu(),
             "pixels": (result - source).abs().flatten(1).amax(1).cpu(),
-            "psnr": (-10 * squared.log10()).cpu(),
+            "psnr_before": _psnr(source, target).cpu(),
+            "psnr": _psnr(result, target).cpu(),
         }
     )
+
+
+def _psnr(images: Tensor, target: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio (B,) in dB; 100 for pictures that are equal."""
+    return -10 * (images - target).square().flatten(1).mean(1).clamp(min=1e-10).log10()
 
 
 def strength_table(
@@ -218,7 +232,7 @@ def disguise(null: PatchNullspace, source: Tensor, target: Tensor, *, strength: 
 def disguise_file(model: StagedViT, source: Path, target: Path, out: Path, *, strength: float = 1.0) -> dict:
     """`disguise` from pictures to a PNG; the numbers are of that file, read again, as a row of `effect_table`.
 
-    `psnr` is that to the aim, the target or its blend with the source.
+    Both `psnr` are to the aim, the target or its blend with the source.
 
     Raises:
         ValueError: as `disguise`, `read_picture` and `write_picture`, pictures of another size than the model's, or
