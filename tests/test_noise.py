@@ -170,6 +170,17 @@ def test_steps_that_run_out_are_told(vit, pool):
     assert not found.converged
     assert found.steps == 3
     assert found.gap_heldout > 1e-6
+    assert [step for step, _, _ in found.trace.tests] == [3]  # whatever the batch says, the last noise is tested
+
+
+def test_a_noise_that_gets_inside_at_the_last_step_has_converged(vit, pool):
+    """Also between two steps at which held-out images would be asked, and where the batch is not inside."""
+    whole = learn(vit, pool)
+    found = learn(vit, pool, replace(CFG, eps=whole.gap_heldout * 1.5, steps=1), start=whole.noise)
+    outside = replace(CFG, eps=min(found.trace.gap) * 0.999, steps=1)
+    last = learn(vit, pool, outside, start=whole.noise)
+    assert last.converged == (last.gap_heldout < outside.eps)
+    assert found.converged
 
 
 def test_stop_on_the_batch_as_the_authors_do(vit, pool):

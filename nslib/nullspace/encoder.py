@@ -222,7 +222,8 @@ class _Stopping:
     def now(self, step: int, noise: Tensor, trace: Trace) -> bool:
         if self.cfg.stop_on == "batch":
             return trace.gap[-1] < self.cfg.eps
-        if step < self.due or not trace.gap[-1] < self.cfg.eps:
+        unlikely = step < self.due or not trace.gap[-1] < self.cfg.eps
+        if unlikely and step < self.cfg.steps:  # the last noise is always tested
             return False
         if self.order is not None:
             test = inside(self.model, self.heldout, noise, self.cfg.eps, batch=self.cfg.batch)
