@@ -126,7 +126,7 @@ OBJECTIVES: dict[str, Objective] = {
     "trades": Objective(trades, attack=against_itself),
     "mixup": Objective(clean, recipe={"mixup": 0.8}),
     "randaugment": Objective(clean, recipe={"augment": "rand-m9-mstd0.5-inc1"}),
-    "augmix": Objective(clean, recipe={"augment": "augmix-m3-w3"}),
+    "augmix": Objective(clean, recipe={"augment": "augmix-m3-w3"}),  # its images, without its Jensen-Shannon loss
     "sam": Objective(clean, sharpness=True),
 }
 
