@@ -223,9 +223,9 @@ class FingerprintStudy:
 
     untrained: int = 20  # the architecture from other seeds
     permuted: int = 20  # the model's own patch weight, its numbers in another order
-    trained: int = 2  # the architecture trained on `shapes` from other seeds; of the small ViT two ship, trained so
-    steps: int = 2000  # of such a training
-    batch: int = 128
+    trained: int = 2  # the architecture trained on `shapes` from other seeds, for a short while
+    steps: int = 400  # of such a training
+    batch: int = 32
 
     def __post_init__(self):
         for name in ("untrained", "permuted"):

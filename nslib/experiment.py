@@ -19,9 +19,9 @@ from nslib.evaluate.bench import Bench
 from nslib.finetune.checkpoints import load_checkpoint
 from nslib.models import PICKLES, load_model
 from nslib.nullspace.membership import CleanPass, Pool, clean_pass, make_pool
-from nslib.pretrain import finished_record, pretrain
+from nslib.pretrain import pretrain
 from nslib.profiles import Settings
-from nslib.runtime import data_path, pick_device, store_path
+from nslib.runtime import pick_device, store_path
 from nslib.staged import StagedViT
 from nslib.store import digest
 
@@ -55,8 +55,6 @@ def open_model(settings: Settings, name: str | None = None) -> StagedViT:
 def open_stranger(settings: Settings, seed: int) -> StagedViT:
     """The first model's architecture trained on `shapes` from another seed, as briefly as settings.fingerprint says.
 
-    Those that ship, `data/checkpoints/<model>_seed<seed>.safetensors`, are taken where they were trained so.
-
     Args:
         seed: added to the one of settings.pretrain; other images and another start.
     Raises:
@@ -67,16 +65,11 @@ def open_stranger(settings: Settings, seed: int) -> StagedViT:
     study, own = settings.fingerprint, settings.pretrain
     cfg = replace(own, model=settings.models[0], steps=study.steps, batch=study.batch, seed=own.seed + seed,
                   report_images=min(own.report_images, _STRANGER_IMAGES))  # fmt: skip
-    device = pick_device(settings.device)
-    shipped = data_path("checkpoints", f"{cfg.model}_seed{cfg.seed}.safetensors")
-    return _opened(cfg, shipped, device) if finished_record(cfg, shipped) else _from_scratch(cfg, device)
+    return _from_scratch(cfg, pick_device(settings.device))
 
 
 def _from_scratch(cfg: PretrainConfig, device: torch.device) -> StagedViT:
-    return _opened(cfg, _trained(cfg, device), device)
-
-
-def _opened(cfg: PretrainConfig, path: Path, device: torch.device) -> StagedViT:
+    path = _trained(cfg, device)
     return load_model(cfg.model, path, num_classes=len(CLASSES), img_size=cfg.size, device=device)
 
 

@@ -39,7 +39,7 @@ def pretrain(cfg: PretrainConfig, target: Path, *, device: str | torch.device = 
     """
     target = Path(target)
     check_target(target)
-    found = finished_record(cfg, target)
+    found = _finished_record(cfg, target)
     minutes = found["minutes"] if found else _train(cfg, target, device, progress)
     if isinstance(cfg, SurrogateConfig):
         model = load_surrogate(str(target), num_classes=len(CLASSES), size=cfg.size, device=device)
@@ -59,7 +59,7 @@ def _state_file(target: Path) -> Path:
     return target.with_suffix(".training.pt")
 
 
-def finished_record(cfg: PretrainConfig, target: Path) -> dict | None:
+def _finished_record(cfg: PretrainConfig, target: Path) -> dict | None:
     """The record beside weights that were trained with these settings; None if there are none.
 
     On how many images they were measured does not matter.

@@ -133,6 +133,8 @@ PROFILES: dict[str, dict[str, Any]] = {
         "closure.images": 512,
         "closure.grid_images": 32,
         "closure.control_pairs": 50,
+        "fingerprint.steps": 10000,  # after 2,000 they answer 21 and 40 % of the images, the owner 95 %
+        "fingerprint.batch": 128,
     },
     "gpu": {
         "models": ("vit_small_patch32_224", "vit_base_patch32_224"),
@@ -157,6 +159,8 @@ PROFILES: dict[str, dict[str, Any]] = {
         "suite.c_images": 1000,
         "surrogate_weights": "train",
         "surrogate_pretrain.size": 224,
+        "fingerprint.steps": 10000,
+        "fingerprint.batch": 128,
         "images": 4000,
         "synthesis.starts": 3,
     },

@@ -57,7 +57,7 @@ table.round(4)
 
 # %% [markdown]
 # ## Strangers
-# Who is taken for the owner? The architecture from other seeds, untrained; the owner's own patch weight with its numbers in another order; other seeds trained on the owner's task, on other images, to the accuracy in the table (two ship with the small ViT, `smoke` trains one for a moment); and the other models of this profile, whatever they were trained on (at `imagenet` the other pretrained weights). Patches of another size can be told apart without a key.
+# Who is taken for the owner? The architecture from other seeds, untrained; the owner's own patch weight with its numbers in another order; other seeds trained for a short while on the owner's task, on other images, to the accuracy in the table; and the other models of this profile, whatever they were trained on (at `imagenet` the other pretrained weights). Patches of another size can be told apart without a key.
 
 # %%
 alike = {"img_size": model.image_shape[1], "num_classes": model.num_classes}

@@ -1,7 +1,6 @@
 """The nullspace as a fingerprint: whose it is, whose not, and what moves it."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,13 +8,10 @@ import torch
 from safetensors.torch import save_file
 from test_patch_nullspace import tiny
 
-from nslib import experiment
 from nslib.analysis import fingerprint
 from nslib.config import FingerprintStudy
-from nslib.data.shapes import render
 from nslib.experiment import open_stranger
 from nslib.models import build_model
-from nslib.pretrain import accuracy
 from nslib.profiles import resolve
 from nslib.runtime import generator, store_path
 from nslib.staged import StagedViT
@@ -154,21 +150,6 @@ def test_a_stranger_is_trained_once_from_another_seed():
     assert (config["steps"], config["batch"], config["report_images"]) == (3, 8, 4)
     with pytest.raises(ValueError, match=r"seed must not be 0, which is added to the model's own"):
         open_stranger(settings, 0)
-
-
-def test_the_strangers_that_ship_are_taken_and_know_the_task(monkeypatch):
-    def no_training(*args, **kwargs):
-        raise AssertionError("trained anew")
-
-    monkeypatch.setattr(experiment, "pretrain", no_training)
-    settings = resolve("laptop", overrides={"device": "cpu"})
-    key = fingerprint.make_key(experiment.open_model(settings))
-    for seed in range(1, settings.fingerprint.trained + 1):
-        other = open_stranger(settings, seed)
-        assert accuracy(other, *render("val", range(200))) > 0.5
-        assert fingerprint.leak(other, key) > 10 * fingerprint.THRESHOLD
-    with pytest.raises(AssertionError, match="trained anew"):
-        open_stranger(replace(settings, fingerprint=replace(settings.fingerprint, steps=3)), 1)
 
 
 def test_a_key_on_disk(tmp_path, key):
