@@ -154,20 +154,15 @@ def learn_noise(
                 state = {name: part.state_dict() for name, part in parts.items()}
                 told = {"step": step + 1, "seconds": time.monotonic() - started, "trace": asdict(trace)}
                 memory.save({**state, **told, "noise": noise.detach()})
-    return _result(model, pool, noise.detach(), step, time.monotonic() - started, converged, trace)
-
-
-def _result(
-    model: StagedViT, pool: Pool, noise: Tensor, steps: int, seconds: float, converged: bool, trace: Trace
-) -> LearnedNoise:
-    held = agreement(model, pool.heldout, noise)
+    noise, seconds = noise.detach(), time.monotonic() - started
+    held = stop.passed or inside(model, pool.heldout, noise, eps=2.0)  # eps = 2 sees all images
     return LearnedNoise(
         noise=noise,
         norm=noise.norm().item(),
         gap_batch=trace.gap[-1],
-        gap_heldout=held.gap.mean().item(),
-        match_heldout=held.match.float().mean().item(),
-        steps=steps,
+        gap_heldout=held.gap,
+        match_heldout=held.match,
+        steps=step,
         seconds=seconds,
         converged=converged,
         trace=trace,
@@ -217,6 +212,7 @@ class _Stopping:
     def __init__(self, model: StagedViT, pool: Pool, cfg: NoiseConfig, share: Share):
         self.model, self.heldout, self.cfg, self.share = model, pool.heldout, cfg, share
         self.due = 0
+        self.passed: EpsTest | None = None  # the test, of all images, that ended the search
         self.order: Tensor | None = None  # hardest first
 
     def now(self, step: int, noise: Tensor, trace: Trace) -> bool:
@@ -228,13 +224,15 @@ class _Stopping:
         if self.order is not None:
             test = inside(self.model, self.heldout, noise, self.cfg.eps, batch=self.cfg.batch)
         else:
-            gaps = agreement(self.model, self.heldout, noise, batch=self.cfg.batch).gap
-            test = EpsTest(gaps.mean().item() < self.cfg.eps, gaps.mean().item(), len(gaps))
-            self._sort(gaps.argsort(descending=True))
+            found = agreement(self.model, self.heldout, noise, batch=self.cfg.batch)
+            gap, match = found.gap.mean().item(), found.match.float().mean().item()
+            test = EpsTest(gap < self.cfg.eps, gap, len(self.heldout), match)
+            self._sort(found.gap.argsort(descending=True))
         trace.tests.append((step, test.gap, test.seen))
         self.due = step + 1 + step // 30
         inside_everywhere = self.share.mean(noise.new_tensor(float(test.inside)))  # no process stops without the others
-        return inside_everywhere.item() == 1
+        self.passed = test if inside_everywhere.item() == 1 else None
+        return self.passed is not None
 
     def _sort(self, order: Tensor) -> None:
         self.heldout, self.order = self.heldout[order], order

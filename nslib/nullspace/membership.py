@@ -96,11 +96,15 @@ def match_rate(model: StagedViT, clean: CleanPass, noise: Tensor) -> float:
 
 
 class EpsTest(NamedTuple):
-    """Verdict of `inside`. Where not all images were `seen`, `gap` is what these add to the mean: a lower bound."""
+    """Verdict of `inside`. Where not all images were `seen`, `gap` is what these add to the mean: a lower bound.
+
+    `match` is the share of those seen whose predicted class stays.
+    """
 
     inside: bool
     gap: float
     seen: int
+    match: float
 
 
 @torch.no_grad()
@@ -111,13 +115,15 @@ def inside(model: StagedViT, clean: CleanPass, noise: Tensor, eps: float, *, bat
     """
     check_eps(eps)
     _check(model, clean, noise)
-    total, seen = 0.0, 0
+    total, seen, matched = 0.0, 0, 0
     for u, z in zip(clean.tokens.split(batch), clean.logits.split(batch), strict=True):
-        total += probability_gap(model.logits_from_tokens(u + noise), z).sum().item()
-        seen += len(u)
+        noisy = model.logits_from_tokens(u + noise)
+        matches = (noisy.argmax(1) == z.argmax(1)).sum()
+        gap, match = torch.stack((probability_gap(noisy, z).sum(), matches)).tolist()  # at once: a GPU waits for each
+        total, seen, matched = total + gap, seen + len(u), matched + match
         if not total < eps * len(clean):  # also on NaN
             break
-    return EpsTest(seen == len(clean) and total < eps * seen, total / len(clean), seen)
+    return EpsTest(seen == len(clean) and total < eps * seen, total / len(clean), seen, matched / seen)
 
 
 @dataclass(frozen=True)
