@@ -124,6 +124,15 @@ def test_verdicts_by_a_rule_that_has_changed_are_told(monkeypatch):
     assert gather(RUN).outdated == ("C4.match",)  # it would hold by either rule, but it was judged by the other
 
 
+def test_a_rule_that_has_changed_leaves_what_was_never_judged_as_it_is(monkeypatch):
+    leave("02_noise_synthesis", ("C4", "match", []), ("C6", "norm", Estimate.exact(1.0, 10)))
+    rules = read_claims()
+    rules["statistic"] += ", in other words"
+    for place in ("nslib.report.gather.read_claims", "nslib.report.claims.read_claims"):
+        monkeypatch.setattr(place, lambda: rules)
+    assert gather(RUN).outdated == ("C6.norm",)
+
+
 def test_verdict_that_does_not_follow_from_its_number_is_told():
     path = leave("02_noise_synthesis", match(0.985)).folder / "records" / "02_noise_synthesis.json"
     path.write_text(path.read_text().replace('"holds"', '"does not hold"'))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -195,10 +195,11 @@ def all_claims(runs: Sequence[GatheredRun]) -> pd.DataFrame:
 
 
 def _judged_again(record: StoredRecord, verdict: Verdict) -> Verdict:
-    """The rule of claims.csv as it is now, on the numbers that decided then."""
+    """The rule of claims.csv as it is now, on the numbers that decided then; without any its words do not matter."""
     v = verdict
     estimates = [] if v.value is None else Estimate(v.value, v.low, v.high, v.n, v.seeds)
-    return judge(v.claim, v.part, estimates, profile=record.config["profile"])
+    again = judge(v.claim, v.part, estimates, profile=record.config["profile"])
+    return replace(again, statistic=v.statistic, rule=v.rule) if v.value is None else again
 
 
 def _read(path: Path, titles: dict[str, str]) -> StoredRecord:
