@@ -197,7 +197,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "robustness.eps": (0.0, 0.25 / 255, 1 / 255, 4 / 255, 16 / 255),
         "robustness.images": 40,
         "robustness.authors_images": 80,
-        # Sized for two cores without a GPU; the README has the paper's own sizes for a GPU.
+        # Sized for two cores without a GPU; `nslib reproduce --help` has the paper's, for a GPU.
         "pool": 768,
         "heldout": 192,
         "images": 400,

@@ -144,3 +144,7 @@ def test_wheel_stands_alone(tmp_path):
     assert "reproduce" in python("-m", "nslib", "--help", PYTHONPATH=str(target))
     loaded = python("-c", code, PYTHONPATH=str(target)).split()
     assert loaded[-1] == str(package / "__init__.py")
+
+
+def test_the_readme_is_read_in_five_minutes():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150

@@ -218,7 +218,7 @@ def strength_table(
 
 
 def disguise(null: PatchNullspace, source: Tensor, target: Tensor, *, strength: float = 1.0) -> Tensor:
-    """Images that look like the target as far as they may, in 256 levels, with nearly the source's tokens.
+    """Images drawn towards the target as far as that goes, in 256 levels, with nearly the source's tokens.
 
     Args:
         source, target: (B, C, H, W) in [0, 1].

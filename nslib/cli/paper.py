@@ -25,6 +25,12 @@ def reproduce(
 ) -> int:
     """Run the notebooks of the paper headless. The exit status is 1 if one failed, 3 if the time was up before the end.
 
+    Profile imagenet is sized for two cores. The paper's sizes, for a GPU: --set pool=8192 heldout=1277 images=3925
+    synthesis.noise.batch=128 synthesis.noise.steps=3000 finetune.rounds=20 finetune.steps=40 finetune.batch=128
+    finetune.noise.limit=3 finetune.noise.lr=0.1 finetune.noise.steps=3000 finetune.noise.batch=128
+    finetuning.eps=[0.01,0.03,0.1] finetuning.images=10000, and in finetuning.columns and finetuning.objectives, as
+    JSON lists of names, what Tables 2 to 4 are to show.
+
     Args:
         notebooks: names or numbers, such as 02; default: all.
         profile: smoke (4 min on 2 cores), laptop, full, gpu or imagenet.

@@ -24,11 +24,13 @@ def watermark(
 def disguise(
     source: str, target: str, out: str, model: str = "shapes_vit", weights: str = "", strength: float = 1.0
 ) -> int:
-    """Make a picture look like another one while the model goes on seeing the first; psnr is that to the aim.
+    """Draw a picture towards another one, as far as the model does not see it; psnr is that to the aim.
+
+    How near it comes depends on the model: `psnr_before` is that of the source itself.
 
     Args:
         source: the picture that the model is to see, PNG or JPEG of its image size.
-        target: the picture to look like, of the same size.
+        target: the picture towards which it is drawn, of the same size.
         out: the PNG to write.
         model: shapes_vit or a timm tag.
         weights: shipped, pretrained, random, a safetensors file, or a folder of <model>.safetensors.
