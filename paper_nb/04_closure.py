@@ -61,14 +61,11 @@ print(f"n = {len(clean)} images, n = {len(judged)} where a claim is judged")
 scales = closure.scale_table(lab.model, clean, noises, closure.ticks(2, study.step), eps)
 figure, axes = plt.subplots(1, 2, figsize=(6.0, 2.4))
 bands = scales.assign(low=scales.band_low, high=scales.band_high)
-plots.curves(bands, axes[0], x="scale").set(xlabel="scale", ylabel="MSE probability")
-plots.curves(scales[["noise", "scale", "outside"]], axes[1], x="scale", y="outside").set(
-    xlabel="scale", ylabel="share of noises beyond ε"
-)
-axes[0].set(yscale="log", ylim=(1e-4, 2))
+plots.curves(bands, axes[0], x="scale").set(xlabel="scale", ylabel="MSE probability", yscale="log", ylim=(1e-4, 2))
+plots.curves(scales[["noise", "scale", "outside"]], axes[1], x="scale", y="outside")
+axes[1].set(xlabel="scale", ylabel="share of noises beyond ε")
 axes[0].axhline(eps, color="0.3", linewidth=0.8, linestyle=":")
-for ax in axes:
-    ax.axvspan(-1, 1, color="0.93", zorder=0)
+axes[0].axvspan(-1, 1, color="0.93", zorder=0)
 plots.legend_above(figure, axes[0])
 plots.caption(
     figure,
@@ -157,6 +154,8 @@ plots.caption(
     f"{study.draws} combinations, n = {len(clean)} images; bands: 95 % interval; norm {norms.median():.1f}; dotted: 95 %",
 )
 record.figure("span", figure, span)
+
+# %%
 largest = {sign: mixtures.largest_span(rows) for sign, rows in span[span.noise == "learned"].groupby("sign")}
 print(f"largest k with 95 % inside: {largest}")
 

@@ -57,9 +57,13 @@ first[columns].round(4)
 # Left: the norm of the noise, and the steps that its learning took: weight decay shrinks the noise at every step, so a noise that is found sooner is also longer. Right: top-1; shifted is the mean over a, v2, r, sketch and stylized. A noise stands at the model against which it was learned, as in the paper.
 
 # %%
-figure, axes = plt.subplots(1, 2 + len(metrics), figsize=(3.6 + 1.8 * len(metrics), 2.2))
 learned = rounds[rounds.objective == "nullspace"]
 before = jobs.traced_base(bench, settings)
+seeds = rounds.groupby("objective", sort=False).seed.nunique()
+pd.DataFrame([before]).assign(model="before finetuning").round(1)
+
+# %%
+figure, axes = plt.subplots(1, 2 + len(metrics), figsize=(3.6 + 1.8 * len(metrics), 2.2))
 quantities = {"norm": "norm of the noise", "steps": "steps to ε"} | {m: f"{m} top-1, %" for m in metrics}
 for ax, (quantity, label) in zip(axes, quantities.items(), strict=True):
     shown = trials.over_seeds(learned if quantity == "steps" else rounds, quantity)
@@ -69,7 +73,6 @@ for ax, (quantity, label) in zip(axes, quantities.items(), strict=True):
         shown = pd.concat([pd.DataFrame([{"objective": o, **base} for o in traced]), shown])
     plots.curves(shown, ax, x="updates", by="objective").set(xlabel="updates", ylabel=label)
 plots.legend_above(figure, axes[2])
-seeds = rounds.groupby("objective", sort=False).seed.nunique()
 plots.caption(
     figure,
     f"{bench.model.name}; seeds: {', '.join(f'{o} {s}' for o, s in seeds.items())}; bands: from the least to the largest of the seeds; n = {settings.finetuning.trace_images} images a column; adversarial: FGSM at {255 * settings.suite.fgsm_eps:g}/255",
@@ -112,6 +115,7 @@ runs = {name: jobs.run(bench, settings, name) for name in traced}
 cost = pd.DataFrame({name: run.cost["units"] for name, run in runs.items()}).T.rename_axis("objective").reset_index()
 cost["share of noise"] = cost.noise / (cost.noise + cost.updates)
 record.table("cost", cost)
+noise_share = cost.set_index("objective")["share of noise"]["nullspace"]
 cost.round(3)
 
 # %% [markdown]
@@ -148,9 +152,7 @@ record.judge("C8", "influence", [Estimate.exact(above, len(learned), count)] if 
 record.judge("C9", "slope", [slope_estimate(norms, seeds=count)] if whole else [])
 record.judge("C10", "rise", [rise] if whole else [])
 record.judge("C18", "cost", [Estimate.exact(epochs)] if whole else [])
-record.judge(
-    "C18", "share", [Estimate.exact(cost.set_index("objective")["share of noise"]["nullspace"])] if paper else []
-)
+record.judge("C18", "share", [Estimate.exact(noise_share)] if paper else [])
 record.judge("C19", "fixed", fixed if whole else [])
 assert (rounds.loss > 0).all()
 assert cost.set_index("objective").noise["plain"] == 0

@@ -29,7 +29,6 @@ import matplotlib.pyplot as plt
 import nslib
 from nslib import jobs, plots, trials
 from nslib.analysis.attack_curves import attack_curves, pgd_hits, sanity_table
-from nslib.evaluate.columns import COSTLY
 from nslib.evaluate.comparison import mean_difference
 from nslib.evaluate.cue import cue_conflict_table
 from nslib.evaluate.examples import column_examples
@@ -168,8 +167,6 @@ plots.caption(
     f"{bench.model.name}, n = {against.n.min()} to {against.n.max()} images a column; {told}; whiskers: 95 % of the paired difference",
 )
 record.figure("against_plain", figure, against)
-
-# %%
 against_base = trials.differences_to({name: found[name] for name in (trials.BASE, "nullspace")}, trials.BASE)
 record.table("against_base", against_base)
 against_base.round(2)
@@ -184,17 +181,12 @@ shown = trials.shown(found, settings.finetuning.columns)
 record.judge("C11", "base", trials.column_gains(found["nullspace"], found[trials.BASE]) if whole else [])
 gain = mean_difference(found["nullspace"], found["plain"], shown)
 record.judge("C11", "plain", gain if whole else [])
-cheap = against[against.model.isin(settings.finetuning.seeded) & ~against.column.isin(COSTLY)]
+cheap = against[against.model.isin(settings.finetuning.seeded) & (against.n > settings.suite.costly_images)]
 half_width = ((cheap.difference_high - cheap.difference_low) / 2).max()
 assert sanity.holds.all(), sanity[~sanity.holds]
 assert handling.pixels.iloc[0] > handling.authors.iloc[0]
-record.save(
-    missing=base.missing,
-    sources=base.sources,
-    missed_eps=trials.missed_eps(found),
-    half_width=half_width,
-    jobs=jobs.provenance(settings),
-)
+facts = {"missing": base.missing, "sources": base.sources, "missed_eps": trials.missed_eps(found)}
+record.save(**facts, half_width=half_width, jobs=jobs.provenance(settings))
 print(f"widest interval of a column without a costly attack: ± {half_width:.2f} points")
 record.summary()
 

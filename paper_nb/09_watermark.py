@@ -32,7 +32,6 @@ import torch
 import nslib
 from nslib import plots
 from nslib.analysis import photographs, pictures, watermark
-from nslib.experiment import open_bench
 from nslib.intervals import share_estimate
 from nslib.staged import batched_logits
 
@@ -46,7 +45,7 @@ settings.models, settings.watermark
 # The mark is a ring with a stripe across it, white on black. What the embedding sees of it, patch by patch, cannot be added; what it does not see, can.
 
 # %%
-bench, study = open_bench(settings), settings.watermark
+bench, study = nslib.open_bench(settings), settings.watermark
 model, null = bench.model, nslib.PatchNullspace(bench.model)
 images, _ = bench.source.take("val", study.images)
 source = pictures.eight_bit(images)
@@ -67,6 +66,9 @@ examples = source[:6] if settings.data.kind == "shapes" else photographs.open_ph
 aim = watermark.blend(examples, mark[:6], strength)
 free = watermark.nearest(null, examples, aim)
 made = watermark.disguise(null, examples, mark[:6], strength=strength)
+print(f"closed form: pixels from {free.min():.2f} to {free.max():.2f}; legal: {made.min():.2f} to {made.max():.2f}")
+
+# %%
 shown = {
     "source": examples,
     "aim": aim,
@@ -82,7 +84,6 @@ plots.caption(
     figure, f"over the pictures: the answer of {model.name} and its confidence; mark at strength {strength:g}"
 )
 record.figure("figure6", figure, None)
-print(f"closed form: pixels from {free.min():.2f} to {free.max():.2f}; legal: {made.min():.2f} to {made.max():.2f}")
 
 # %% [markdown]
 # Licence and source of those photographs, which notebook 10 shows too. They are resized, cropped, and changed as the rows say.

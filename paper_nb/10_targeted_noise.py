@@ -31,7 +31,6 @@ import torch
 import nslib
 from nslib import plots
 from nslib.analysis import photographs, pictures, saliency, watermark
-from nslib.experiment import open_bench
 from nslib.intervals import share_estimate
 from nslib.runtime import generator
 from nslib.staged import batched_logits
@@ -46,13 +45,16 @@ settings.models, settings.watermark
 # Each image is drawn towards the one before it. The noise is all of the difference that the embedding does not see, as far as pixels stay in [0, 1].
 
 # %%
-bench, study = open_bench(settings), settings.watermark
+bench, study = nslib.open_bench(settings), settings.watermark
 model, null = bench.model, nslib.PatchNullspace(bench.model)
 images, _ = bench.source.take("val", study.images)
 source = pictures.eight_bit(images)
 target = source.roll(1, 0)
 legal = watermark.nearest_legal(null, source, target)
 made = watermark.round_unseen(null, legal)
+len(made), null.dim
+
+# %%
 first = source[:6] if settings.data.kind == "shapes" else photographs.open_photographs(model)
 second = first.roll(1, 0)
 between = watermark.disguise(null, first, second)
@@ -115,8 +117,7 @@ for ax, image, name in zip(axes[:, 0], trio.cpu(), ("source", "transformed", "ta
 for column, method in zip(axes.T[1:], saliency.METHODS, strict=True):
     maps = saliency.saliency_map(model, trio, classes, method)
     for ax, drawn in zip(column, maps.cpu(), strict=True):
-        largest = drawn.abs().flatten().quantile(0.99)
-        ax.imshow(drawn, cmap="RdBu_r", vmin=-largest, vmax=largest)
+        ax.imshow(drawn / drawn.abs().flatten().quantile(0.99), cmap="RdBu_r", vmin=-1, vmax=1)
         ax.set_axis_off()
     column[0].set_title(method, fontsize=6)
 plots.caption(

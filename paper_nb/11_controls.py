@@ -128,6 +128,8 @@ plots.caption(
 )
 record.figure("side_by_side", figure, gains)
 record.table("options_estimates", trials.rows_estimates(found))
+
+# %%
 over_nullspace = trials.gains_over(found, "nullspace", columns)
 record.table("options_over_nullspace", over_nullspace)
 over_nullspace.round(2)
