@@ -18,7 +18,7 @@ INSTALLED   := .venv/.installed
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
 
-reproduce: $(INSTALLED) ## run the notebooks; PROFILE=smoke|laptop|full|gpu|imagenet FORCE=1 ARGS="..."
+reproduce: $(INSTALLED) ## run the notebooks; PROFILE=smoke|laptop|full|gpu|imagenet|imagenet_small FORCE=1 ARGS="..."
 	$(VENV_PYTHON) -m nslib reproduce --profile $(PROFILE) $(if $(FORCE),--force) $(ARGS)
 
 test: lint unit nbval ## lint, unit and nbval, each a target too; -k goes on after a failure

@@ -223,9 +223,9 @@ class FingerprintStudy:
 
     untrained: int = 20  # the architecture from other seeds
     permuted: int = 20  # the model's own patch weight, its numbers in another order
-    trained: int = 2  # the architecture trained on `shapes` from other seeds, for a short while
-    steps: int = 400  # of such a training
-    batch: int = 32
+    trained: int = 2  # the architecture trained on `shapes` from other seeds; beside shipped weights these ship too
+    steps: int = 10000  # of such a training
+    batch: int = 128
 
     def __post_init__(self):
         for name in ("untrained", "permuted"):

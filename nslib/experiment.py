@@ -21,7 +21,7 @@ from nslib.models import PICKLES, load_model
 from nslib.nullspace.membership import CleanPass, Pool, clean_pass, make_pool
 from nslib.pretrain import pretrain
 from nslib.profiles import Settings
-from nslib.runtime import pick_device, store_path
+from nslib.runtime import data_path, pick_device, store_path
 from nslib.staged import StagedViT
 from nslib.store import digest
 
@@ -53,19 +53,25 @@ def open_model(settings: Settings, name: str | None = None) -> StagedViT:
 
 
 def open_stranger(settings: Settings, seed: int) -> StagedViT:
-    """The first model's architecture trained on `shapes` from another seed, as briefly as settings.fingerprint says.
+    """The first model's architecture trained on `shapes` from another seed: other images and another start.
+
+    Beside shipped weights those of seeds 1 and 2 are shipped too; any other is trained now, as settings.fingerprint
+    says, unless the store has it.
 
     Args:
-        seed: added to the one of settings.pretrain; other images and another start.
+        seed: added to the one of settings.pretrain.
     Raises:
         ValueError: seed 0, that of the model itself.
     """
     if seed == 0:
         raise ValueError("seed must not be 0, which is added to the model's own: a stranger needs another")
-    study, own = settings.fingerprint, settings.pretrain
+    study, own, device = settings.fingerprint, settings.pretrain, pick_device(settings.device)
+    shipped = data_path("checkpoints", f"{settings.models[0]}_seed{own.seed + seed}.safetensors")
+    if settings.weights == "shipped" and shipped.is_file():
+        return load_model(settings.models[0], shipped, device=device)
     cfg = replace(own, model=settings.models[0], steps=study.steps, batch=study.batch, seed=own.seed + seed,
                   report_images=min(own.report_images, _STRANGER_IMAGES))  # fmt: skip
-    return _from_scratch(cfg, pick_device(settings.device))
+    return _from_scratch(cfg, device)
 
 
 def _from_scratch(cfg: PretrainConfig, device: torch.device) -> StagedViT:

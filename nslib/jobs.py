@@ -106,7 +106,7 @@ def run(bench: Bench, settings: Settings, objective: str, *, seed: int = 0, **ch
 
     def compute() -> dict[str, Any]:
         done = finetuned(bench, settings, objective, seed=seed, **changes)
-        found = evaluate_model(done.model, bench.source, _row_suite(settings), surrogate=bench.surrogate)
+        found = evaluate_model(done.model, bench.source, row_suite(settings), surrogate=bench.surrogate)
         cost = rounded({name: done.record[name] for name in _COST})
         return {"history": rounded([asdict(r) for r in done.history]), "cost": cost, "evaluation": packed(found)}
 
@@ -125,7 +125,7 @@ def config_of(settings: Settings, objective: str, seed: int = 0, **changes) -> F
 
 def base_row(bench: Bench, settings: Settings) -> Evaluation:
     """The columns of the model before finetuning, on the same images as those of every run."""
-    found = evaluate_model(bench.model, bench.source, _row_suite(settings), surrogate=bench.surrogate)
+    found = evaluate_model(bench.model, bench.source, row_suite(settings), surrogate=bench.surrogate)
     return replace(found, model=BASE, fixed=True)
 
 
@@ -172,7 +172,7 @@ def _inputs(bench: Bench, settings: Settings, cfg: FinetuneConfig) -> dict[str, 
 
 def _measurement(bench: Bench, settings: Settings) -> dict[str, Any]:
     """All on which its row depends besides: of the suite only what the columns that can be shown take."""
-    suite = _row_suite(settings)
+    suite = row_suite(settings)
     shown = {name: COLUMNS[name] for name in suite.columns if not missing_of(name, bench)}
     asked = {"batch", "first", "images", "c_images", "costly_images"}.union(*(c.settings for c in shown.values()))
     versions = {"evaluation": EVALUATION_VERSION, "corruptions": CORRUPTIONS_VERSION, "transfer": TRANSFER_VERSION}
@@ -199,7 +199,8 @@ def changed(before: FinetuneConfig, after: FinetuneConfig) -> list[str]:
     return [f"{name}-{value}" for name, value in new.items() if value != old[name]]
 
 
-def _row_suite(settings: Settings) -> SuiteConfig:
+def row_suite(settings: Settings) -> SuiteConfig:
+    """What is measured of every finetuned model."""
     return replace(settings.suite, columns=settings.finetuning.columns, images=settings.finetuning.images)
 
 

@@ -156,6 +156,11 @@ def contact_sheet(
     return figure
 
 
+def answer_titles(logits: Tensor, names: Sequence[str]) -> list[str]:
+    """A title for each picture: the class that a model gives it, and how sure it is, from logits (B, classes)."""
+    return [f"{names[c]}, {p:.0%}" for p, c in zip(*logits.softmax(1).max(1), strict=True)]
+
+
 def symmetric(noise: Tensor, peak: float | None = None) -> Tensor:
     """Noise as an image: zero is grey, +-peak (default: its largest pixel) is white and black."""
     return noise / (2 * (peak or noise.abs().max())) + 0.5

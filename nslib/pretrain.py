@@ -39,8 +39,9 @@ def pretrain(cfg: PretrainConfig, target: Path, *, device: str | torch.device = 
     """
     target = Path(target)
     check_target(target)
-    found = _finished_record(cfg, target)
-    minutes = found["minutes"] if found else _train(cfg, target, device, progress)
+    minutes = _minutes_spent(cfg, target)
+    if minutes is None:
+        minutes = _train(cfg, target, device, progress)
     if isinstance(cfg, SurrogateConfig):
         model = load_surrogate(str(target), num_classes=len(CLASSES), size=cfg.size, device=device)
     else:
@@ -59,8 +60,8 @@ def _state_file(target: Path) -> Path:
     return target.with_suffix(".training.pt")
 
 
-def _finished_record(cfg: PretrainConfig, target: Path) -> dict | None:
-    """The record beside weights that were trained with these settings; None if there are none.
+def _minutes_spent(cfg: PretrainConfig, target: Path) -> float | None:
+    """How long the weights that lie there were trained, if it was with these settings; else None.
 
     On how many images they were measured does not matter.
     """
@@ -69,7 +70,7 @@ def _finished_record(cfg: PretrainConfig, target: Path) -> dict | None:
         return None
     found = json.loads(record.read_text(encoding="utf-8"))
     asked = json.loads(to_json(cfg)) | {"report_images": found["config"]["report_images"]}
-    return found if found["config"] == asked and found["shapes_version"] == VERSION else None
+    return found["minutes"] if found["config"] == asked and found["shapes_version"] == VERSION else None
 
 
 def _train(cfg: PretrainConfig, target: Path, device: str | torch.device, progress: bool) -> float:

@@ -60,6 +60,46 @@ _EVERY = (
     *("mixup", "randaugment", "augmix", "sam"),
 )
 
+_IMAGENET: dict[str, Any] = {
+    "data.kind": "folder",
+    "models": ("vit_small_patch16_224.augreg_in21k_ft_in1k", "vit_base_patch16_224.augreg_in21k_ft_in1k"),
+    "weights": "pretrained",
+    "surrogate": "deit_tiny_patch16_224.fb_in1k",
+    "surrogate_weights": "pretrained",
+    "pool": 8192,
+    "heldout": 1024,
+    "images": 10000,
+    "synthesis.noise.limit": 0.1,
+    "synthesis.noise.lr": 0.005,
+    "synthesis.noise.steps": 3000,
+    "closure.noise.batch": 128,
+    "closure.judged_images": 2000,
+    "closure.images": 512,
+    "closure.grid_images": 32,
+    "closure.control_pairs": 50,
+    "fingerprint.trained": 0,  # pretrained models stand there instead
+    "robustness.images": 1000,
+    "robustness.authors_images": 1000,
+    "suite.images": 10000,
+    "suite.c_images": 5000,
+    "suite.costly_images": 1000,
+    "suite.transfer_eps": 8 / 255,
+    "suite.transfer_smoothing": 1,  # between two ViTs more costs
+    "finetune.rounds": 20,
+    "finetune.steps": 40,
+    "finetune.lr": 1e-5,
+    "finetune.lr_min": 1e-6,
+    "finetune.pool": 4096,
+    "finetune.heldout": 1024,
+    "finetuning.columns": TABLE2,
+    "finetuning.images": 10000,
+    "finetuning.trace_images": 1000,
+    "finetuning.eps": (0.01, 0.03, 0.1),
+    "finetuning.fresh": 4,
+    "finetuning.fixed_steps": 3000,
+    "finetuning.keep": True,
+}
+
 PROFILES: dict[str, dict[str, Any]] = {
     "smoke": {
         "pool": 256,
@@ -85,9 +125,6 @@ PROFILES: dict[str, dict[str, Any]] = {
         "watermark.images": 32,
         "watermark.strengths": (0.3, 1.0),
         "watermark.saliency_images": 16,
-        "fingerprint.trained": 1,
-        "fingerprint.steps": 20,
-        "fingerprint.batch": 32,
         "robustness.eps": (0.0, 1 / 255, 16 / 255),
         "robustness.images": 32,
         "robustness.authors_images": 64,
@@ -133,8 +170,6 @@ PROFILES: dict[str, dict[str, Any]] = {
         "closure.images": 512,
         "closure.grid_images": 32,
         "closure.control_pairs": 50,
-        "fingerprint.steps": 10000,  # after 2,000 they answer 21 and 40 % of the images, the owner 95 %
-        "fingerprint.batch": 128,
     },
     "gpu": {
         "models": ("vit_small_patch32_224", "vit_base_patch32_224"),
@@ -159,51 +194,16 @@ PROFILES: dict[str, dict[str, Any]] = {
         "suite.c_images": 1000,
         "surrogate_weights": "train",
         "surrogate_pretrain.size": 224,
-        "fingerprint.steps": 10000,
-        "fingerprint.batch": 128,
         "images": 4000,
         "synthesis.starts": 3,
     },
-    "imagenet": {
-        "data.kind": "folder",
-        "models": ("vit_small_patch32_224.augreg_in21k_ft_in1k", "vit_base_patch32_224.augreg_in21k_ft_in1k"),
-        "weights": "pretrained",
-        "surrogate": "deit_tiny_patch16_224.fb_in1k",
-        "surrogate_weights": "pretrained",
-        "suite.images": 200,
-        "suite.c_images": 0,
-        "suite.costly_images": 16,
-        "suite.batch": 40,
-        "suite.patchfool_steps": 100,
-        "suite.cw_steps": 30,
-        "finetune.rounds": 3,
-        "finetune.steps": 10,
-        "finetune.batch": 16,
-        "finetune.lr": 1e-5,
-        "finetune.lr_min": 1e-6,
-        "finetune.pool": 448,
-        "finetune.heldout": 128,
-        "finetune.noise.limit": 0.3,  # from .5 no noise gets inside eps = .03 on held-out images
-        "finetune.noise.lr": 0.02,
-        "finetune.noise.steps": 200,
-        "finetune.noise.batch": 16,
-        "finetuning.objectives": ("nullspace", "plain", "random"),
-        "finetuning.columns": ("clean", "fgsm", "damagenet", "c"),
-        "finetuning.images": 100,
-        "finetuning.trace_images": 80,
-        "finetuning.fresh": 1,
-        "suite.transfer_eps": 8 / 255,
-        "suite.transfer_smoothing": 1,  # between two ViTs more costs
-        "robustness.eps": (0.0, 0.25 / 255, 1 / 255, 4 / 255, 16 / 255),
-        "robustness.images": 40,
-        "robustness.authors_images": 80,
-        # Sized for two cores without a GPU; `nslib reproduce --help` has the paper's, for a GPU.
+    "imagenet": _IMAGENET,
+    "imagenet_small": {
+        **_IMAGENET,
         "pool": 768,
         "heldout": 192,
         "images": 400,
         "synthesis.lambdas": (0.01, 0.1, 0.3, 0.6, 1.0, 2.0),
-        "synthesis.noise.limit": 0.1,
-        "synthesis.noise.lr": 0.005,
         "synthesis.noise.steps": 100,
         "synthesis.noise.batch": 16,
         "approximate.eps": (0.03, 0.1),
@@ -219,7 +219,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "closure.noise.steps": 200,
         "closure.noise.batch": 16,
         "closure.judged_images": 100,
-        "closure.images": 32,
+        "closure.images": 100,
         "closure.grid_images": 8,
         "closure.step": 0.25,
         "closure.grid_step": 0.5,
@@ -228,23 +228,50 @@ PROFILES: dict[str, dict[str, Any]] = {
         "closure.spans": (1, 2, 4, 8),
         "closure.draws": 40,
         "watermark.saliency_images": 32,
-        "fingerprint.trained": 0,  # pretrained models stand there instead
+        "robustness.eps": (0.0, 0.25 / 255, 1 / 255, 4 / 255, 16 / 255),
+        "robustness.images": 40,
+        "robustness.authors_images": 80,
+        "suite.images": 200,
+        "suite.c_images": 0,
+        "suite.costly_images": 16,
+        "suite.batch": 40,
+        "suite.patchfool_steps": 100,
+        "suite.cw_steps": 30,
+        "finetune.rounds": 3,
+        "finetune.steps": 10,
+        "finetune.batch": 16,
+        "finetune.pool": 448,
+        "finetune.heldout": 128,
+        "finetune.noise.limit": 0.3,  # from .5 no noise gets inside eps = .03 on held-out images
+        "finetune.noise.lr": 0.02,
+        "finetune.noise.steps": 200,
+        "finetune.noise.batch": 16,
+        "finetuning.objectives": ("nullspace", "plain", "random"),
+        "finetuning.columns": ("clean", "fgsm", "damagenet", "c"),
+        "finetuning.images": 100,
+        "finetuning.trace_images": 80,
+        "finetuning.eps": (0.03,),
+        "finetuning.fresh": 1,
+        "finetuning.fixed_steps": 0,
+        "finetuning.keep": False,
     },
 }
+
+REAL = ("imagenet", "imagenet_small")  # profiles that read folders of images; the first is the paper's protocol
 
 
 def resolve(profile: str, run_name: str = "", overrides: dict[str, Any] | None = None) -> Settings:
     """The settings of a profile, with overrides by dotted name such as {"synthesis.noise.steps": 100}.
 
-    At `imagenet` the image folder and the weights default to $NSLIB_IMAGENET and $NSLIB_WEIGHTS, and with a folder of
-    weights the models to the plain ViTs that it holds, and the surrogate's weights to that folder if they are there.
+    At the profiles that read folders these default to $NSLIB_IMAGENET and $NSLIB_WEIGHTS, and with a folder of weights
+    the models to the plain ViTs that it holds, and the surrogate's weights to that folder if they are there.
 
     Raises:
         ValueError: unknown profile or name, or a value of another type than the default's.
     """
     if profile not in PROFILES:
         raise ValueError(f"profile must be one of {', '.join(PROFILES)}, got {profile!r}")
-    chosen = {**PROFILES[profile], **(_real_input(overrides or {}) if profile == "imagenet" else overrides or {})}
+    chosen = {**PROFILES[profile], **(_real_input(overrides or {}) if profile in REAL else overrides or {})}
     settings = Settings(profile=profile, run_name=run_name or profile)
     for name, value in chosen.items():
         settings = _override(settings, name, name.split("."), value)
@@ -256,7 +283,7 @@ def _real_input(overrides: dict[str, Any]) -> dict[str, Any]:
     environment = {"data.root": os.environ.get("NSLIB_IMAGENET"), "weights": os.environ.get("NSLIB_WEIGHTS")}
     chosen = {k: v for k, v in environment.items() if v} | overrides
     folder = Path(chosen.get("weights", ""))
-    surrogate = chosen.get("surrogate", PROFILES["imagenet"]["surrogate"])
+    surrogate = chosen.get("surrogate", _IMAGENET["surrogate"])
     if "surrogate_weights" not in chosen and surrogate and (folder / f"{surrogate}.safetensors").is_file():
         chosen["surrogate_weights"] = str(folder)
     if "models" not in chosen and chosen.get("weights") and folder.is_dir():

@@ -19,6 +19,7 @@ from nslib.intervals import Estimate
 from nslib.jobs import BASE, Job, base_row, config_of, eps_set, run
 from nslib.profiles import Settings
 
+OF_OTHERS = ("plain", "nullspace")  # with which a profile's further models are finetuned
 ATTACKED = ("patchfool", "cw", "fgsm", "damagenet", "pgd", "autoattack")  # columns of adversarial images
 ADVERSARIAL = tuple(name for name, objective in OBJECTIVES.items() if objective.attack)  # that train on such images
 
@@ -95,7 +96,7 @@ def other_models(settings: Settings) -> dict[str, Evaluation]:
     found = {}
     for name in settings.models[1:]:
         bench = open_bench(replace(settings, models=(name,)))
-        for objective in (BASE, "plain", "nullspace"):
+        for objective in (BASE, *OF_OTHERS):
             told = f"{name} {objective}"
             found[told] = replace(row(bench, settings, objective, seeds=1), model=told)
     return found
@@ -181,7 +182,7 @@ def rows_table(found: Mapping[str, Evaluation]) -> pd.DataFrame:
 def with_absent(table: pd.DataFrame) -> pd.DataFrame:
     """A table of `rows_table`, and below it the objectives that this profile leaves out, noted as such."""
     absent = [objective for objective in OBJECTIVES if objective not in set(table.model)]
-    noted = pd.DataFrame({"model": absent, "note": "not run here, but at full"})
+    noted = pd.DataFrame({"model": absent, "note": "run at full"})
     return pd.concat([table, noted], ignore_index=True).astype({"seeds": "Int64"})
 
 

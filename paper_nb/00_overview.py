@@ -19,7 +19,7 @@
 # *Paper: Figure 1 and Section 3, arXiv:2403.10476.* This notebook also introduces the data and the model that the others use.
 
 # %% tags=["parameters"]
-profile = "smoke"  # smoke, laptop, full, gpu or imagenet
+profile = "smoke"  # smoke, laptop, full, gpu, imagenet or imagenet_small
 run_name = ""  # folder under figures/; default: the profile
 overrides = {}  # settings by dotted name, such as {"images": 500}
 

@@ -19,7 +19,7 @@
 # *Paper: Section 3.1, Eqs. (1)-(2), Table 1, Figure 2, arXiv:2403.10476.*
 
 # %% tags=["parameters"]
-profile = "smoke"  # smoke, laptop, full, gpu or imagenet
+profile = "smoke"  # smoke, laptop, full, gpu, imagenet or imagenet_small
 run_name = ""  # folder under figures/; default: the profile
 overrides = {}  # settings by dotted name, such as {"images": 500}
 

@@ -19,7 +19,7 @@
 # *Paper: Section 3.2, Proposition 1, Appendix A, Eqs. (9)-(11), arXiv:2403.10476.* Its scope is narrower than it sounds: no LayerNorm, no biases, and the residual path, which carries X + W, is left out. The second half asks what of it is there in a real block.
 
 # %% tags=["parameters"]
-profile = "smoke"  # smoke, laptop, full, gpu or imagenet
+profile = "smoke"  # smoke, laptop, full, gpu, imagenet or imagenet_small
 run_name = ""  # folder under figures/; default: the profile
 overrides = {}  # settings by dotted name, such as {"images": 500}
 

@@ -19,7 +19,7 @@
 # *Paper: Section 3.3, Eqs. (3)-(4), Figure 3, arXiv:2403.10476.* The paper has no interval, and no random direction as a further control; here are both.
 
 # %% tags=["parameters"]
-profile = "smoke"  # smoke, laptop, full, gpu or imagenet
+profile = "smoke"  # smoke, laptop, full, gpu, imagenet or imagenet_small
 run_name = ""  # folder under figures/; default: the profile
 overrides = {}  # settings by dotted name, such as {"images": 500}
 

@@ -19,7 +19,7 @@
 # *Paper: Sections 4 and 5.4, Eqs. (5), (7), (8), arXiv:2403.10476.* A noise is ε-approximate if the mean squared l2 gap between softmax vectors with and without it is below ε.
 
 # %% tags=["parameters"]
-profile = "smoke"  # smoke, laptop, full, gpu or imagenet
+profile = "smoke"  # smoke, laptop, full, gpu, imagenet or imagenet_small
 run_name = ""  # folder under figures/; default: the profile
 overrides = {}  # settings by dotted name, such as {"images": 500}
 

@@ -19,7 +19,7 @@
 # *Paper: Appendix D, Figure 5, arXiv:2403.10476.* An exact nullspace is closed under all of it. Here everything is judged on images that neither taught nor stopped the noises, beside the same noises permuted; and further than in the paper: plain sums, more members, and how many noises may be mixed freely. Curves and maps are drawn from a few images; the two claims are judged at fewer points on many more.
 
 # %% tags=["parameters"]
-profile = "smoke"  # smoke, laptop, full, gpu or imagenet
+profile = "smoke"  # smoke, laptop, full, gpu, imagenet or imagenet_small
 run_name = ""  # folder under figures/; default: the profile
 overrides = {}  # settings by dotted name, such as {"images": 500}
 

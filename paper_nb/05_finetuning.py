@@ -19,7 +19,7 @@
 # *Paper: Sections 4, 5.4 and Appendices B and C, Eqs. (6)-(8), Algorithm 1, Fig. 4, Table 5, arXiv:2403.10476.* Each round learns a noise against the model as it is now, then trains the model on clean and noisy tokens. Beside it stand the same recipe without noise (`plain`) and with random noise of the same ε (`random`): same images, same order, same number of updates. At `full` the run without early stopping (C19) takes `finetuning.fixed_steps` steps for each noise, not the paper's 3,000.
 
 # %% tags=["parameters"]
-profile = "smoke"  # smoke, laptop, full, gpu or imagenet
+profile = "smoke"  # smoke, laptop, full, gpu, imagenet or imagenet_small
 run_name = ""  # folder under figures/; default: the profile
 overrides = {}  # settings by dotted name, such as {"finetune.rounds": 5}
 

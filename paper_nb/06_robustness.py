@@ -19,7 +19,7 @@
 # *Paper: Sections 5.1 and 5.2, Table 2, arXiv:2403.10476.* Attacks work in pixels in [0, 1] with the normalisation inside the model; the paper's code attacks normalised images as if they lay in [0, 1], and the last table shows what that alone does.
 
 # %% tags=["parameters"]
-profile = "smoke"  # smoke, laptop, full, gpu or imagenet
+profile = "smoke"  # smoke, laptop, full, gpu, imagenet or imagenet_small
 run_name = ""  # folder under figures/; default: the profile
 overrides = {}  # settings by dotted name, such as {"suite.images": 500}
 

@@ -19,7 +19,7 @@
 # *Paper: Section 5.3, Table 3, arXiv:2403.10476.* Madry and TRADES train on PGD images (10 steps, 8/255). The paper's rows were trained with another batch size and other augmentation than its NS row; here all share one recipe. `madry` has no clean term; the authors' variant, which adds one, is the row `madry_authors` of profile `full`. C12 is judged only with the paper's rounds, updates and noise (K = 20, S = 40, A = 3, T = 3,000): after fewer updates much of the gap is that training on attacks has only begun.
 
 # %% tags=["parameters"]
-profile = "smoke"  # smoke, laptop, full, gpu or imagenet
+profile = "smoke"  # smoke, laptop, full, gpu, imagenet or imagenet_small
 run_name = ""  # folder under figures/; default: the profile
 overrides = {}  # settings by dotted name, such as {"finetune.attack_eps": 0.016}
 

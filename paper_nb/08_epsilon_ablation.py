@@ -19,7 +19,7 @@
 # *Paper: Section 5.4, Table 4, arXiv:2403.10476.* `random` follows the authors' rule: Gaussian noise shrunk by a fifth until it is inside. `plain`, the same finetuning without noise, is our control; the paper has none. Profile `laptop` runs ε = .03 alone; the others run at `full`.
 
 # %% tags=["parameters"]
-profile = "smoke"  # smoke, laptop, full, gpu or imagenet
+profile = "smoke"  # smoke, laptop, full, gpu, imagenet or imagenet_small
 run_name = ""  # folder under figures/; default: the profile
 overrides = {}  # settings by dotted name, such as {"finetuning.eps": [0.01, 0.03, 0.1]}
 

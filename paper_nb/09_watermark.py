@@ -19,7 +19,7 @@
 # *Paper: Appendix E, Eq. (12), Figure 6, arXiv:2403.10476.* The paper projects onto the nullspace, and says nothing of pixels that leave [0, 1] nor of files with 256 levels. Here the picture is a legal one, saved as PNG, and read again before it is judged.
 
 # %% tags=["parameters"]
-profile = "smoke"  # smoke, laptop, full, gpu or imagenet
+profile = "smoke"  # smoke, laptop, full, gpu, imagenet or imagenet_small
 run_name = ""  # folder under figures/; default: the profile
 overrides = {}  # settings by dotted name, such as {"images": 500}
 
@@ -77,8 +77,7 @@ shown = {
     "difference": plots.symmetric(made - examples),
 }
 names = bench.source.names()
-answers = {name: batched_logits(model, shown[name]).softmax(1).max(1) for name in ("source", "legal, 8 bits")}
-titles = {name: [f"{names[c]}, {p:.0%}" for p, c in zip(*found, strict=True)] for name, found in answers.items()}
+titles = {name: plots.answer_titles(batched_logits(model, shown[name]), names) for name in ("source", "legal, 8 bits")}
 figure = plots.contact_sheet({name: rows.cpu() for name, rows in shown.items()}, titles=titles, columns=6)
 plots.caption(
     figure, f"over the pictures: the answer of {model.name} and its confidence; mark at strength {strength:g}"

@@ -19,7 +19,7 @@
 # *Paper: Appendix F, Eq. (12), Figures 7-10, arXiv:2403.10476.* The paper shows a few images. Here many are counted, in 256 levels, and it is said which equalities are algebra and which are measured. As an independent judge, a network with another first layer looks at the same pictures.
 
 # %% tags=["parameters"]
-profile = "smoke"  # smoke, laptop, full, gpu or imagenet
+profile = "smoke"  # smoke, laptop, full, gpu, imagenet or imagenet_small
 run_name = ""  # folder under figures/; default: the profile
 overrides = {}  # settings by dotted name, such as {"images": 500}
 
@@ -60,8 +60,9 @@ second = first.roll(1, 0)
 between = watermark.disguise(null, first, second)
 rows = {"source": first, "transformed": between, "target": second, "noise": plots.symmetric(between - first)}
 names = bench.source.names()
-answers = {name: batched_logits(model, rows[name]).softmax(1).max(1) for name in ("source", "transformed", "target")}
-titles = {name: [f"{names[c]}, {p:.0%}" for p, c in zip(*found, strict=True)] for name, found in answers.items()}
+titles = {
+    name: plots.answer_titles(batched_logits(model, rows[name]), names) for name in ("source", "transformed", "target")
+}
 figure = plots.contact_sheet({name: shown.cpu() for name, shown in rows.items()}, titles=titles, columns=6)
 plots.caption(figure, f"over the pictures: the answer of {model.name} and its confidence")
 record.figure("figure7", figure, None)

@@ -19,7 +19,7 @@
 # *Paper: Sections 4 and 5, arXiv:2403.10476; the confound is one of its published code, which applies ImageNet's mean and std to ViTs that expect .5.*
 
 # %% tags=["parameters"]
-profile = "smoke"  # smoke, laptop, full, gpu or imagenet
+profile = "smoke"  # smoke, laptop, full, gpu, imagenet or imagenet_small
 run_name = ""  # folder under figures/; default: the profile
 overrides = {}  # settings by dotted name, such as {"finetuning.seeds": 3}
 

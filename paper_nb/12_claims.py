@@ -19,7 +19,7 @@
 # *Paper: arXiv:2403.10476. The claims in our words, and the rules by which they are judged: data/reference/claims.csv.*
 
 # %% tags=["parameters"]
-profile = "smoke"  # smoke, laptop, full, gpu or imagenet
+profile = "smoke"  # smoke, laptop, full, gpu, imagenet or imagenet_small
 run_name = ""  # folder under figures/; default: the profile
 overrides = {}  # settings by dotted name; none of them changes what is shown
 

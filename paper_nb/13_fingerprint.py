@@ -19,7 +19,7 @@
 # *Paper: Section 6, "model patenting", arXiv:2403.10476.* It is no claim with a verdict. `leak` is how much of the key an embedding sees, relative to what random weights see of it: 0 for the key's own model, about 1 for weights that know nothing of each other.
 
 # %% tags=["parameters"]
-profile = "smoke"  # smoke, laptop, full, gpu or imagenet
+profile = "smoke"  # smoke, laptop, full, gpu, imagenet or imagenet_small
 run_name = ""  # folder under figures/; default: the profile
 overrides = {}  # settings by dotted name, such as {"images": 500}
 
@@ -57,7 +57,7 @@ table.round(4)
 
 # %% [markdown]
 # ## Strangers
-# Who is taken for the owner? The architecture from other seeds, untrained; the owner's own patch weight with its numbers in another order; other seeds trained for a short while on the owner's task, on other images, to the accuracy in the table; and the other models of this profile, whatever they were trained on (at `imagenet` the other pretrained weights). Patches of another size can be told apart without a key.
+# Who is taken for the owner? The architecture from other seeds, untrained; the owner's own patch weight with its numbers in another order; other seeds trained on the owner's task, on other images, to the accuracy in the table; and the other models of this profile, whatever they were trained on (at `imagenet` the other pretrained weights). Patches of another size can be told apart without a key.
 
 # %%
 alike = {"img_size": model.image_shape[1], "num_classes": model.num_classes}

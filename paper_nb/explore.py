@@ -19,7 +19,7 @@
 # *Paper: Sections 3.1-3.3, Appendices D and F, arXiv:2403.10476.* This notebook judges no claim; it is for looking. Where nobody can move a widget, as under papermill and nbval, it shows still pictures.
 
 # %% tags=["parameters"]
-profile = "smoke"  # smoke, laptop, full, gpu or imagenet
+profile = "smoke"  # smoke, laptop, full, gpu, imagenet or imagenet_small
 run_name = ""  # folder under figures/; default: the profile
 overrides = {}  # settings by dotted name, such as {"images": 500}
 
@@ -85,7 +85,7 @@ pd.DataFrame(seconds).agg(["median", "max"]).T.round(3)
 # Any plain ViT of timm, on an ImageNet-style folder `root/{train,val}/<wnid>/*.JPEG`. Several models come into the same panel; each is opened when it is first picked, and its noise is learned then and kept.
 #
 # ```python
-# settings = nslib.resolve("imagenet", overrides={
+# settings = nslib.resolve("imagenet_small", overrides={
 #     "data.root": "path/to/imagenet",
 #     "weights": "path/to/weights",  # a folder of <timm tag>.safetensors, or "pretrained" for timm's hub
 #     "models": ["vit_tiny_patch16_224.augreg_in21k_ft_in1k", "vit_small_patch32_224.augreg_in21k_ft_in1k"],

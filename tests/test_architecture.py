@@ -22,7 +22,7 @@ FLOORS = (
     {"experiment", "kept"},
     {"jobs"},
     {"trials", "search"},
-    {"report", "plots"},
+    {"report", "plots", "budget"},
     {"reproduce", "explore"},
     {"cli"},
     {"__main__"},

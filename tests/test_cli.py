@@ -63,11 +63,17 @@ def paper(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("reproduce", "--profile", "fast"), "profile must be one of smoke, laptop, full, gpu, imagenet, got 'fast'"),
+        (
+            ("reproduce", "--profile", "fast"),
+            "laptop, full, gpu, imagenet, imagenet_small, got 'fast'",
+        ),
         (("reproduce", "--set", "steps=3"), "no setting 'steps': Settings has"),
         (("reproduce", "--set", "images"), "--set takes NAME=VALUE such as images=500, got 'images'"),
         (("reproduce", "99", "--profile", "smoke"), "no notebook '99': there are"),
-        (("reproduce", "--imagenet", "x"), "--imagenet goes with --profile imagenet, got profile 'laptop'"),
+        (
+            ("reproduce", "--imagenet", "x"),
+            "--imagenet goes with --profile imagenet or imagenet_small, got",
+        ),
         (("nulldim", "--weights", "none.safetensors"), "no weights at none.safetensors: pass a safetensors file"),
         (("nulldim", "--model", "vit_tiny", "--weights", "random"), "no model named 'vit_tiny'"),
         (("nulldim", "--model", "resnet18", "--weights", "random"), "expected a timm VisionTransformer"),
@@ -117,6 +123,12 @@ def test_what_the_parser_refuses(call, arguments, told):
     assert told in " ".join(errors.replace("│", " ").split())
     assert "Traceback" not in errors
     assert "Warning" not in errors
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    command = f"{sys.executable} -m nslib nulldim | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (141, "")  # as of any tool of Unix that SIGPIPE stops
 
 
 def test_traceback_on_request(call, monkeypatch):

@@ -1,11 +1,12 @@
 """Profiles and their overrides: what is unknown or of another type is refused by name."""
 
 import dataclasses
+from operator import attrgetter
 
 import pytest
 
-from nslib.config import NoiseConfig, PretrainConfig
-from nslib.profiles import PROFILES, Settings, resolve
+from nslib.config import TABLE2, NoiseConfig, PretrainConfig
+from nslib.profiles import PROFILES, REAL, Settings, resolve
 
 FOLDERS = ("NSLIB_IMAGENET", "NSLIB_WEIGHTS")
 
@@ -22,10 +23,7 @@ def test_every_profile_resolves(profile):
     assert settings.profile == settings.run_name == profile
     assert resolve(profile) == settings
     for name, value in PROFILES[profile].items():
-        found = settings
-        for part in name.split("."):
-            found = getattr(found, part)
-        assert found == value
+        assert attrgetter(name)(settings) == value
 
 
 def test_the_defaults_are_the_laptop():
@@ -60,16 +58,14 @@ def test_overrides_by_dotted_name_leave_the_rest():
     ],
 )
 def test_values_take_the_type_of_the_setting(name, given, kept):
-    found = resolve("laptop", overrides={name: given})
-    for part in name.split("."):
-        found = getattr(found, part)
+    found = attrgetter(name)(resolve("laptop", overrides={name: given}))
     assert found == kept
     assert type(found) is type(kept)
 
 
 @pytest.mark.parametrize("profile", ["", "Laptop", "fast"])
 def test_unknown_profile(profile):
-    with pytest.raises(ValueError, match=f"profile must be one of smoke, laptop, full, gpu, imagenet, got '{profile}'"):
+    with pytest.raises(ValueError, match=f"profile must be one of .*, gpu, imagenet, imagenet_small, got '{profile}'"):
         resolve(profile)
 
 
@@ -150,10 +146,11 @@ def weights(tmp_path):
     return tmp_path
 
 
-def test_folders_come_from_the_environment_at_imagenet_only(weights, monkeypatch):
+@pytest.mark.parametrize("profile", REAL)
+def test_folders_come_from_the_environment_at_imagenet_only(weights, monkeypatch, profile):
     for name, folder in zip(FOLDERS, (weights / "images", weights), strict=True):
         monkeypatch.setenv(name, str(folder))
-    settings = resolve("imagenet")
+    settings = resolve(profile)
     assert settings.data.root == str(weights / "images")
     assert settings.weights == str(weights)
     assert settings.models == ("vit_a.y", "vit_b.x")  # the plain ViTs that are there, by name
@@ -172,7 +169,25 @@ def test_without_folders_the_models_are_the_papers():
     settings = resolve("imagenet")
     assert settings.weights == "pretrained"
     assert settings.data.root == ""
-    assert [m.split(".")[0] for m in settings.models] == ["vit_small_patch32_224", "vit_base_patch32_224"]
+    assert [m.split(".")[0] for m in settings.models] == ["vit_small_patch16_224", "vit_base_patch16_224"]
+
+
+def test_imagenet_is_the_papers_protocol():
+    """Algorithm 1 as in the authors' code; `gpu` and `full` share its rounds, steps and noise."""
+    for profile in ("imagenet", "gpu", "full"):
+        cfg = resolve(profile).finetune
+        assert (cfg.rounds, cfg.steps, cfg.batch) == (20, 40, 128)
+        assert (cfg.noise.limit, cfg.noise.lr, cfg.noise.steps, cfg.noise.eps) == (3, 0.1, 3000, 0.03)
+    cfg = resolve("imagenet").finetune
+    assert (cfg.lr, cfg.lr_min, cfg.noise.weight_decay, cfg.weight_decay) == (1e-5, 1e-6, 0.01, 0.05)
+    assert resolve("imagenet").finetuning.columns == TABLE2
+
+
+def test_imagenet_small_asks_the_same_of_less():
+    large, small = (PROFILES[profile] for profile in REAL)
+    assert all(small[name] == large[name] for name in ("data.kind", "models", "weights", "surrogate"))
+    for name in ("images", "pool", "finetune.rounds", "finetune.noise.steps", "finetuning.images", "suite.images"):
+        assert small[name] < attrgetter(name)(resolve("imagenet"))
 
 
 def test_folder_of_weights_without_a_vit(tmp_path):

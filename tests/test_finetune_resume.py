@@ -262,6 +262,18 @@ def test_other_weights_and_other_data_are_refused(model, source, tmp_path):
         finetune_model(model, ShapesSource(DataConfig(seed=1), model), CFG, target=tmp_path / "w.safetensors")
 
 
+def test_another_precision_is_refused_also_where_the_device_chose_it(model, source, tmp_path):
+    """A run that began on a GPU under `auto` does not go on in float32; one that names what `auto` chose does."""
+    target, half = tmp_path / "w.safetensors", replace(CFG, precision="bfloat16")
+    stopped(model, source, half, target, (0, "noise", 0))
+    with pytest.raises(ValueError, match=r"other settings: finetune\.precision was 'bfloat16', is 'float32';"):
+        finetune_model(model, source, CFG, target=target)
+    finetune_model(model, source, half, target=target)
+    other = tmp_path / "other.safetensors"
+    stopped(model, source, CFG, other, (0, "noise", 0))
+    finetune_model(model, source, replace(CFG, precision="float32"), target=other)
+
+
 def test_differences_by_hand():
     saved = {"a": 1, "b": {"c": [1], "d": None}, "gone": 0}
     now = {"a": 1, "b": {"c": [2], "d": None}, "new": "x"}

@@ -6,6 +6,10 @@ import matplotlib.pyplot as plt
 import pytest
 from conftest import ROOT
 
+from nslib.budget import finetunings
+from nslib.profiles import resolve
+from nslib.runtime import store_path
+
 FEW = {
     "surrogate": "",  # no damagenet
     "finetuning.objectives": ["nullspace", "plain", "random"],
@@ -83,3 +87,13 @@ def test_11(execute, capsys):
     assert cells["columns"] == ["clean", "fgsm"]
     assert "no search at this profile" in capsys.readouterr().out
     assert record["facts"]["missed_eps"]["nullspace, 4 noises"] == 0
+
+
+@pytest.mark.filterwarnings("ignore:round 0. 20 noise steps did not reach eps")
+def test_the_models_that_a_dry_run_counts_are_those_that_are_finetuned(execute):
+    asked = {"finetuning.eps": [0.1, 0.2], "finetuning.fixed_steps": 2, "finetune.noise.steps": 20}
+    settings = resolve("smoke", overrides=FEW | asked)
+    for name in ("05_finetuning", "07_adversarial_finetuning", "08_epsilon_ablation", "11_controls"):
+        execute(name, **asked)
+    made = [path.stem for path in (store_path() / "finetune").glob("*/*.safetensors")]
+    assert {name: made.count(name) for name in set(made)} == dict(finetunings(settings))

@@ -10,8 +10,10 @@ from test_patch_nullspace import tiny
 
 from nslib.analysis import fingerprint
 from nslib.config import FingerprintStudy
-from nslib.experiment import open_stranger
-from nslib.models import build_model
+from nslib.data.shapes import render
+from nslib.experiment import open_model, open_stranger
+from nslib.models import build_model, weights_record
+from nslib.pretrain import accuracy
 from nslib.profiles import resolve
 from nslib.runtime import generator, store_path
 from nslib.staged import StagedViT
@@ -136,10 +138,22 @@ def test_shuffled_weights_are_a_stranger(model, key):
     assert torch.equal(other.vit.head.weight, model.vit.head.weight)
 
 
+def test_shipped_strangers_know_the_task_as_the_owner_does():
+    settings = resolve("smoke")
+    owner, strangers = open_model(settings), [open_stranger(settings, seed) for seed in (1, 2)]
+    images, labels = render("val", range(200), size=48)
+    for seed, model in enumerate(strangers, start=1):
+        record = weights_record(f"shapes_vit_seed{seed}")
+        assert record["config"]["seed"] == seed
+        assert accuracy(model, images, labels) == pytest.approx(record["top1"]["val"], abs=0.06)
+        assert record["top1"]["val"] > 0.8
+        assert not torch.allclose(*(m.vit.patch_embed.proj.weight for m in (owner, model)), atol=0.1)
+
+
 def test_a_stranger_is_trained_once_from_another_seed():
     """And away from where its seed started."""
     overrides = {"pretrain.size": 24, "fingerprint.steps": 3, "fingerprint.batch": 8, "pretrain.report_images": 4}
-    settings = resolve("smoke", overrides=overrides)
+    settings = resolve("smoke", overrides={"weights": "train", **overrides})
     one, two, again = (open_stranger(settings, seed) for seed in (1, 2, 1))
     first, second, third = (m.vit.patch_embed.proj.weight for m in (one, two, again))
     assert one.image_shape == (3, 24, 24)

@@ -175,7 +175,7 @@ def test_verdicts_come_first_in_the_order_of_the_claims():
     told = {tuple(line.split()[:2]): line for line in lines}
     assert "✓ holds 1e-12 64 1 value <= 1e-09 01" in told["C2", "tokens"]
     assert "✗ does not hold 0.97 [0.9612, 0.98] 200 2 value >= 0.98 02" in told["C4", "match"]
-    assert "Testable at: full, gpu, imagenet. ○ not testable low > 0 06" in told["C11", "base"]
+    assert "Testable at: full, gpu, imagenet, imagenet_small. ○ not testable low > 0 06" in told["C11", "base"]
     (changed,) = claims.changed[(claims.claim == "C16")]
     assert f"Rule changed {changed}." in told["C16", "convex"]
     assert "Rule changed" not in told["C2", "tokens"]

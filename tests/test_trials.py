@@ -368,7 +368,7 @@ def test_objectives_that_are_left_out_are_noted():
     found = {"base": evaluation("base", clean=[1, 0]), "plain": evaluation("plain", clean=[1, 1])}
     table = trials.with_absent(trials.rows_table(found))
     assert table.model.tolist()[:2] == ["base", "plain"]
-    left = table[table.note == "not run here, but at full"]
+    left = table[table.note == "run at full"]
     assert {"nullspace", "sam", "madry"} <= set(left.model)
     assert "plain" not in set(left.model)
     assert left.clean.isna().all()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 import tyro
@@ -20,7 +21,12 @@ def main() -> int:
     """Run a command; mistakes of the user are one line, not a traceback."""
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # else every kernel prints the debugger's warning
     try:
-        return tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="nslib", description=__doc__)
+        status = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="nslib", description=__doc__)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader, such as `head`, has all that it wants
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (ValueError, TypeError, KeyError, OSError, FloatingPointError, ImportError) as error:
         if os.environ.get("NSLIB_TRACEBACK"):
             raise

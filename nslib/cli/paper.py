@@ -22,26 +22,27 @@ def reproduce(
     set: Setting = (),
     force: bool = False,
     minutes: float = math.inf,
+    dry_run: bool = False,
 ) -> int:
     """Run the notebooks of the paper headless. The exit status is 1 if one failed, 3 if the time was up before the end.
 
-    Profile imagenet is sized for two cores. The paper's sizes, for a GPU: --set pool=8192 heldout=1277 images=3925
-    synthesis.noise.batch=128 synthesis.noise.steps=3000 finetune.rounds=20 finetune.steps=40 finetune.batch=128
-    finetune.noise.limit=3 finetune.noise.lr=0.1 finetune.noise.steps=3000 finetune.noise.batch=128
-    finetuning.eps=[0.01,0.03,0.1] finetuning.images=10000, and in finetuning.columns and finetuning.objectives, as
-    JSON lists of names, what Tables 2 to 4 are to show.
+    Profile imagenet is the paper's protocol, for a GPU; imagenet_small asks the same of a few hundred images, for two
+    cores.
 
     Args:
         notebooks: names or numbers, such as 02; default: all.
-        profile: smoke (4 min on 2 cores), laptop, full, gpu or imagenet.
+        profile: smoke (4 min on 2 cores), laptop, full, gpu, imagenet or imagenet_small.
         run_name: folder under runs/ and figures/; default: the profile.
-        imagenet: ImageNet-style folder with train/ and val/ (profile imagenet); default: $NSLIB_IMAGENET.
+        imagenet: ImageNet-style folder with train/ and val/ (profiles imagenet...); default: $NSLIB_IMAGENET.
         weights: pretrained, random, a safetensors file, or a folder of <model>.safetensors; default: $NSLIB_WEIGHTS.
         device: auto, cpu, cuda or mps.
         set: override a setting of the profile, such as --set images=500 synthesis.noise.steps=100.
         force: run also what is done and unchanged.
         minutes: stop after so many; the same command goes on from there.
+        dry_run: only tell images, noise steps, hours and memory of the whole profile, by a few steps and batches.
     """
+    from nslib.budget import budget
+    from nslib.profiles import REAL, resolve
     from nslib.report.gather import recorded_runs
     from nslib.report.page import write_page
     from nslib.reproduce import FAILED, LEFT
@@ -49,9 +50,16 @@ def reproduce(
 
     device_option = "" if device == "auto" else device
     options = {"data__root": imagenet, "weights": weights, "device": device_option}
-    if imagenet and profile != "imagenet":
-        raise ValueError(f"--imagenet goes with --profile imagenet, got profile {profile!r}")
+    if imagenet and profile not in REAL:
+        raise ValueError(f"--imagenet goes with --profile {' or '.join(REAL)}, got profile {profile!r}")
     chosen = overrides(set, **options)
+    if dry_run:
+        planned = budget(resolve(profile, run_name, chosen))
+        print(planned.round(2).fillna("").to_string(index=False))
+        least, noise, memory = planned.hours.sum(), planned.noise_hours.sum(), planned.memory.max()
+        print(f"{least:.1f} hours, and at most {noise:.1f} for noise, if none is inside eps before its last step")
+        print(f"{memory:.1f} GB of memory beside Python and torch; all as measured now on this machine")
+        return 0
     outcomes = run(list(notebooks), profile, run_name=run_name, overrides=chosen, force=force, minutes=minutes)
     if (name := run_name or profile) in recorded_runs():
         print(f"\n{write_page(name)}")

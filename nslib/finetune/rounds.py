@@ -23,7 +23,7 @@ from nslib.finetune.objectives import recipe_of
 from nslib.finetune.result import Log, finished, write_result
 from nslib.finetune.state import Place, Round, StateFile
 from nslib.finetune.stream import Stream
-from nslib.finetune.updates import Trainer, precision
+from nslib.finetune.updates import Trainer, precision, precision_of
 from nslib.models import check_target
 from nslib.nullspace.encoder import NoiseDiverged, Trace
 from nslib.processes import ALONE, Share
@@ -100,7 +100,8 @@ def finetune_model(
     check_target(target)
     objective, cfg = recipe_of(cfg)
     settings = {"finetune": cfg, "model": model.name, "weights": model_digest(model), "data": source.identity("train")}
-    saved = StateFile(target, settings, writes=share.rank == 0)
+    resolved = replace(cfg, precision=precision_of(cfg, model.device))  # `auto` is another on another device
+    saved = StateFile(target, settings | {"finetune": resolved}, writes=share.rank == 0)
     done = finished(target, model, settings, begun=saved.begun)
     if done:
         share.mean(torch.zeros(1, device=model.device))  # no process leaves before all have looked

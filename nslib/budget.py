@@ -1,0 +1,88 @@
+"""What the notebooks of a profile will take, told before they start."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pandas as pd
+
+from nslib.analysis.epsilon import STOPPING
+from nslib.evaluate.bench import Bench
+from nslib.evaluate.suite import dry_run
+from nslib.experiment import open_bench
+from nslib.finetune.estimate import estimate
+from nslib.jobs import TRACED, config_of, row_suite
+from nslib.profiles import Settings
+from nslib.trials import OF_OTHERS
+
+_OPTIONS = Counter(nullspace=4 + 1, plain=1 + 1)  # of notebook 11: options beyond the paper, and the wrong mean and std
+_COLUMNS = ["model", "work", "runs", "images", "noise_steps", "noise_hours", "hours", "memory"]
+
+
+def finetunings(settings: Settings) -> Counter[str]:
+    """How many models notebooks 05 to 08 and 11 finetune from the first one, by objective, the search of 11 apart."""
+    study = settings.finetuning
+    models = Counter({o: study.seeds if o in study.seeded else 1 for o in study.objectives})
+    further = len(set(study.eps) - {settings.finetune.noise.eps})
+    models += Counter(nullspace=further, random=further)
+    models += Counter(nullspace=bool(study.fixed_steps))
+    return models + _OPTIONS
+
+
+def budget(settings: Settings) -> pd.DataFrame:
+    """Images, noise steps, hours and memory of each kind of work that takes long, for each model of the settings.
+
+    Speeds are measured now, in a few steps and batches. No noise is taken to be inside eps before its last step, and
+    nothing to be in the store already; runs with settings of their own count as one with the profile's.
+
+    Returns:
+        columns model, work, runs, images (of all runs), noise_steps and noise_hours (at most), hours (all else), memory
+        (GB of one process; not known of evaluation).
+    Raises:
+        as `open_bench` and `finetune_model`.
+    """
+    first, *others = settings.models
+    tables = [_of_model(open_bench(settings, first), settings, finetunings(settings), whole=True)]
+    for name in others:
+        tables.append(_of_model(open_bench(settings, name), settings, Counter(OF_OTHERS), whole=False))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _of_model(bench: Bench, settings: Settings, models: Counter[str], *, whole: bool) -> pd.DataFrame:
+    """Of the first model all, of a further one what notebooks 02 and 06 do with it."""
+    found = {o: estimate(bench.model, bench.source, config_of(settings, o)) for o in models}
+    learning = found["nullspace"]
+    rows = []
+    for name, study, searches in _searches(settings)[: None if whole else 1]:
+        seconds = learning.noise_step_seconds * study.noise.batch / settings.finetune.noise.batch
+        steps = searches * study.noise.steps
+        rows.append({"work": name, "runs": searches, "images": steps * study.noise.batch, "noise_steps": steps,
+                     "noise_hours": steps * seconds / 3600, "memory": learning.peak / 1e9})  # fmt: skip
+    for objective, runs in models.items():
+        one = found[objective]
+        searching = one.noise_steps * one.noise_step_seconds / 3600
+        rows.append({"work": f"finetune: {objective}", "runs": runs, "images": runs * one.images,
+                     "noise_steps": runs * one.noise_steps, "noise_hours": runs * searching,
+                     "hours": runs * (one.hours - searching), "memory": one.peak / 1e9})  # fmt: skip
+    suites = [("evaluate: rows of 06 to 08, 11", row_suite(settings), models.total() + 1)]
+    suites += [("evaluate: base model of 06", settings.suite, 1)] if whole else []
+    for name, suite, runs in suites:
+        planned = dry_run(Bench(bench.model, bench.source, suite, bench.surrogate))
+        rows.append({"work": name, "runs": runs, "images": runs * int(planned.images.sum()),
+                     "hours": runs * planned.minutes.sum() / 60})  # fmt: skip
+    table = pd.DataFrame(rows, columns=_COLUMNS).assign(model=bench.model.name)
+    nothing = {"noise_steps": 0, "noise_hours": 0.0, "hours": 0.0}
+    return table.fillna(nothing).astype({"noise_steps": int})
+
+
+def _searches(settings: Settings) -> list[tuple[str, Any, int]]:
+    """Of notebooks 02 to 05: name, what has the settings of the noise, and how many noises are learned."""
+    sweep, sets, closure = settings.synthesis, settings.approximate, settings.closure
+    fresh = (1 + len(TRACED)) * settings.finetuning.fresh  # base, and those that 05 looks at
+    return [
+        ("noises of 02", sweep, len(sweep.lambdas) * sweep.starts),
+        ("noises of 03", sets, len(sets.eps) * sets.starts * len(STOPPING)),
+        ("noises of 04", closure, closure.noises),
+        ("eps sets of 05", settings.finetune, fresh),
+    ]

@@ -1,0 +1,45 @@
+"""What a profile will take, told before it starts."""
+
+from dataclasses import replace
+
+import pandas as pd
+from test_finetuning_notebooks import FEW
+
+from nslib import budget as module
+from nslib.budget import budget, finetunings
+from nslib.profiles import resolve
+
+
+def test_seeds_are_counted_of_the_objectives_that_get_them():
+    settings = resolve("full", overrides={"finetuning.eps": [0.03], "finetuning.fixed_steps": 0})
+    counts = finetunings(settings)
+    assert (counts["nullspace"], counts["plain"], counts["random"], counts["madry"]) == (3 + 5, 3 + 2, 3, 1)
+
+
+def test_budget_by_hand():
+    overrides = {**FEW, "synthesis.noise.steps": 7, "approximate.noise.steps": 11, "closure.noise.steps": 5}
+    settings = resolve("smoke", overrides={**overrides, "suite.images": 8})
+    table = budget(settings).set_index("work")
+    assert table.noise_steps["noises of 02"] == 2 * 7
+    assert table.noise_steps["noises of 03"] == 2 * 2 * 2 * 11
+    assert table.noise_steps["noises of 04"] == 8 * 5
+    assert table.noise_steps["eps sets of 05"] == 4 * settings.finetune.noise.steps
+    assert table.images["finetune: plain"] == 3 * 8
+    assert table.noise_steps["finetune: random"] == 0
+    assert table.runs["evaluate: rows of 06 to 08, 11"] == finetunings(settings).total() + 1
+    assert ((table.noise_steps > 0) == (table.noise_hours > 0)).all()
+    assert (table.hours[~table.index.str.contains("noise|sets")] > 0).all()
+    assert (table.memory.dropna() > 0).all()
+
+
+def test_a_further_model_has_the_rows_that_06_gives_it(monkeypatch):
+    asked = []
+
+    def noted(bench, settings, models, *, whole):
+        asked.append((models, whole))
+        return pd.DataFrame()
+
+    monkeypatch.setattr(module, "_of_model", noted)
+    settings = replace(resolve("smoke"), models=("shapes_vit", "shapes_vit"))
+    budget(settings)
+    assert asked == [(finetunings(settings), True), ({"plain": 1, "nullspace": 1}, False)]
