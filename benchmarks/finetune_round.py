@@ -1,4 +1,6 @@
-"""A round of `finetune_model` against a plain transcription of Algorithm 1: same starts, batches, optimisers and goal.
+"""A round of `finetune_model` against a plain transcription of Algorithm 1, to the same goal.
+
+Both have the same starts, batches, optimiser and learning rates.
 
     python benchmarks/finetune_round.py
 
@@ -46,7 +48,10 @@ class PlainUpdates:
         groups = param_groups_weight_decay(
             model.vit, cfg.weight_decay, no_weight_decay_list=model.vit.no_weight_decay()
         )
-        self.optimizer = torch.optim.AdamW(groups, lr=cfg.lr)
+        self.optimizer = torch.optim.AdamW(groups, lr=cfg.lr, fused=True)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+            self.optimizer, T_max=cfg.rounds * cfg.steps, eta_min=cfg.lr_min
+        )
 
     def update(self, images, labels) -> float:
         """One update; returns its loss."""
@@ -57,6 +62,7 @@ class PlainUpdates:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.cfg.clip)
         self.optimizer.step()
+        self.schedule.step()
         return loss.item()
 
 

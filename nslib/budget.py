@@ -12,11 +12,11 @@ from nslib.evaluate.bench import Bench
 from nslib.evaluate.suite import dry_run
 from nslib.experiment import open_bench
 from nslib.finetune.estimate import estimate
-from nslib.jobs import TRACED, config_of, row_suite
+from nslib.jobs import TRACED, config_of, row_suite, trace_suite
 from nslib.profiles import Settings
 from nslib.trials import OF_OTHERS
 
-_OPTIONS = Counter(nullspace=4 + 1, plain=1 + 1)  # of notebook 11: options beyond the paper, and the wrong mean and std
+_OPTIONS = Counter(nullspace=4 + 1, plain=2 + 1)  # of notebook 11: its options, and the wrong mean and std
 _COLUMNS = ["model", "work", "runs", "images", "noise_steps", "noise_hours", "hours", "memory"]
 
 
@@ -34,11 +34,12 @@ def budget(settings: Settings) -> pd.DataFrame:
     """Images, noise steps, hours and memory of each kind of work that takes long, for each model of the settings.
 
     Speeds are measured now, in a few steps and batches. No noise is taken to be inside eps before its last step, and
-    nothing to be in the store already; runs with settings of their own count as one with the profile's.
+    nothing to be in the store already; runs with settings of their own count as one with the profile's. What takes
+    less, such as curves of attacks and ways to a boundary, is left out, and so is the search of notebook 11.
 
     Returns:
-        columns model, work, runs, images (of all runs), noise_steps and noise_hours (at most), hours (all else), memory
-        (GB of one process; not known of evaluation).
+        columns model, work, runs, images (of all runs), noise_steps and noise_hours (at most), hours (without those),
+        memory (GB of one process; not known of evaluation).
     Raises:
         as `open_bench` and `finetune_model`.
     """
@@ -65,7 +66,9 @@ def _of_model(bench: Bench, settings: Settings, models: Counter[str], *, whole: 
         rows.append({"work": f"finetune: {objective}", "runs": runs, "images": runs * one.images,
                      "noise_steps": runs * one.noise_steps, "noise_hours": runs * searching,
                      "hours": runs * (one.hours - searching), "memory": one.peak / 1e9})  # fmt: skip
+    rounds = settings.finetune.rounds * sum(models[o] for o in TRACED)
     suites = [("evaluate: rows of 06 to 08, 11", row_suite(settings), models.total() + 1)]
+    suites += [("evaluate: after every round, for 05", trace_suite(settings), rounds)]
     suites += [("evaluate: base model of 06", settings.suite, 1)] if whole else []
     for name, suite, runs in suites:
         planned = dry_run(Bench(bench.model, bench.source, suite, bench.surrogate))

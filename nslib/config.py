@@ -151,6 +151,7 @@ class FinetuneConfig:
             _require(0 <= getattr(self, name) <= 1, name, "in [0, 1]", getattr(self, name))
         _require(0 <= self.lr_min <= self.lr, "lr_min", f"in [0, lr = {self.lr}]", self.lr_min)
         _require(self.warm_start == 0 or self.warm_start > 1, "warm_start", "0, or > 1", self.warm_start)
+        _require(self.objective != "permuted" or not self.warm_start, "warm_start", "0 with permuted", self.warm_start)
         _require(self.block >= 0, "block", ">= 0", self.block)
         _require(self.groups == 1 or self.noises == 1, "groups", f"1 with noises = {self.noises}", self.groups)
         expected = "auto, float32 or bfloat16"
@@ -192,7 +193,7 @@ class ClosureStudy:
     noises: int = 32  # learned from as many starts
     noise: NoiseConfig = NoiseConfig(batch=64)  # its eps is that of the set
     judged_images: int = 512  # of the reported ones or all there are, for the scales and the line that are judged
-    images: int = 64  # of these, for everything else
+    images: int = 128  # of these, for everything else
     grid_images: int = 4  # of these in turn, for each pair of the grid of Fig. 5b
     step: float = 0.1  # of the scales, -2 to 2
     grid_step: float = 0.1  # of alpha and beta, -1.5 to 1.5

@@ -183,18 +183,32 @@ def _finite(values: ArrayLike) -> np.ndarray:
     return values
 
 
-def slope_estimate(values: ArrayLike, *, seeds: int = 1) -> Estimate:
+def slope_estimate(values: ArrayLike) -> Estimate:
     """Slope of values (n,) against their place 0, 1, ..., relative to their mean, with the interval of least squares.
 
-    Args:
-        seeds: over which values were averaged before.
+    Of values (S, n), S seeds, it is the mean of the seeds' slopes with a t interval over the seeds: how a line fits one
+    curve says little about the next one.
+
     Raises:
-        ValueError: fewer than three values, or some are not finite.
+        ValueError: fewer than three places, or some values are not finite.
     """
     values = _finite(values)
-    if len(values) < 3:
-        raise ValueError(f"a slope with an interval needs three values or more, got {len(values)}")
+    if values.shape[-1] < 3:
+        raise ValueError(f"a slope with an interval needs three values or more, got {values.shape[-1]}")
+    if values.ndim == 2:
+        over_seeds = t_estimate([slope_estimate(v).value for v in values])
+        return replace(over_seeds, n=values.size, seeds=len(values))
     fit = stats.linregress(np.arange(len(values)), values)
     half = fit.stderr * stats.t.ppf((1 + LEVEL) / 2, len(values) - 2)
     slope, low, high = (float(s / values.mean()) for s in (fit.slope, fit.slope - half, fit.slope + half))
-    return Estimate(slope, low, high, len(values), seeds)
+    return Estimate(slope, low, high, len(values))
+
+
+def t_estimate(values: ArrayLike) -> Estimate:
+    """Mean of a few values (n,), such as one a seed, with Student's interval; of a single one it is NaN."""
+    values = _finite(values)
+    half = float("nan")
+    if len(values) > 1:
+        half = float(values.std(ddof=1) / len(values) ** 0.5 * stats.t.ppf((1 + LEVEL) / 2, len(values) - 1))
+    mean = float(values.mean())
+    return Estimate(mean, mean - half, mean + half, len(values))

@@ -68,7 +68,7 @@ def finetuned(bench: Bench, settings: Settings, objective: str, *, seed: int = 0
     target.parent.mkdir(parents=True, exist_ok=True)
 
     def measure(number: int, model: StagedViT) -> dict[str, float]:
-        return _traced(evaluate_model(model, bench.source, SuiteConfig(**asked), progress=False))
+        return _traced(evaluate_model(model, bench.source, trace_suite(settings), progress=False))
 
     with FileLock(f"{target}.lock"), finetune_bar(cfg, f"{objective}, seed {cfg.seed}") as on_step:
         return finetune_model(
@@ -83,6 +83,11 @@ def _trace(settings: Settings) -> dict[str, Any]:
     return {"columns": columns, "images": settings.finetuning.trace_images, **same}
 
 
+def trace_suite(settings: Settings) -> SuiteConfig:
+    """What is measured after every round of the objectives in `TRACED`."""
+    return SuiteConfig(**_trace(settings))
+
+
 def _traced(found: Evaluation) -> dict[str, float]:
     """Clean, adversarial and shifted top-1 in percent."""
     values = {"clean": found.estimate("clean").value, "adversarial": found.estimate("fgsm").value}
@@ -92,7 +97,7 @@ def _traced(found: Evaluation) -> dict[str, float]:
 
 def traced_base(bench: Bench, settings: Settings) -> dict[str, float]:
     """What `finetuned` measures after every round, of the model before the first."""
-    return _traced(evaluate_model(bench.model, bench.source, SuiteConfig(**_trace(settings)), progress=False))
+    return _traced(evaluate_model(bench.model, bench.source, trace_suite(settings), progress=False))
 
 
 def run(bench: Bench, settings: Settings, objective: str, *, seed: int = 0, **changes) -> Job:

@@ -148,7 +148,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "images": 4000,
         "finetune.rounds": 20,
         "finetune.steps": 40,
-        "finetune.lr": 3e-4,  # notebook 11 searches around it, on val
+        "finetune.lr": 3e-4,  # set by hand; notebook 11 looks around it, on val
         "finetune.lr_min": 3e-5,
         "finetuning.seeds": 3,
         "finetuning.columns": TABLE2,

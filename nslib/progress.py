@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -32,11 +33,13 @@ def finetune_bar(cfg: FinetuneConfig, label: str = "finetune", *, disable: bool 
         def on_step(moment) -> None:
             if moment.phase == "noise" and moment.step % 10:
                 return
+            bar.n = moment.round * cfg.steps + (moment.step if moment.phase == "update" else 0)
+            if not told:  # a run that goes on: what was done before says nothing about its speed
+                bar.initial, bar.start_t = bar.n, time.time()
             values = {f"noise {k}" if moment.phase == "noise" else k: v for k, v in moment.values.items()}
             told.update({k: f"{v:.3g}" for k, v in values.items()})
             if moment.phase == "noise":
                 told["noise step"] = str(moment.step)
-            bar.n = moment.round * cfg.steps + (moment.step if moment.phase == "update" else 0)
             bar.set_postfix(told | {"round": f"{moment.round + 1}/{cfg.rounds}"}, refresh=False)
             bar.refresh()
 

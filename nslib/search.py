@@ -1,4 +1,4 @@
-"""The recipe of the embedded experiment: which learning rate and eps leave most to learned noise, told by val alone."""
+"""A check of the recipe of the embedded experiment: which learning rate and eps leave most to learned noise, by val."""
 
 from __future__ import annotations
 

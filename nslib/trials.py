@@ -15,7 +15,7 @@ from nslib.evaluate.suite import Evaluation
 from nslib.experiment import open_bench
 from nslib.finetune.objectives import OBJECTIVES
 from nslib.finetune.result import history_table
-from nslib.intervals import Estimate
+from nslib.intervals import Estimate, slope_estimate, t_estimate
 from nslib.jobs import BASE, Job, base_row, config_of, eps_set, run
 from nslib.profiles import Settings
 
@@ -26,9 +26,9 @@ ADVERSARIAL = tuple(name for name, objective in OBJECTIVES.items() if objective.
 
 @dataclass(frozen=True)
 class Row(Evaluation):
-    """A finetuned model's columns, and in how many of its rounds the noise never got inside eps.
+    """A finetuned model's columns, and in how many of its rounds a noise was outside eps on the held-out images.
 
-    Of `permuted` that is the learned noise before its elements changed places. Seeds are added up.
+    It is the noise that the model was trained with, of `permuted` the permuted one. Seeds are added up.
     """
 
     noise_rounds: int = 0
@@ -55,16 +55,17 @@ def pool_rows(each: Sequence[Row], name: str) -> Row:
 
 def seed_rows(bench: Bench, settings: Settings, objective: str, *, seeds: int = 0, **changes) -> list[Row]:
     """As `row`, each seed on its own."""
-    found = []
-    for job in _seed_jobs(bench, settings, objective, seeds, **changes):
-        facts = {"noise_rounds": sum(bool(r.noises) for r in job.history), "missed_eps": len(job.cost["missed_eps"])}
-        found.append(Row(**vars(job.evaluation) | facts))
+    eps, found = config_of(settings, objective, **changes).noise.eps, []
+    for job in seed_jobs(bench, settings, objective, seeds, **changes):
+        noisy = [r.noises for r in job.history if r.noises]
+        outside = sum(any(eps is not None and noise.gap_heldout >= eps for noise in noises) for noises in noisy)
+        found.append(Row(**vars(job.evaluation), noise_rounds=len(noisy), missed_eps=outside))
     return found
 
 
 def seed_rounds(bench: Bench, settings: Settings, objective: str) -> pd.DataFrame:
     """The rounds of an objective under each seed of the study: `history_table` with a column seed."""
-    found = enumerate(_seed_jobs(bench, settings, objective))
+    found = enumerate(seed_jobs(bench, settings, objective))
     return pd.concat([history_table(job.history).assign(seed=seed) for seed, job in found], ignore_index=True)
 
 
@@ -78,7 +79,28 @@ def over_seeds(rounds: pd.DataFrame, quantity: str) -> pd.DataFrame:
     return known.agg(value="mean", low="min", high="max").reset_index()
 
 
-def _seed_jobs(bench: Bench, settings: Settings, objective: str, seeds: int = 0, **changes) -> list[Job]:
+def slopes(rounds: pd.DataFrame, of: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """Change a round, relative to the mean, of quantities of objectives in `seed_rounds`, from the second round on.
+
+    The first noise is learned before any update. Those without a figure in three rounds have no line.
+
+    Args:
+        of: pairs of objective and quantity, such as ("nullspace", "norm").
+    Returns:
+        columns objective, quantity, value, low, high, n, seeds: see `slope_estimate`.
+    """
+    lines = []
+    for objective, quantity in of:
+        own = rounds[(rounds.objective == objective) & (rounds["round"] > 0)]
+        values = own.pivot(index="seed", columns="round", values=quantity).to_numpy(dtype=float)
+        if values.shape[1] > 2:
+            lines.append({"objective": objective, "quantity": quantity, **vars(slope_estimate(values))})
+    columns = ["objective", "quantity", "value", "low", "high", "n", "seeds"]
+    return pd.DataFrame(lines, columns=columns)
+
+
+def seed_jobs(bench: Bench, settings: Settings, objective: str, seeds: int = 0, **changes) -> list[Job]:
+    """The runs of each seed; arguments as of `row`."""
     study = settings.finetuning
     repeated = objective in study.seeded and config_of(settings, objective, **changes) == config_of(settings, objective)
     seeds = seeds or (study.seeds if repeated else 1)
@@ -102,9 +124,44 @@ def other_models(settings: Settings) -> dict[str, Evaluation]:
     return found
 
 
+def costs(bench: Bench, settings: Settings, objectives: Sequence[str]) -> pd.DataFrame:
+    """Forward passes of one image that each run took, seed by seed.
+
+    Returns:
+        columns objective, seed, noise, updates, share (of noise), images (of standard training that cost as much).
+    """
+    lines = []
+    for name in objectives:
+        for seed, job in enumerate(seed_jobs(bench, settings, name)):
+            noise, updates = job.cost["units"]["noise"], job.cost["units"]["updates"]
+            lines.append({"objective": name, "seed": seed, "noise": noise, "updates": updates,
+                          "share": noise / (noise + updates),
+                          "images": job.cost["images_of_standard_training"]})  # fmt: skip
+    return pd.DataFrame(lines)
+
+
 def eps_sets(bench: Bench, settings: Settings, objectives: Sequence[str], *, eps: float) -> pd.DataFrame:
     """The eps sets of several finetuned models, the base model's first: see `nslib.jobs.eps_set`."""
     return pd.concat([eps_set(bench, settings, o, eps=eps) for o in (BASE, *objectives)], ignore_index=True)
+
+
+def eps_set_gains(sizes: pd.DataFrame, references: Sequence[str]) -> pd.DataFrame:
+    """Of `eps_sets`: how much farther each set reaches than that of a reference, start by start.
+
+    The starts are the same for every model, so that differences are paired; one training seed lies behind each.
+
+    Returns:
+        columns noise, model, reference, value (mean over starts), low, high (t interval over starts, NaN of one), n.
+    """
+    reach = sizes.pivot(index=["noise", "start"], columns="model", values="norm")
+    lines = []
+    for reference in references:
+        for model in reach.columns.drop([reference, BASE], errors="ignore"):
+            for noise, paired in (reach[model] - reach[reference]).groupby("noise", sort=False):
+                found = t_estimate(paired)
+                lines.append({"noise": noise, "model": model, "reference": reference, "value": found.value,
+                              "low": found.low, "high": found.high, "n": found.n})  # fmt: skip
+    return pd.DataFrame(lines)
 
 
 def fixed_against_early(bench: Bench, settings: Settings) -> list[Estimate]:
@@ -150,9 +207,15 @@ def sides(columns: Sequence[str]) -> dict[str, list[str]]:
 
 
 def missed_eps(found: Mapping[str, Evaluation]) -> dict[str, int]:
-    """For each model that was trained with noise, in how many rounds that noise never got inside eps."""
-    noisy = {name: r for name, r in found.items() if isinstance(r, Row) and r.noise_rounds}
-    return {name: r.missed_eps for name, r in noisy.items()}
+    """For each model that was trained with noise, in how many rounds a noise was outside eps on held-out images.
+
+    The permuted noise is meant to be, and left out.
+    """
+    return {name: r.missed_eps for name, r in _noisy(found).items() if name != "permuted"}
+
+
+def _noisy(found: Mapping[str, Evaluation]) -> dict[str, Row]:
+    return {name: r for name, r in found.items() if isinstance(r, Row) and r.noise_rounds}
 
 
 def rows_table(found: Mapping[str, Evaluation]) -> pd.DataFrame:
@@ -164,7 +227,7 @@ def rows_table(found: Mapping[str, Evaluation]) -> pd.DataFrame:
     model's (see `corruption_ratio`). The mean takes 100 - c, and only columns that are here: it compares the lines of
     this table and no others. Where a model was trained with noise, the last column is `missed_eps`.
     """
-    base, missed = found[BASE].hits if BASE in found else {}, missed_eps(found)
+    base, noisy = found[BASE].hits if BASE in found else {}, _noisy(found)
     lines = []
     for name, evaluation in found.items():
         columns = [c for c in TABLE2 if c in evaluation.hits]
@@ -174,15 +237,15 @@ def rows_table(found: Mapping[str, Evaluation]) -> pd.DataFrame:
             cells[column] = line[column]
             if column == "c" and not evaluation.published_c and "c" in base:
                 cells[f"c / {BASE}"] = corruption_ratio(evaluation.hits["c"], base["c"])
-        told = f"{missed[name]} of {evaluation.noise_rounds} rounds" if name in missed else ""
-        lines.append(cells | {"mean": line["average"]} | ({"missed_eps": told} if missed else {}))
+        told = f"{evaluation.missed_eps} of {evaluation.noise_rounds} rounds" if name in noisy else ""
+        lines.append(cells | {"mean": line["average"]} | ({"missed_eps": told} if noisy else {}))
     return pd.DataFrame(lines)
 
 
-def with_absent(table: pd.DataFrame) -> pd.DataFrame:
+def with_absent(table: pd.DataFrame, profile: str) -> pd.DataFrame:
     """A table of `rows_table`, and below it the objectives that this profile leaves out, noted as such."""
     absent = [objective for objective in OBJECTIVES if objective not in set(table.model)]
-    noted = pd.DataFrame({"model": absent, "note": "run at full"})
+    noted = pd.DataFrame({"model": absent, "note": "run at full" if profile in ("smoke", "laptop") else "not run"})
     return pd.concat([table, noted], ignore_index=True).astype({"seeds": "Int64"})
 
 

@@ -109,7 +109,7 @@ plots.caption(
 record.figure("figure5b", figure, grid)
 
 # %% [markdown]
-# A few images do not tell whether a pair is inside. At steps of ½ every pair is judged on all the images of the curves: `outside` is the share of pairs beyond ε. The mean of the map beside it rests on fewer.
+# A few images do not tell whether a pair is inside, and the first ones may be easier than the rest: compare `outside` at (1, 0) with that of scale 1 above, on all that are judged. At steps of ½ every pair is judged on all the images of the curves: `outside` is the share of pairs beyond ε. The mean of the map beside it rests on fewer.
 
 # %%
 share = closure.share_table(lab.model, clean, noises, shown, closure.ticks(1.5, 0.5), eps)
@@ -151,13 +151,14 @@ axes[0].set_ylabel(f"share inside ε = {eps:g}")
 plots.legend_above(figure, axes[0])
 plots.caption(
     figure,
-    f"{study.draws} combinations, n = {len(clean)} images; bands: 95 % interval; norm {norms.median():.1f}; dotted: 95 %",
+    f"{study.draws} combinations of the same {count} noises, n = {len(clean)} images; bands: 95 % interval over combinations; norm {norms.median():.1f}; dotted: 95 %",
 )
 record.figure("span", figure, span)
 
 # %%
 largest = {sign: mixtures.largest_span(rows) for sign, rows in span[span.noise == "learned"].groupby("sign")}
-print(f"largest k with 95 % inside: {largest}")
+members = deciding.set_index("scale").outside[1]
+print(f"largest k with 95 % inside: {largest}; of single noises {members:.0%} are outside on the {len(judged)} images")
 
 # %% [markdown]
 # ## Verdicts
@@ -171,7 +172,7 @@ record.judge("C16", "convex", [Estimate(*row) for row in convex[estimates].itert
 assert scales[scales.scale == 0].value.max() < 1e-6
 assert scales.value.between(0, 2).all()
 assert grid.value.between(0, 2).all()
-record.save(noises=count, norms=norms.tolist(), largest_span=largest)
+record.save(noises=count, norms=norms.tolist(), largest_span=largest, outside=members)
 record.summary()
 
 # %% [markdown]

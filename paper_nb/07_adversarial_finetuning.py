@@ -28,7 +28,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 import nslib
-from nslib import plots, trials
+from nslib import jobs, plots, trials
 from nslib.evaluate.comparison import mean_difference
 from nslib.report.reference import printed
 
@@ -94,7 +94,7 @@ ours = found["nullspace"]
 record.judge("C12", "natural", [mean_difference(ours, other, sides["natural"]) for other in rivals])
 record.judge("C12", "adversarial", [mean_difference(ours, other, sides["adversarial"]) for other in rivals])
 assert table3["mean"].between(0, 100).all()
-record.save(**sides, missed_eps=trials.missed_eps(found))
+record.save(**sides, missed_eps=trials.missed_eps(found), jobs=jobs.provenance(settings))
 record.summary()
 
 # %% [markdown]

@@ -53,7 +53,7 @@ suspects = {"itself": model} | {
 }
 table = fingerprint.fingerprint_table(key, suspects)
 record.table("suspects", table)
-table.round(4)
+table.drop(columns="why").round(4)
 
 # %% [markdown]
 # ## Strangers
@@ -97,7 +97,8 @@ tuned = {objective: jobs.finetuned(bench, settings, objective).model for objecti
 finetunings = fingerprint.fingerprint_table(key, tuned)
 finetunings = finetunings.assign(reach=[fingerprint.reach(model, other) for other in tuned.values()])
 record.table("finetunings", finetunings)
-finetunings.round(6)
+print(f"{settings.finetune.rounds * settings.finetune.steps} updates each, at lr {settings.finetune.lr:g}")
+finetunings.drop(columns="why").round(6)
 
 # %% [markdown]
 # ## Changed weights
@@ -138,7 +139,9 @@ assert by_kind.value["untrained seed"] == by_kind.value["permuted weight"] == 0
 assert (finetunings.leak < by_kind.smallest_leak["all"]).all()
 every = by_kind.loc["all"]
 record.save(key_dim=key.shape[1], false_positives=every.value, strangers=int(every.n), threshold=fingerprint.THRESHOLD)
-pd.concat([table, finetunings.drop(columns="reach"), strangers.drop(columns=["kind", "accuracy"]).tail(3)]).round(4)
+pd.concat([table, finetunings.drop(columns="reach"), strangers.drop(columns=["kind", "accuracy"]).tail(3)]).drop(
+    columns="why"
+).round(4)
 
 # %% [markdown]
 # The key tells its owner from strangers with room to spare, and survives finetuning, rotations of the tokens, and moves of the weight by several per cent of its norm.

@@ -13,7 +13,7 @@ from nslib.profiles import resolve
 def test_seeds_are_counted_of_the_objectives_that_get_them():
     settings = resolve("full", overrides={"finetuning.eps": [0.03], "finetuning.fixed_steps": 0})
     counts = finetunings(settings)
-    assert (counts["nullspace"], counts["plain"], counts["random"], counts["madry"]) == (3 + 5, 3 + 2, 3, 1)
+    assert (counts["nullspace"], counts["plain"], counts["random"], counts["madry"]) == (3 + 5, 3 + 3, 3, 1)
 
 
 def test_budget_by_hand():
@@ -24,7 +24,7 @@ def test_budget_by_hand():
     assert table.noise_steps["noises of 03"] == 2 * 2 * 2 * 11
     assert table.noise_steps["noises of 04"] == 8 * 5
     assert table.noise_steps["eps sets of 05"] == 4 * settings.finetune.noise.steps
-    assert table.images["finetune: plain"] == 3 * 8
+    assert table.images["finetune: plain"] == 4 * 8
     assert table.noise_steps["finetune: random"] == 0
     assert table.runs["evaluate: rows of 06 to 08, 11"] == finetunings(settings).total() + 1
     assert ((table.noise_steps > 0) == (table.noise_hours > 0)).all()

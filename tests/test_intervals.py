@@ -13,6 +13,7 @@ from nslib.intervals import (
     share_estimate,
     slope_estimate,
     spread_of_seeds,
+    t_estimate,
 )
 
 
@@ -172,7 +173,20 @@ def test_slope_of_a_line_is_exact():
     assert found.value == pytest.approx(1 / 4)
     assert found.low == pytest.approx(found.value)
     assert (found.n, found.seeds) == (5, 1)
-    assert slope_estimate([2.0, 3.0, 4.0], seeds=3).seeds == 3
+
+
+def test_slope_of_several_seeds_by_hand():
+    """Relative slopes 1/3 and 1/6; Student's quantile of one degree of freedom is 12.7."""
+    found = slope_estimate([[2.0, 3.0, 4.0], [5.0, 6.0, 7.0]])
+    assert (found.value, found.n, found.seeds) == (pytest.approx(1 / 4), 6, 2)
+    assert found.high - found.value == pytest.approx(12.706 / 12, rel=1e-4)
+
+
+def test_student_by_hand():
+    found = t_estimate([1.0, 2.0, 3.0])
+    assert (found.value, found.n) == (2, 3)
+    assert found.high - 2 == pytest.approx(4.3027 / 3**0.5, rel=1e-4)
+    assert np.isnan(t_estimate([1.0]).low)
 
 
 def test_slope_covers_the_truth():

@@ -220,7 +220,7 @@ def test_mixed_versions_are_shown_and_not_blended(monkeypatch):
     monkeypatch.setattr(nslib.runtime, "commit", lambda: "ccc")
     leave("04_closure", ("C16", "convex", Estimate.exact(0.01, 9)))
     page = shown()
-    notice = page.text.split("Before you read the numbers")[1].split("Claims and verdicts")[0]
+    notice = page.text.split("How far these records belong together")[-1]
     assert "The records were made by 3 different versions." in notice
     assert "v1 commit aaa 02_noise_synthesis holds: 1" in notice
     assert "v2 commit bbb 03_x none" in notice
@@ -230,6 +230,21 @@ def test_mixed_versions_are_shown_and_not_blended(monkeypatch):
     assert "holds v1" in told["C4", "match"]
     assert "holds v3" in told["C16", "convex"]
     assert 'class="counts"' not in render(gather(RUN), {})  # no sum over versions
+
+
+def test_the_verdicts_come_first_and_point_to_what_is_mixed():
+    leave("02_noise_synthesis")
+    text = shown().text
+    assert text.index("Claims and verdicts") < text.index("is told below the table") < text.index("in our words")
+    assert text.index("in our words") < text.index("have left no record in this run:")
+
+
+def test_kept_results_of_other_commits_are_told(monkeypatch):
+    monkeypatch.setattr(nslib.runtime, "commit", lambda: "ccc")
+    leave("06_robustness", jobs=[{"job": name, "commit": name[:3]} for name in ("aaa_1", "aaa_2", "bbb", "ccc")])
+    leave("08_epsilon_ablation", jobs=[{"job": "aaa_1", "commit": "aaa"}])
+    assert gather(RUN).kept == {"aaa": ("06_robustness", "08_epsilon_ablation"), "bbb": ("06_robustness",)}
+    assert "of other commits: aaa in 06_robustness, 08_epsilon_ablation; bbb in 06_robustness." in shown().text
 
 
 def test_settings_that_differ_are_shown():

@@ -9,6 +9,7 @@ from conftest import make_vit, random_images
 
 from nslib.analysis import lrp, saliency
 from nslib.analysis.pictures import eight_bit
+from nslib.attacks.attention import attention_maps
 from nslib.nullspace.patch import PatchNullspace
 from nslib.runtime import generator
 
@@ -140,6 +141,19 @@ def test_rollout_by_hand():
     model.vit.blocks[0].attn.qkv.weight.data[:48] = 0
     rolled = saliency.saliency_map(model, random_images(model, 1), LABELS[:1], "attention rollout")
     assert torch.allclose(rolled, torch.full((1, 32, 32), 0.5 / 5))
+
+
+def test_rollout_of_two_blocks_by_hand():
+    """The later map times the earlier one, from the tokens' own attention weights."""
+    model = make_vit(depth=2, seed=1).double()
+    images = random_images(model, 1).double()
+    with attention_maps(model, range(2)) as maps, torch.no_grad():
+        model(images)
+    first, second = ((maps[i].mean(1)[0] + torch.eye(maps[i].shape[-1])) / 2 for i in range(2))
+    rolled = saliency.saliency_map(model, images, LABELS[:1], "attention rollout")
+    expected = (second @ first)[0, 1:].reshape(2, 2)
+    assert torch.allclose(rolled[0, ::16, ::16], expected)
+    assert not torch.allclose((first @ second)[0, 1:].reshape(2, 2), expected)
 
 
 def test_grad_cam_is_per_patch_and_leaves_no_gradients(model, images):

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import make_vit
@@ -366,12 +367,50 @@ def test_c11_needs_the_whole_table():
 
 def test_objectives_that_are_left_out_are_noted():
     found = {"base": evaluation("base", clean=[1, 0]), "plain": evaluation("plain", clean=[1, 1])}
-    table = trials.with_absent(trials.rows_table(found))
+    table = trials.with_absent(trials.rows_table(found), "laptop")
     assert table.model.tolist()[:2] == ["base", "plain"]
     left = table[table.note == "run at full"]
     assert {"nullspace", "sam", "madry"} <= set(left.model)
     assert "plain" not in set(left.model)
     assert left.clean.isna().all()
+    elsewhere = trials.with_absent(trials.rows_table(found), "imagenet")
+    assert elsewhere.note.dropna().unique().tolist() == ["not run"]
+
+
+def test_seeds_of_pretraining_luck_make_the_interval_wide_and_images_alone_do_not():
+    """Two seeds that disagree on every image, by turns: over images the mean is exact but for the one won and lost."""
+    plain = evaluation("plain", clean=[0] * 100)
+    ours = pool_seeds([evaluation("a", clean=[1] * 100), evaluation("b", clean=[0] * 100)], "ours")
+    (row,) = trials.differences_to({"plain": replace(plain, fixed=True), "ours": ours}, "plain").itertuples()
+    assert row.difference == 50
+    assert row.difference_high - row.difference > 600  # Student's quantile of one degree of freedom
+    assert row.half_images == pytest.approx(100 * 2**0.5 / 100 * 1.984, rel=1e-3)
+
+
+def test_published_damagenet_shows_other_images_than_val():
+    ours = evaluation("ours", clean=[1, 1, 0, 0] * 50, damagenet=[1, 1, 0, 0] * 50)
+    theirs = evaluation("theirs", clean=[1, 0, 0, 1] * 50, damagenet=[1, 0, 0, 1] * 50)
+    made = replace(ours, sources={"damagenet": "made here on the surrogate"})
+    published = replace(ours, sources={"damagenet": "DAmageNet as published"})
+    assert mean_difference(made, theirs, ["clean", "damagenet"]).n == 200
+    assert mean_difference(published, theirs, ["clean", "damagenet"]).n == 400
+
+
+def test_slopes_and_gains_of_eps_sets_by_hand():
+    rounds = pd.DataFrame(
+        [("nullspace", s, r, 10 + r * (1 + s), float("nan")) for s in range(2) for r in range(4)],
+        columns=["objective", "seed", "round", "norm", "steps"],
+    )
+    (slope,) = trials.slopes(rounds, [("nullspace", "norm"), ("random", "norm")]).itertuples()
+    assert (slope.objective, slope.quantity, slope.seeds) == ("nullspace", "norm", 2)
+    assert slope.value == pytest.approx((1 / 12 + 2 / 14) / 2)
+    norms = {"base": (60.0, 70.0), "plain": (61.0, 70.0), "nullspace": (63.0, 75.0)}
+    sizes = pd.DataFrame(
+        [(m, i, "learned", n) for m, both in norms.items() for i, n in enumerate(both)],
+        columns=["model", "start", "noise", "norm"],
+    )
+    found = trials.eps_set_gains(sizes, ["base", "plain"]).set_index(["model", "reference"]).value
+    assert found.to_dict() == {("nullspace", "base"): 4.0, ("plain", "base"): 0.5, ("nullspace", "plain"): 3.5}
 
 
 def test_one_seed_is_compared_with_the_first_of_several():

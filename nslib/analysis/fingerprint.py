@@ -52,9 +52,12 @@ def read_key(path: str | Path) -> Tensor:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no key at {path}: {_REMEDY}")
     try:
-        return load_file(path)["key"]
+        key = load_file(path)["key"]
     except (SafetensorError, KeyError) as error:
         raise ValueError(f"{path} holds no key ({error!r}): {_REMEDY}") from error
+    if key.ndim != 2 or key.dtype != torch.float64:
+        raise ValueError(f"{path} holds no key (a matrix of float64), but {key.dtype} {tuple(key.shape)}: {_REMEDY}")
+    return key
 
 
 def leak(model: StagedViT, key: Tensor) -> float:
@@ -89,15 +92,17 @@ def principal_angles(model: StagedViT, key: Tensor) -> np.ndarray:
 def fingerprint_table(key: Tensor, suspects: Mapping[str, StagedViT], *, threshold: float = THRESHOLD) -> pd.DataFrame:
     """One row a suspect: leak, median and largest principal angle in degrees, and whether it is said to be the model.
 
-    A suspect with patches of another size is said not to be; its numbers are NaN.
+    A suspect with patches of another size is said not to be; its numbers are NaN, and `why` says so.
     """
     rows = []
     for name, model in suspects.items():
-        comparable = PatchNullspace(model).matrix.shape[1] == len(key)
+        pixels = PatchNullspace(model).matrix.shape[1]
+        comparable = pixels == len(key)
         found = leak(model, key) if comparable else float("nan")
         angles = principal_angles(model, key) if comparable else np.array([np.nan])
         rows.append({"suspect": name, "leak": found, "median_angle": float(np.median(angles)),
-                     "largest_angle": float(angles.max()), "identified": bool(found < threshold)})  # fmt: skip
+                     "largest_angle": float(angles.max()), "identified": bool(found < threshold),
+                     "why": "" if comparable else f"patches of {pixels} pixels, key of {len(key)}"})  # fmt: skip
     return pd.DataFrame(rows)
 
 

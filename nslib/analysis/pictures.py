@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,8 @@ from torch import Tensor
 from nslib.runtime import atomic_path
 
 _LEVELS = 255
-_PNG = b"\x89PNG\r\n\x1a\n"
+_TIFF_BITS = 258  # the tag BitsPerSample
+_PPM_HEADER = 4096  # bytes that hold it, comments included
 _KINDS = {"L": "greyscale", "1": "black and white", "P": "a palette", "RGBA": "an alpha channel",
           "LA": "greyscale with an alpha channel", "PA": "an alpha channel", "RGBa": "an alpha channel"}  # fmt: skip
 
@@ -53,6 +56,13 @@ def write_picture(path: str | Path, image: Tensor) -> Path:
     return path
 
 
+def through_files(images: Tensor) -> Tensor:
+    """What is left of images (B, 3, H, W) in [0, 1] that are saved as PNG and read again."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = [write_picture(f"{folder}/{i}.png", image) for i, image in enumerate(images)]
+        return torch.stack([read_picture(file) for file in files]).to(images)
+
+
 def as_jpeg(image: Tensor, *, quality: int = 95) -> Tensor:
     """What is left of (3, H, W) in [0, 1] after JPEG, in memory."""
     buffer = io.BytesIO()
@@ -73,13 +83,24 @@ def _picture(image: Tensor) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
+def _bits(image: Image.Image, path: Path) -> int:
+    """How many bits a channel has in the file, where its format may have more than 8."""
+    if image.format == "PNG":
+        with open(path, "rb") as file:
+            return file.read(25)[24]  # of the header
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(_TIFF_BITS, (8,)))
+    if image.format == "PPM":
+        with open(path, "rb") as file:
+            fields = re.sub(rb"#.*", b"", file.read(_PPM_HEADER)).split()
+        return int(fields[3]).bit_length()  # magic, width, height, largest value
+    return 8
+
+
 def _check_kind(image: Image.Image, path: Path) -> None:
     if getattr(image, "n_frames", 1) > 1:
         raise ValueError(f"{path} is animated, {image.n_frames} frames: save one of them as PNG")
-    with open(path, "rb") as file:
-        header = file.read(26)
-    # The 25th byte of a PNG is its bit depth; PIL would cut 16 bits down to 8 without a word.
-    if image.mode.startswith("I") or (header.startswith(_PNG) and header[24] == 16):
+    if image.mode.startswith("I") or _bits(image, path) > 8:  # PIL cuts 16 bits down to 8 without a word
         raise ValueError(f"{path} has 16 bits a channel, expected 8: save it as 8-bit RGB")
     if image.mode != "RGB" or "transparency" in image.info:
         kind = "a transparent colour" if image.mode == "RGB" else _KINDS.get(image.mode, f"the mode {image.mode}")

@@ -186,12 +186,19 @@ def _psnr(images: Tensor, target: Tensor) -> Tensor:
 
 
 def strength_table(
-    model: StagedViT, null: PatchNullspace, source: Tensor, target: Tensor, strengths: Sequence[float]
+    model: StagedViT,
+    null: PatchNullspace,
+    source: Tensor,
+    target: Tensor,
+    strengths: Sequence[float],
+    *,
+    generator: torch.Generator,
 ) -> pd.DataFrame:
     """What is left of predictions when images (B, C, H, W) are drawn towards a target, in 256 levels, in several ways.
 
     `nullspace` is `disguise`; `nearest level` the same solution with each pixel rounded for itself; `clipped` the
-    closed form of Eq. (12) cut to [0, 1]; `JPEG 95` the disguise saved as such; `blend` the aim itself.
+    closed form of Eq. (12) cut to [0, 1]; `JPEG 95` the disguise saved as such; `permuted` its change with the pixels
+    in another order (see `permuted_change`); `blend` the aim itself.
 
     Returns:
         one row for each strength and way: share of predictions that stay, with interval; mean absolute change of the
@@ -207,6 +214,7 @@ def strength_table(
             "nearest level": eight_bit(legal),
             "clipped": eight_bit(nearest(null, source, aim).clamp(0, 1)),
             "JPEG 95": torch.stack([as_jpeg(image) for image in made]).to(made),
+            "permuted": permuted_change(null, source, made, generator=generator),
             "blend": eight_bit(aim),
         }
         for way, images in ways.items():

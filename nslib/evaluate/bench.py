@@ -20,6 +20,7 @@ from nslib.store import cached, model_digest
 
 TRANSFER_VERSION = 1  # part of every stored set: raise it when the same settings give other images
 MADE_HERE = {"c": "ImageNet-C", "damagenet": "DAmageNet"}  # where the data set has not what is published by this name
+PUBLISHED = "as published"  # so end the words of `Bench.origin` where it has
 _PUBLISHED_C = [f"c/{name}/{severity}" for name in CORRUPTIONS for severity in SEVERITIES]
 
 
@@ -74,7 +75,7 @@ class Bench:
     def origin(self, split: str) -> str:
         """Where the images of c or damagenet come from, in words."""
         if self.published(split):
-            return f"{MADE_HERE[split]} as published"
+            return f"{MADE_HERE[split]} {PUBLISHED}"
         if split == "c":
             return "made here"
         return f"made here on {self.surrogate.name if isinstance(self.surrogate, StagedViT) else 'the surrogate'}"

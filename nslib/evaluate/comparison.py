@@ -8,16 +8,26 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from nslib.evaluate.bench import Bench
-from nslib.evaluate.metrics import BY_CUE, average, corruption_ratio, image_differences, paired_difference
+from nslib.evaluate.bench import MADE_HERE, PUBLISHED, Bench
+from nslib.evaluate.metrics import (
+    BY_CUE,
+    average,
+    corruption_ratio,
+    image_differences,
+    images_half,
+    paired_difference,
+)
 from nslib.evaluate.suite import Evaluation, evaluate_model
 from nslib.intervals import Estimate, Spread, spread_of_seeds
 
-_OF_VAL = ("clean", "fgsm", "pgd", "patchfool", "cw", "autoattack", "damagenet", "c")  # other views of the same images
+_OF_VAL = ("clean", "fgsm", "pgd", "patchfool", "cw", "autoattack", *MADE_HERE)  # other views of the same images
 
 
 def differences(ours: Evaluation, base: Evaluation) -> pd.DataFrame:
     """One row for each column that both have: top-1 of ours minus the base's, in percentage points, low, high, p, n.
+
+    `half_images` is half the width of the interval of these seeds, over images alone: the whole one also tells how far
+    other seeds may fall, and of three seeds that is most of it.
 
     Of c it is the top-1 over all corruptions, and beside it stands the ratio of the corruption errors, ours over the
     base's, in a column that names it, such as `ratio to plain`. Decisions by cue are no top-1 and left out.
@@ -38,8 +48,9 @@ def differences(ours: Evaluation, base: Evaluation) -> pd.DataFrame:
                 "difference_high": found.high,
             }
             ratio = corruption_ratio(ours.hits["c"], base.hits["c"]) if column == "c" else None
+            row["half_images"] = images_half(ours.hits[column], base.hits[column])
             rows.append(row | {"p": p_value, "n": found.n, "seeds": found.seeds, f"ratio to {base.model}": ratio})
-    bounds = ["difference", "difference_low", "difference_high"]
+    bounds = ["difference", "difference_low", "difference_high", "half_images"]
     return pd.DataFrame(rows, columns=["column", *bounds, "p", "n", "seeds", f"ratio to {base.model}"])
 
 
@@ -92,7 +103,8 @@ def mean_difference(ours: Evaluation, theirs: Evaluation, columns: Sequence[str]
     unseen = 0.0
     for column in columns:
         difference = 100 * image_differences(ours.hits[column], theirs.hits[column])
-        images = column if column not in _OF_VAL or (column == "c" and ours.published_c) else "val"
+        published = ours.published_c if column == "c" else ours.sources.get(column, "").endswith(PUBLISHED)
+        images = "val" if column in _OF_VAL and not published else column
         groups.setdefault(images, []).append(difference)
         unseen += 2 * (100 / difference.shape[-1]) ** 2
     sums = [_image_sums(differences) for differences in groups.values()]

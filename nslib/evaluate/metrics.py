@@ -9,7 +9,7 @@ import pandas as pd
 from scipy import stats
 
 from nslib.data.corruptions import CORRUPTIONS, SEVERITIES
-from nslib.intervals import Estimate, difference_estimate, mean_estimate, paired_spread
+from nslib.intervals import Estimate, Spread, difference_estimate, mean_estimate, paired_spread
 
 # Mean error of AlexNet over the severities of ImageNet-C, the unit of mCE (arXiv:1903.12261 and its published code).
 ALEXNET_ERROR = dict(
@@ -108,6 +108,16 @@ def paired_difference(ours: Hits, theirs: Hits) -> tuple[Estimate, float]:
         signs = np.random.default_rng(0).integers(0, 2, (_FLIPS, len(differ)), dtype=np.int8) * 2 - 1
         p_value = (1 + np.count_nonzero(np.abs(signs @ differ) >= abs(differ.sum()) - 1e-9)) / (1 + _FLIPS)
     return found, float(p_value)
+
+
+def images_half(ours: Hits, theirs: Hits) -> float:
+    """Half the width, in percentage points, of the interval of `paired_difference` were these the only seeds."""
+    difference = image_differences(ours, theirs)
+    if difference.ndim == 2:
+        images, _, added = paired_spread(difference).sources
+        return 100 * Spread((images, added)).half()
+    found = difference_estimate(difference).percent()
+    return (found.high - found.low) / 2
 
 
 def image_differences(ours: Hits, theirs: Hits) -> np.ndarray:

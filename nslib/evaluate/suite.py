@@ -228,7 +228,7 @@ def dry_run(bench: Bench) -> pd.DataFrame:
         own = [p for p in parts if p.column == name]
         passes = sum(_passes(p, bench.suite) for p in own)
         made = passes * corruption if name == "c" else 0
-        images_shown = max(p.stop for p in own)
+        images_shown = max(p.stop for p in own) - bench.suite.first
         rows.append({"column": name, "images": images_shown, "forward passes": passes,
                      "minutes": (passes * forward + made) / 60, "missing": ""})  # fmt: skip
     rows += [

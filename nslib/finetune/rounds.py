@@ -58,7 +58,8 @@ class FinetuneDiverged(FloatingPointError):
 
     def __init__(self, round_: int, where: str, step: int, model: StagedViT, error: Exception, state: Path | None):
         anew = f", and remove {state}, from which other settings cannot go on" if state else ""
-        super().__init__(f"round {round_}, {where} {step}: {error}; lower lr or noise.lr{anew}")
+        remedy = "noise.lr or noise.limit" if isinstance(error, NoiseDiverged) else "lr or clip"
+        super().__init__(f"round {round_}, {where} {step}: {error}; lower {remedy}{anew}")
         self.round, self.step, self.model = round_, step, model
 
 

@@ -60,9 +60,7 @@ class NoiseDiverged(FloatingPointError):
     """The loss was not finite. `noise` is the last one whose loss was, or the start; `step` and `cfg` say where."""
 
     def __init__(self, step: int, loss: float, cfg: NoiseConfig, noise: Tensor):
-        super().__init__(
-            f"loss is {loss} at step {step} of {cfg}: lower lr or limit (the last good noise is kept in .noise)"
-        )
+        super().__init__(f"loss is {loss} at step {step} of {cfg}: lower its lr or limit")
         self.step, self.cfg, self.noise = step, cfg, noise
 
 

@@ -84,6 +84,16 @@ class GatheredRun:
         )
 
     @property
+    def kept(self) -> dict[str, tuple[str, ...]]:
+        """Commits, other than a record's own, that made results on which it rests, and the names of such records."""
+        found: dict[str, dict[str, None]] = {}
+        for record in self.records:
+            for job in record.facts.get("jobs", ()):
+                if job["commit"] != record.versions["commit"]:
+                    found.setdefault(job["commit"], {})[record.name] = None
+        return {commit: tuple(names) for commit, names in found.items()}
+
+    @property
     def groups(self) -> tuple[VersionGroup, ...]:
         """The records by the versions that made them."""
         return version_groups({r.name: r.versions for r in self.records})

@@ -91,6 +91,18 @@ def render(run: GatheredRun, links: dict[str, str]) -> str:
     links = {name: quote(Path(path).as_posix()) for name, path in links.items()}
     return _template().render(
         run=run,
+        noticed=any(
+            (
+                run.missing,
+                run.strangers,
+                run.groups[1:],
+                run.kept,
+                run.differences,
+                run.contested,
+                run.absent,
+                run.outdated,
+            )
+        ),
         sections=[_section(run, name, links) for name in _notebooks(run)],
         links=links,
         claims=[row._asdict() for row in claims.rename(columns={"testable at": "testable_at"}).itertuples(index=False)],
