@@ -1,6 +1,7 @@
 """Notebook 06 where columns are missing, and what it calls: curves, their sanity table, examples, printed tables."""
 
 import json
+import re
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -236,8 +237,59 @@ def test_the_notebook_says_what_is_missing(monkeypatch, tmp_path, capsys):
     record = json.loads((tmp_path / "smoke" / "records" / "06_robustness.json").read_text())
     assert set(record["facts"]["missing"]) == {"damagenet", "autoattack"}
     assert cells["finetuned"].columns.tolist() == ["model", "seeds", "clean", "fgsm", "mean", "missed_eps", "note"]
-    assert cells["table2"].model.tolist()[:4] == ["shapes_vit", "base", "nullspace", "plain"]
+    assert cells["table2"].model.tolist()[:4] == ["shapes_vit, suite, n = 64", "base", "nullspace", "plain"]
     assert record["facts"]["missed_eps"] == {"nullspace": 0}
     assert list(cells["examples"]) == ["clean", "fgsm"]
     assert not list(tmp_path.rglob("*corruptions*"))
     assert cells["base"].absent("c") == "c is not among suite.columns"
+
+
+@pytest.mark.slow
+def test_the_notebook_at_gpu_has_rows_of_its_second_model(monkeypatch, tmp_path):
+    """The path of the profile on a CPU: two models trained from scratch, bfloat16, each run kept in a file."""
+    monkeypatch.setenv("NSLIB_FIGURES", str(tmp_path))
+    models = ["vit_tiny_patch16_224", "vit_small_patch16_224"]
+    few = {
+        "models": models,
+        "device": "cpu",
+        "pretrain.size": 32,
+        "pretrain.steps": 1,
+        "pretrain.batch": 4,
+        "pretrain.report_images": 4,
+        "surrogate": "",
+        "suite.columns": ["clean", "fgsm"],
+        "suite.images": 16,
+        "suite.costly_images": 2,
+        "robustness.eps": [0.0, 1 / 255, 16 / 255],
+        "robustness.images": 8,
+        "robustness.authors_images": 8,
+        "finetune.precision": "bfloat16",
+        "finetune.rounds": 1,
+        "finetune.steps": 1,
+        "finetune.batch": 4,
+        "finetune.pool": 16,
+        "finetune.heldout": 8,
+        "finetune.noise.steps": 2,
+        "finetune.noise.eps": 2.0,
+        "finetuning.objectives": ["nullspace", "plain"],
+        "finetuning.seeds": 2,
+        "finetuning.columns": ["clean", "fgsm"],
+        "finetuning.images": 16,
+        "finetuning.trace_images": 8,
+    }
+    code = (ROOT / "paper_nb" / "06_robustness.py").read_text().replace("overrides = {}", f"overrides = {few}")
+    code = code.replace('profile = "smoke"', 'profile = "gpu"')
+    code = re.sub(r"^assert .*\n", "", code, flags=re.M)  # of attacks on models that know nothing
+    exec(compile(code, "06_robustness.py", "exec"), cells := {})
+    plt.close("all")
+    names = cells["table2"].model[cells["table2"].source == "ours"].tolist()
+    assert names[1:] == [
+        "base",
+        "nullspace",
+        "plain",
+        *(f"{models[1]} {row}" for row in ("base", "plain", "nullspace")),
+    ]
+    kept = sorted(path.stem for path in (tmp_path / "gpu" / "records" / "jobs").glob("*.json"))
+    assert kept == [f"{models[1]}_{o}_seed0" for o in ("nullspace", "plain")] + [
+        f"{models[0]}_{o}_seed{seed}" for o in ("nullspace", "plain") for seed in range(2)
+    ]

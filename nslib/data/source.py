@@ -132,7 +132,8 @@ class FolderSource:
         images = self.open(split)
         if start + n > len(images):
             raise ValueError(
-                f"{images.folder} holds {len(images)} images, asked for {start} to {start + n}: ask for fewer"
+                f"{images.folder} holds {len(images)} images, asked for {start} to {start + n}: ask for fewer, "
+                "as profile imagenet_small does"
             )
         return images.load(range(start, start + n))
 
