@@ -154,7 +154,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "finetuning.columns": TABLE2,
         "finetuning.images": 4000,
         "finetuning.eps": (0.01, 0.03, 0.1),
-        "finetuning.fresh": 4,
+        "finetuning.fresh": 12,
         "finetuning.fixed_steps": 300,
         "finetuning.keep": True,
         "finetuning.search_lr": (1e-4, 3e-4, 1e-3),
