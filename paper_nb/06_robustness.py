@@ -24,8 +24,6 @@ run_name = ""  # folder under figures/; default: the profile
 overrides = {}  # settings by dotted name, such as {"suite.images": 500}
 
 # %%
-from dataclasses import replace
-
 import matplotlib.pyplot as plt
 
 import nslib
@@ -149,8 +147,8 @@ finetuned.round(2)
 # First the base model on all columns and images of the suite, then the rows above. `printed`: by the paper; `quoted`: by the paper, of methods that are not run here (PR, its combinations, RobustViT). The Average is the mean of the eleven columns with 100 − mCE; ours has none where the corruption error, which is no mCE, stands in a column of its own.
 
 # %%
-suite = replace(base, model=f"{base.model}, suite, n = {base.estimate('clean').n}")
-table2 = beside_table2(suite, *found.values(), *larger.values())
+table2 = beside_table2(base, *found.values(), *larger.values())
+table2.loc[0, "model"] += f", suite, n = {base.estimate('clean').n}"
 record.table("table2", table2)
 table2.round(1)
 
