@@ -42,7 +42,7 @@ COLOURS = {
     "nearest level": "#56B4E9",
     "clipped": "#E69F00",
     "JPEG 95": "#CC79A7",
-    "blend": "#D55E00",
+    "blend": "#7F7F7F",
     "constructed": "#0072B2",
     "smallest": "#009E73",
     "at random": "#56B4E9",
