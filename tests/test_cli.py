@@ -451,8 +451,8 @@ def test_fingerprint_knows_the_model_of_a_key(call, tmp_path, key):
     code, printed, _ = call("fingerprint", "--key", key, "--models", *suspects)
     assert code == 0
     rows = [line.split() for line in printed.splitlines()[1:]]
-    assert {row[0]: row[-1] for row in rows} == suspects
-    assert rows[-1][1] == "NaN"
+    assert {row[0]: row[4] for row in rows} == suspects
+    assert (rows[-1][1], " ".join(rows[-1][5:])) == ("NaN", "patches of 768 pixels, key of 432")
 
 
 def test_weights_are_those_of_suspects_named_by_tag(call, key):
