@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -167,8 +168,9 @@ def symmetric(noise: Tensor, peak: float | None = None) -> Tensor:
 
 
 def caption(figure: plt.Figure, text: str) -> None:
-    """A line under the figure: n, seeds, and what the bands mean."""
-    figure.supxlabel(text, fontsize=6, color="0.35")
+    """What stands under the figure: n, seeds, and what the bands mean; in as many lines as its width asks for."""
+    letters = int(20 * figure.get_size_inches()[0])  # of 6 points
+    figure.supxlabel(textwrap.fill(text, letters), fontsize=6, color="0.35")
 
 
 def legend_above(figure: plt.Figure, ax: Axes, *, columns: int | None = None) -> None:

@@ -2,6 +2,7 @@
 
 import matplotlib.pyplot as plt
 import pandas as pd
+import pytest
 
 from nslib import plots
 from nslib.finetune.objectives import OBJECTIVES
@@ -23,3 +24,13 @@ def test_differences_stand_at_their_column_in_the_colour_of_their_method():
     assert (sam.get_color(), mixup.get_color()) == (plots.COLOURS["sam"], plots.COLOURS["mixup"])
     assert sam.get_ydata().tolist() == [1, 3]
     assert sam.get_xdata()[0] < 0 < mixup.get_xdata()[0]
+
+
+@pytest.mark.parametrize("width", [3.6, 6.8])
+def test_a_long_caption_stays_inside_its_figure(width):
+    figure, _ = plt.subplots(figsize=(width, 2))
+    plots.caption(figure, "mean of several seeds; whiskers: 95 % of WIDE M's and W's; " * 6)
+    figure.canvas.draw()
+    box = figure._supxlabel.get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+    assert box.y0 >= 0
