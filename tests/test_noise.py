@@ -335,7 +335,7 @@ def test_empty_clean_pass(vit, pool):
 def test_divergence_keeps_the_last_good_noise(vit, pool):
     cfg = replace(FIXED, lr=1e30)
     start = direction(vit)
-    with pytest.raises(NoiseDiverged, match=r"loss is nan at step 1 of .*lr=1e\+30.*: lower lr or limit") as error:
+    with pytest.raises(NoiseDiverged, match=r"loss is nan at step 1 of .*lr=1e\+30.*: lower its lr or limit") as error:
         learn(vit, pool, cfg, start=start)
     assert error.value.step == 1
     assert error.value.cfg == cfg

@@ -243,8 +243,12 @@ def test_kept_results_of_other_commits_are_told(monkeypatch):
     monkeypatch.setattr(nslib.runtime, "commit", lambda: "ccc")
     leave("06_robustness", jobs=[{"job": name, "commit": name[:3]} for name in ("aaa_1", "aaa_2", "bbb", "ccc")])
     leave("08_epsilon_ablation", jobs=[{"job": "aaa_1", "commit": "aaa"}])
-    assert gather(RUN).kept == {"aaa": ("06_robustness", "08_epsilon_ablation"), "bbb": ("06_robustness",)}
-    assert "of other commits: aaa in 06_robustness, 08_epsilon_ablation; bbb in 06_robustness." in shown().text
+    leave("11_controls", jobs=[{"job": "aaa_2", "commit": "aaa"}])
+    assert gather(RUN).kept == {
+        ("06_robustness",): ("aaa", "bbb"),
+        ("08_epsilon_ablation", "11_controls"): ("aaa",),
+    }
+    assert "commits: aaa, bbb in 06_robustness; aaa in 08_epsilon_ablation, 11_controls." in shown().text
 
 
 def test_settings_that_differ_are_shown():

@@ -84,14 +84,15 @@ class GatheredRun:
         )
 
     @property
-    def kept(self) -> dict[str, tuple[str, ...]]:
-        """Commits, other than a record's own, that made results on which it rests, and the names of such records."""
-        found: dict[str, dict[str, None]] = {}
+    def kept(self) -> dict[tuple[str, ...], tuple[str, ...]]:
+        """Names of records that rest on the same kept results of other commits than their own, and those commits."""
+        found: dict[tuple[str, ...], list[str]] = {}
         for record in self.records:
-            for job in record.facts.get("jobs", ()):
-                if job["commit"] != record.versions["commit"]:
-                    found.setdefault(job["commit"], {})[record.name] = None
-        return {commit: tuple(names) for commit, names in found.items()}
+            commits = dict.fromkeys(job["commit"] for job in record.facts.get("jobs", ()))
+            commits.pop(record.versions["commit"], None)
+            if commits:
+                found.setdefault(tuple(commits), []).append(record.name)
+        return {tuple(names): commits for commits, names in found.items()}
 
     @property
     def groups(self) -> tuple[VersionGroup, ...]:
