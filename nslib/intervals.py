@@ -207,8 +207,6 @@ def slope_estimate(values: ArrayLike) -> Estimate:
 def t_estimate(values: ArrayLike) -> Estimate:
     """Mean of a few values (n,), such as one a seed, with Student's interval; of a single one it is NaN."""
     values = _finite(values)
-    half = float("nan")
-    if len(values) > 1:
-        half = float(values.std(ddof=1) / len(values) ** 0.5 * stats.t.ppf((1 + LEVEL) / 2, len(values) - 1))
-    mean = float(values.mean())
-    return Estimate(mean, mean - half, mean + half, len(values))
+    if len(values) == 1:
+        return Estimate(float(values[0]), float("nan"), float("nan"), 1)
+    return Spread((_source(values),)).estimate(float(values.mean()), n=len(values), seeds=1)
