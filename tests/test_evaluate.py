@@ -114,6 +114,17 @@ def test_columns_are_what_they_say(vit, source):
     assert row.value == pytest.approx(100 - found.estimate("c").value)
 
 
+def test_corrupted_images_are_made_once_for_all_models(vit, source, monkeypatch):
+    made = []
+    monkeypatch.setattr(bench_module, "corrupt", lambda *a, **k: (made.append(a[1:]), corrupt(*a, **k))[1])
+    suite = replace(CHEAP, columns=("c",), seed=71)  # of its own, so that no other test has made them
+    rows = [evaluate_model(model, source, suite, progress=False) for model in (make_vit(), vit)]
+    assert len(made) == 15 * 5 * 3  # three batches, and not once more for the second model
+    assert len(rows[1].hits["c"]) == 15 * 5
+    evaluate_model(vit, source, replace(suite, seed=72), progress=False)
+    assert len(made) == 2 * 15 * 5 * 3
+
+
 def test_parts_have_a_fixed_composition(vit, source):
     bench = Bench(vit, source, SUITE)
     assert [(p.start, p.stop) for p in parts_of("clean", bench)] == [(0, 4), (4, 8), (8, 10)]

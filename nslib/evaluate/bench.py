@@ -6,17 +6,18 @@ import math
 from functools import cached_property
 from typing import Any
 
+import cachetools
 import torch
 from torch import Tensor, nn
 
 from nslib.attacks.target import Target, name_of
 from nslib.attacks.transfer import transfer_set
 from nslib.config import SuiteConfig
-from nslib.data.corruptions import CORRUPTIONS, SEVERITIES
+from nslib.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from nslib.data.shapes import Batch
 from nslib.data.source import Source
 from nslib.staged import StagedViT
-from nslib.store import cached, model_digest
+from nslib.store import cached, digest, model_digest
 
 TRANSFER_VERSION = 1  # part of every stored set: raise it when the same settings give other images
 MADE_HERE = {"c": "ImageNet-C", "damagenet": "DAmageNet"}  # where the data set has not what is published by this name
@@ -126,6 +127,12 @@ class Bench:
         masked[:, allowed] = logits[:, allowed]
         return masked
 
+    def corrupted(self, name: str, severity: int, start: int, stop: int) -> Batch:
+        """Images start ... stop of val under a corruption; the last GB of them is kept for the models that follow."""
+        levels = _corrupted(self, name, severity, start, stop)
+        images, labels = self.take("val", start, stop)
+        return Batch(levels.to(images.device).float() / 255, labels)
+
     def transferred(self, start: int, stop: int) -> Batch:
         """Images start ... stop of val attacked on the surrogate, made once for each surrogate, attack and data set."""
         images, labels = self.take("val", start, stop)
@@ -133,7 +140,7 @@ class Bench:
 
         def attacked() -> dict:
             found = transfer_set(self.surrogate, images, labels, **attack)
-            return {"levels": (found * 255).round().to(torch.uint8)}
+            return {"levels": _levels(found)}
 
         key = {"attack": attack, "start": start, "stop": stop, **self.transfer_inputs}
         levels = cached("transferred", key, attacked, version=TRANSFER_VERSION)["levels"]
@@ -143,6 +150,20 @@ class Bench:
     def transfer_inputs(self) -> dict:
         """What transferred images are made of, as digests."""
         return {"surrogate": model_digest(self.surrogate), "clean": self.identity("val")}
+
+
+@cachetools.cached(
+    cachetools.LRUCache(2**30, getsizeof=lambda levels: levels.nbytes),
+    key=lambda bench, *part: digest([bench.identity("val"), bench.suite.seed, *part]),
+)
+def _corrupted(bench: Bench, name: str, severity: int, start: int, stop: int) -> Tensor:
+    images, _ = bench.take("val", start, stop)
+    return _levels(corrupt(images, name, severity, indices=range(start, stop), seed=bench.suite.seed))
+
+
+def _levels(images: Tensor) -> Tensor:
+    """Images in [0, 1] on the 8-bit grid as its levels, on the CPU."""
+    return (images * 255).round().to("cpu", torch.uint8)
 
 
 def _check_surrogate(surrogate: nn.Module, model: StagedViT) -> None:

@@ -17,7 +17,7 @@ from nslib.attacks.carlini import carlini_wagner
 from nslib.attacks.gradient import fgsm, pgd
 from nslib.attacks.patchfool import patch_fool
 from nslib.config import SuiteConfig
-from nslib.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from nslib.data.corruptions import CORRUPTIONS, SEVERITIES
 from nslib.data.hashing import key
 from nslib.evaluate.bench import Bench
 from nslib.evaluate.metrics import BY_CUE
@@ -145,10 +145,8 @@ def _corrupted(bench: Bench, part: Part) -> Iterator[View]:
         for variant in variants.values():
             yield View(variant, *bench.take(f"c/{variant}", part.start, part.stop))
         return
-    images, labels = bench.take("val", part.start, part.stop)
     for severity, variant in variants.items():
-        indices = range(part.start, part.stop)
-        yield View(variant, corrupt(images, part.corruption, severity, indices=indices, seed=bench.suite.seed), labels)
+        yield View(variant, *bench.corrupted(part.corruption, severity, part.start, part.stop))
 
 
 _TRANSFER = ("transfer_eps", "transfer_smoothing")
