@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -11,12 +12,13 @@ from nslib.analysis.epsilon import STOPPING
 from nslib.evaluate.bench import Bench
 from nslib.evaluate.suite import dry_run
 from nslib.experiment import open_bench
-from nslib.finetune.estimate import estimate
+from nslib.finetune.estimate import Estimate, estimate
 from nslib.jobs import TRACED, config_of, row_suite, trace_suite
 from nslib.profiles import Settings
 from nslib.trials import OF_OTHERS
 
-_OPTIONS = Counter(nullspace=4 + 1, plain=2 + 1)  # of notebook 11: its options, and the wrong mean and std
+_ASTRAY = Counter(nullspace=1, plain=1)  # of notebook 11: behind the wrong mean and std
+_VARIANTS = Counter(nullspace=4, plain=2)  # of notebook 11
 _COLUMNS = ["model", "work", "runs", "images", "noise_steps", "noise_hours", "hours", "memory"]
 
 
@@ -27,15 +29,16 @@ def finetunings(settings: Settings) -> Counter[str]:
     further = len(set(study.eps) - {settings.finetune.noise.eps})
     models += Counter(nullspace=further, random=further)
     models += Counter(nullspace=bool(study.fixed_steps))
-    return models + _OPTIONS
+    return models + _ASTRAY + (_VARIANTS if study.variants else Counter())
 
 
 def budget(settings: Settings) -> pd.DataFrame:
     """Images, noise steps, hours and memory of each kind of work that takes long, for each model of the settings.
 
     Speeds are measured now, in a few steps and batches. No noise is taken to be inside eps before its last step, and
-    nothing to be in the store already; runs with settings of their own count as one with the profile's. What takes
-    less, such as curves of attacks and ways to a boundary, is left out, and so is the search of notebook 11.
+    nothing to be in the store already; runs with settings of their own count as one with the profile's, and training
+    from scratch as plain finetuning on as many images. What takes less, such as curves of attacks and ways to a
+    boundary, is left out, and so is the search of notebook 11.
 
     Returns:
         columns model, work, runs, images (of all runs), noise_steps and noise_hours (at most), hours (without those),
@@ -44,17 +47,32 @@ def budget(settings: Settings) -> pd.DataFrame:
         as `open_bench` and `finetune_model`.
     """
     first, *others = settings.models
-    tables = [_of_model(open_bench(settings, first), settings, finetunings(settings), whole=True)]
+    tables = [_of_model(_bench(settings, first), settings, finetunings(settings), whole=True)]
     for name in others:
-        tables.append(_of_model(open_bench(settings, name), settings, Counter(OF_OTHERS), whole=False))
+        tables.append(_of_model(_bench(settings, name), settings, Counter(OF_OTHERS), whole=False))
     return pd.concat(tables, ignore_index=True)
+
+
+def _bench(settings: Settings, name: str) -> Bench:
+    """As `open_bench`, but what is to be trained from scratch is as fast after two steps, and is left there."""
+    hardly = {"steps": 2, "report_images": 1}
+    surrogate = replace(settings.surrogate_pretrain, fgsm_steps=0, **hardly)
+    return open_bench(
+        replace(settings, pretrain=replace(settings.pretrain, **hardly), surrogate_pretrain=surrogate), name
+    )
+
+
+def _from_scratch(settings: Settings, plain: Estimate) -> dict[str, Any]:
+    images = settings.pretrain.steps * settings.pretrain.batch
+    return {"work": "training from scratch", "runs": 1, "images": images, "hours": images * plain.hours / plain.images,
+            "memory": plain.peak / 1e9}  # fmt: skip
 
 
 def _of_model(bench: Bench, settings: Settings, models: Counter[str], *, whole: bool) -> pd.DataFrame:
     """Of the first model all, of a further one what notebooks 02 and 06 do with it."""
     found = {o: estimate(bench.model, bench.source, config_of(settings, o)) for o in models}
     learning = found["nullspace"]
-    rows = []
+    rows = [_from_scratch(settings, found["plain"])] if settings.weights == "train" else []
     for name, study, searches in _searches(settings)[: None if whole else 1]:
         seconds = learning.noise_step_seconds * study.noise.batch / settings.finetune.noise.batch
         steps = searches * study.noise.steps

@@ -297,6 +297,7 @@ class FinetuningStudy:
     eps: tuple[float, ...] = (0.03,)  # Table 4
     fresh: int = 2  # new noises along which the eps set is measured before and after
     fixed_steps: int = 0  # T of the run without early stopping, C19; 0: not run
+    variants: bool = True  # of notebook 11: the position embedding alone, and the options beyond the paper
     search_lr: tuple[float, ...] = ()  # learning rates among which the recipe was chosen, on val alone; empty: not run
     search_eps: tuple[float, ...] = ()  # and values of eps
     search_rounds: int = 5  # of each such run

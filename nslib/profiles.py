@@ -253,6 +253,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "finetuning.eps": (0.03,),
         "finetuning.fresh": 1,
         "finetuning.fixed_steps": 0,
+        "finetuning.variants": False,
         "finetuning.keep": False,
     },
 }

@@ -91,13 +91,11 @@ confound.round(2)
 
 # %% [markdown]
 # ## A shift of the position embedding
-# The learned noise is one tensor added to the tokens of all images, as the position embedding is. How much does training that embedding alone give, on clean images? At the recipe's rate it hardly moves, so a second row has thirty times that. Below them what goes beyond the paper: several noises in a round, a search that begins at the last round's noise, noise in the middle of the network, and one noise for each half of the classes.
+# The learned noise is one tensor added to the tokens of all images, as the position embedding is. How much does training that embedding alone give, on clean images? At the recipe's rate it hardly moves, so a second row has thirty times that. Below them what goes beyond the paper: several noises in a round, a search that begins at the last round's noise, noise in the middle of the network, and one noise for each half of the classes. Profile `imagenet_small` leaves these out.
 
 # %%
 own, embedding = settings.finetune, {"trainable": "pos_embed"}
-variants = {
-    "nullspace": {},
-    "plain": {},
+beyond = {
     "plain, position embedding only": embedding,
     "plain, position embedding, lr x 30": embedding | {"lr": 30 * own.lr, "lr_min": 30 * own.lr_min},
     "nullspace, 4 noises": {"noises": 4},
@@ -105,6 +103,7 @@ variants = {
     "nullspace, middle block": {"block": len(bench.model.vit.blocks) // 2},
     "nullspace, 2 groups of classes": {"groups": 2},
 }
+variants = {"nullspace": {}, "plain": {}, **(beyond if settings.finetuning.variants else {})}
 list(variants)
 
 # %%

@@ -6,7 +6,9 @@ import pandas as pd
 from test_finetuning_notebooks import FEW
 
 from nslib import budget as module
+from nslib import experiment
 from nslib.budget import budget, finetunings
+from nslib.pretrain import pretrain
 from nslib.profiles import resolve
 
 
@@ -30,6 +32,18 @@ def test_budget_by_hand():
     assert ((table.noise_steps > 0) == (table.noise_hours > 0)).all()
     assert (table.hours[~table.index.str.contains("noise|sets")] > 0).all()
     assert (table.memory.dropna() > 0).all()
+
+
+def test_models_to_be_trained_from_scratch_are_counted_and_not_trained(monkeypatch, tmp_path):
+    monkeypatch.setenv("NSLIB_STORE", str(tmp_path))
+    trained = []
+    monkeypatch.setattr(experiment, "pretrain", lambda cfg, *a, **k: (trained.append(cfg), pretrain(cfg, *a, **k))[1])
+    overrides = {**FEW, "suite.images": 8, "surrogate": "surrogate_cnn", "surrogate_weights": "train"}
+    settings = resolve("smoke", overrides={**overrides, "weights": "train", "pretrain.steps": 5000})
+    row = budget(settings).set_index("work").loc["training from scratch"]
+    assert [(cfg.model, cfg.steps) for cfg in trained] == [("shapes_vit", 2), ("surrogate_cnn", 2)]
+    assert (row.runs, row.images) == (1, 5000 * settings.pretrain.batch)
+    assert row.hours > 0
 
 
 def test_a_further_model_has_the_rows_that_06_gives_it(monkeypatch):

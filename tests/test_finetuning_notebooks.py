@@ -89,6 +89,16 @@ def test_11(execute, capsys):
     assert record["facts"]["missed_eps"]["nullspace, 4 noises"] == 0
 
 
+def test_11_without_the_variants(execute):
+    cells, _ = execute("11_controls", **{"finetuning.variants": False})
+    assert cells["options"].model.tolist() == ["base", "nullspace", "plain"]
+    assert cells["gains"].model.tolist() == ["nullspace"]
+    assert len(cells["confound"]) == 4
+    made = [path.stem for path in (store_path() / "finetune").glob("*/*.safetensors")]
+    few = finetunings(resolve("smoke", overrides=FEW | {"finetuning.variants": False, "finetuning.eps": []}))
+    assert {name: made.count(name) for name in set(made)} == dict(few)
+
+
 @pytest.mark.filterwarnings("ignore:round 0. 20 noise steps did not reach eps")
 def test_the_models_that_a_dry_run_counts_are_those_that_are_finetuned(execute):
     asked = {"finetuning.eps": [0.1, 0.2], "finetuning.fixed_steps": 2, "finetune.noise.steps": 20}
