@@ -198,7 +198,7 @@ class ClosureStudy:
     step: float = 0.1  # of the scales, -2 to 2
     grid_step: float = 0.1  # of alpha and beta, -1.5 to 1.5
     pairs: int = 50
-    control_pairs: int = 10  # the first of these, for the grid and the line of the permuted noises
+    control_pairs: int = 50  # the first of these, for the grid and the line of the permuted noises
     convex: tuple[int, ...] = (3, 5, 10)  # members of further convex combinations
     spans: tuple[int, ...] = (1, 2, 4, 8, 16, 32)  # noises mixed with coefficients on the unit sphere
     draws: int = 200  # such combinations

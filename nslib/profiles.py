@@ -76,7 +76,6 @@ _IMAGENET: dict[str, Any] = {
     "closure.judged_images": 2000,
     "closure.images": 512,
     "closure.grid_images": 32,
-    "closure.control_pairs": 50,
     "fingerprint.trained": 0,  # pretrained models stand there instead
     "robustness.images": 1000,
     "robustness.authors_images": 1000,
@@ -169,7 +168,6 @@ PROFILES: dict[str, dict[str, Any]] = {
         "closure.judged_images": 2000,
         "closure.images": 512,
         "closure.grid_images": 32,
-        "closure.control_pairs": 50,
     },
     "gpu": {
         "models": ("vit_small_patch32_224", "vit_base_patch32_224"),

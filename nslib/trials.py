@@ -292,6 +292,20 @@ def gains_of(found: Mapping[str, Evaluation], model: str, columns: Sequence[str]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
+def half_widths(against: pd.DataFrame, settings: Settings) -> dict[str, float]:
+    """The widest half-interval of `differences_to` on columns without a costly attack, in percentage points.
+
+    Returns:
+        of the objectives with several seeds over images, and over images and seeds; of the others over images.
+    """
+    cheap = against[against.n > settings.suite.costly_images]
+    seeded = cheap.model.isin(settings.finetuning.seeded)
+    whole = (cheap.difference_high - cheap.difference_low) / 2
+    found = {"images": cheap.half_images[seeded].max(), "images and seeds": whole[seeded].max(),
+             "images, of the other objectives": cheap.half_images[~seeded].max()}  # fmt: skip
+    return {name: float(half) for name, half in found.items() if half == half}
+
+
 def differences_to(found: Mapping[str, Evaluation], reference: str) -> pd.DataFrame:
     """Every model against one of them, column by column on the same images; top-1 in percentage points, also of c."""
     base = replace(found[reference], model=reference)

@@ -90,7 +90,7 @@ deciding.set_index("scale")[["value", "low", "high", "outside", "norm", "n"]].ro
 pairs = closure.draw_pairs(count, min(study.pairs, count * (count - 1) // 2), generator=generator(settings.seed))
 shown = {"learned": pairs, "permuted": pairs[: study.control_pairs]}
 ticks = closure.ticks(1.5, study.grid_step)
-grid = closure.grid_table(lab.model, clean, noises, shown, ticks, images=study.grid_images)
+grid = closure.grid_table(lab.model, clean, noises, shown, ticks, eps, images=study.grid_images)
 
 # %%
 figure, axes = plt.subplots(1, 2, figsize=(6.4, 2.8), sharey=True)
@@ -109,13 +109,14 @@ plots.caption(
 record.figure("figure5b", figure, grid)
 
 # %% [markdown]
-# A few images do not tell whether a pair is inside, and the first ones may be easier than the rest: compare `outside` at (1, 0) with that of scale 1 above, on all that are judged. At steps of ½ every pair is judged on all the images of the curves: `outside` is the share of pairs beyond ε. The mean of the map beside it rests on fewer.
+# The share of pairs beyond ε. The map has it at every node, each pair judged on its few images; and few images do not tell well whether a pair is inside. So at steps of ½ every pair is judged on all the images of the curves, which may still be easier than the rest: compare `outside` at (1, 0) with that of scale 1 above.
 
 # %%
 share = closure.share_table(lab.model, clean, noises, shown, closure.ticks(1.5, 0.5), eps)
 record.table("grid_share", share)
 place = ["noise", "alpha", "beta"]
-beside = share.merge(grid[[*place, "value"]], how="left").rename(columns={"value": "mean of the map"})
+of_map = grid[[*place, "value", "outside"]].set_index(place).add_prefix("map: ")
+beside = share.merge(of_map, how="left", on=place)
 beside[beside.alpha.isin([-1, 0, 1]) & beside.beta.isin([-1, 0, 1])].set_index(place).round(4)
 
 # %% [markdown]
@@ -177,4 +178,4 @@ record.summary()
 
 # %% [markdown]
 # Both verdicts are about means, over noises and over pairs; `outside` says how many of these leave the set all the same. Permuted combinations may be inside by being short: in the last figure alone combinations of both kinds have one norm.
-# An exact nullspace holds the opposite of each noise, its double, and every mixture; the scales −1 and 2, the point (1, 1) and the largest k say how far this set does. A largest k of 1 means that it takes single noises but no mixture of that norm, so that it is neither a space (either sign) nor a cone (positive); 0, not even single ones.
+# An exact nullspace holds the opposite of each noise, its double, and every mixture; the scales −1 and 2, the point (1, 1) and the largest k say how far this set does. A largest k of 1 means that it takes single noises but no mixture of that norm, so that it is neither a space (either sign) nor a cone (positive); 0 with positive coefficients, that fewer than 95 % of single ones are inside on these images, and with either sign that v and −v are not.

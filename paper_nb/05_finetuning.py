@@ -25,6 +25,7 @@ overrides = {}  # settings by dotted name, such as {"finetune.rounds": 5}
 
 # %%
 import math
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -32,7 +33,7 @@ import pandas as pd
 import nslib
 from nslib import jobs, plots, trials
 from nslib.evaluate.comparison import mean_difference
-from nslib.intervals import Estimate, share_estimate
+from nslib.intervals import Estimate, share_estimate, t_estimate
 from nslib.report.reference import printed
 
 plots.use_style()
@@ -115,14 +116,14 @@ farther[farther.noise == "learned"].round(2)
 
 # %% [markdown]
 # ## What it costs
-# Of each run, in forward passes of one image; a backward pass to the tokens counts one more, to the weights two. C18 takes the mean of the seeds of NS, its interval is their range.
+# Of each run, in forward passes of one image; a backward pass to the tokens counts one more, to the weights two. C18 takes the mean of the seeds of NS; with several, its interval is a t interval over them.
 
 # %%
 cost = trials.costs(bench, settings, list(traced))
 record.table("cost", cost)
 spent = cost[cost.objective == "nullspace"]
 parts = (spent.images / (bench.source.count("train") or math.inf), spent.share)
-epochs, noise_share = (Estimate(p.mean(), p.min(), p.max(), n=len(p), seeds=len(p)) for p in parts)
+epochs, noise_share = (replace(t_estimate(p), seeds=len(p)) for p in parts)
 cost.groupby("objective", sort=False).mean().drop(columns="seed").round(3)
 
 # %% [markdown]

@@ -158,14 +158,15 @@ table2.round(1)
 
 # %%
 against = trials.differences_to(found, "plain")
-by_seeds = against.groupby("seeds", sort=False).model.unique()
+drawn = against[~against.model.isin(trials.ADVERSARIAL)]
+by_seeds = drawn.groupby("seeds", sort=False).model.unique()
 told = "; ".join(f"seeds {s}: {', '.join(models)}" for s, models in by_seeds.items())
 figure, ax = plt.subplots(figsize=(6.8, 2.8))
-plots.differences(against[~against.model.isin(trials.ADVERSARIAL)], ax).set(ylabel="top-1 minus plain, points")
+plots.differences(drawn, ax).set(ylabel="top-1 minus plain, points")
 plots.legend_above(figure, ax, columns=5)
 plots.caption(
     figure,
-    f"{bench.model.name}, n = {against.n.min()} to {against.n.max()} images a column; {told}; whiskers: 95 % of the paired difference",
+    f"{bench.model.name}, n = {drawn.n.min()} to {drawn.n.max()} images a column; {told}; whiskers: 95 % of the paired difference",
 )
 record.figure("against_plain", figure, against)
 against_base = trials.differences_to({name: found[name] for name in (trials.BASE, "nullspace")}, trials.BASE)
@@ -182,9 +183,7 @@ shown = trials.shown(found, settings.finetuning.columns)
 record.judge("C11", "base", trials.column_gains(found["nullspace"], found[trials.BASE]) if whole else [])
 gain = mean_difference(found["nullspace"], found["plain"], shown)
 record.judge("C11", "plain", gain if whole else [])
-cheap = against[against.model.isin(settings.finetuning.seeded) & (against.n > settings.suite.costly_images)]
-whole_half = (cheap.difference_high - cheap.difference_low) / 2
-half_width = {"images": cheap.half_images.max(), "images and seeds": whole_half.max()}
+half_width = trials.half_widths(against, settings)
 assert sanity.holds.all(), sanity[~sanity.holds]
 assert handling.pixels.iloc[0] > handling.authors.iloc[0]
 facts = {"missing": base.missing, "sources": base.sources, "missed_eps": trials.missed_eps(found)}

@@ -48,9 +48,10 @@ claims = all_claims(runs)
 claims["claim part"] = claims.claim + " " + claims.part
 not_run = (claims.verdict == "not run").groupby(claims.profile).sum()
 overview = pd.DataFrame(
-    [(r.run_name, r.profile, len(r.records), not_run[r.run_name], len(r.groups), len(r.differences)) for r in runs],
-    columns=["run", "profile", "records", "parts not run", "versions", "settings that differ"],
+    [(r.run_name, len(r.records), not_run[r.run_name], len(r.groups), len(r.differences)) for r in runs],
+    columns=["run", "records", "parts not run", "versions", "settings that differ"],
 )
+overview.insert(1, "profile", [", ".join(r.profiles) for r in runs])
 overview["no longer by the rule"] = [", ".join(r.outdated) for r in runs]
 record.table("runs", overview)
 overview

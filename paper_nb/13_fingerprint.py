@@ -123,7 +123,7 @@ plots.curves(angles.replace("_angle", " angle", regex=True), axes[1], x="size", 
 axes[1].set(ylabel="principal angle, degrees")
 for ax, place in zip(axes, ("lower right", "upper left"), strict=True):
     ax.set(xscale="log", xlabel="move, relative to the weight")
-    ax.legend(loc=place)
+    ax.legend(loc=place, frameon=True, framealpha=1)
 plots.caption(
     figure, f"{model.name}; one random move for each size; {len(tuned_moves)} finetunings, {len(strangers)} strangers"
 )

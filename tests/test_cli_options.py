@@ -22,12 +22,18 @@ def call(monkeypatch, capsys, tmp_path):
 
 @pytest.mark.parametrize(
     ("profile", "folder", "expected"),
-    [("", False, "laptop"), ("", True, "imagenet"), ("smoke", False, "smoke"), ("smoke", True, "smoke")],
+    [("", False, "laptop"), ("", True, "imagenet"), ("smoke", False, "smoke")],
 )
 def test_profile_follows_the_data(tmp_path, profile, folder, expected):
     root = str(tmp_path) if folder else ""
     settings = settings_of(profile, root, "auto", ())
     assert (settings.profile, settings.data.root, settings.device) == (expected, root, "auto")
+
+
+def test_a_folder_is_never_passed_over(tmp_path):
+    with pytest.raises(ValueError, match="--imagenet goes with --profile imagenet or imagenet_small, got profile 'sm"):
+        settings_of("smoke", str(tmp_path), "auto", ())
+    assert settings_of("imagenet_small", str(tmp_path), "auto", ()).data.kind == "folder"
 
 
 def test_device_and_further_options():

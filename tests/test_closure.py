@@ -104,7 +104,7 @@ def test_grid_and_line_have_the_noises_themselves_at_their_ends(vit, clean):
     noises = {"learned": gaussian(vit, 3, size=0.5)}
     own = [v.unsqueeze(0) for v in noises["learned"]]
     pairs = {"learned": torch.tensor([[0, 2], [1, 0]])}
-    table = closure.grid_table(vit, clean, noises, pairs, closure.ticks(1, 0.5), images=24)
+    table = closure.grid_table(vit, clean, noises, pairs, closure.ticks(1, 0.5), EPS, images=24)
     assert set(table.n) == {24}
     grid = table.set_index(["alpha", "beta"])
     assert len(grid) == 25
@@ -112,6 +112,7 @@ def test_grid_and_line_have_the_noises_themselves_at_their_ends(vit, clean):
     for place, mixed in ends.items():
         gaps = [noise_gap(vit, clean, v) for v in mixed]
         assert grid.value[place] == pytest.approx(sum(gaps) / 2, abs=1e-5)
+        assert grid.outside[place] == sum(gap >= EPS for gap in gaps) / 2
     assert grid.value[0, 0] < 1e-9
 
     line = closure.line_table(vit, clean, noises, pairs, [0, 0.25, 1], EPS).set_index("alpha")
@@ -142,7 +143,7 @@ def test_pairs_of_the_grid_take_turns_with_the_images(vit, clean):
     """Three pairs on ten images each of 24: the last one comes round to the first six."""
     noises = {"learned": gaussian(vit, 3, size=0.5), "permuted": gaussian(vit, 3, seed=1)}
     pairs = torch.tensor([[0, 2], [1, 0], [2, 1]])
-    grid = closure.grid_table(vit, clean, noises, {"learned": pairs, "permuted": pairs[:1]}, [1.0], images=10)
+    grid = closure.grid_table(vit, clean, noises, {"learned": pairs, "permuted": pairs[:1]}, [1.0], EPS, images=10)
     turns = [list(range(10)), list(range(10, 20)), [20, 21, 22, 23, 0, 1, 2, 3, 4, 5]]
     gaps = [
         noise_gap(vit, clean[turn], noises["learned"][pair].sum(0, keepdim=True))
@@ -151,13 +152,17 @@ def test_pairs_of_the_grid_take_turns_with_the_images(vit, clean):
     learned, permuted = (grid[grid.noise == kind].iloc[0] for kind in noises)
     assert learned.value == pytest.approx(sum(gaps) / 3, abs=1e-5)
     assert len({round(g, 4) for g in gaps}) == 3
+    between = sum(gaps) / 3  # the smallest is below it, the largest is not
+    ours = {"learned": noises["learned"]}
+    cut = closure.grid_table(vit, clean, ours, {"learned": pairs}, [1.0], between, images=10).outside.item()
+    assert cut == pytest.approx(sum(gap >= between for gap in gaps) / 3)
     assert (learned.pairs, learned.n, permuted.pairs, permuted.n) == (3, 24, 1, 10)
     assert permuted.value == pytest.approx(
         noise_gap(vit, clean[:10], noises["permuted"][[0, 2]].sum(0, keepdim=True)), abs=1e-5
     )
     for images in (0, 25):
         with pytest.raises(ValueError, match=rf"images must be in 1\.\.24, the clean ones, got {images}"):
-            closure.grid_table(vit, clean, noises, {"learned": pairs}, [1.0], images=images)
+            closure.grid_table(vit, clean, noises, {"learned": pairs}, [1.0], EPS, images=images)
 
 
 def test_inside_is_decided_early_and_as_over_all_images(vit, clean, monkeypatch):

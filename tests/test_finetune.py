@@ -288,6 +288,21 @@ def test_weight_decay_spares_vectors_and_position(model):
     assert groups[0.0] | groups[CFG.weight_decay] == set(name.values())
 
 
+def test_sharpness_is_felt_in_bfloat16(model, source):
+    """The second gradient is that of the moved weights, not of casts of the first ones."""
+    view, cfg = view_of(model, source), replace(CFG, precision="bfloat16")
+    trainer = trainer_of(model, objective="sam", sam_rho=0.5, clip=1e9)
+    above = trainer_of(model, objective="plain").model
+    with precision(cfg, torch.device("cpu")):
+        trainer._gradient(view)
+        trainer._climb()
+        trainer._gradient(view)
+    above.vit.load_state_dict(trainer.model.vit.state_dict())
+    with precision(cfg, torch.device("cpu")):
+        expected = gradients(above, OBJECTIVES["sam"].loss(above, view, CFG))
+    assert close([p.grad for p in trainer.parameters], expected)
+
+
 def test_sharpness_takes_the_gradient_uphill(model, source):
     view = view_of(model, source)
     trainer = trainer_of(model, objective="sam", sam_rho=0.1, clip=1e9)

@@ -305,7 +305,7 @@ def test_the_papers_numbers_keep_their_order_where_ours_are_missing():
 
 def test_the_page_names_every_printed_table_and_figure_that_it_shows():
     leave("02_noise_synthesis")
-    assert "The paper's Tables 1 to 5, and what can be read off its Figures 3 and 4, stand beside ours." in shown().text
+    assert "the paper's Tables 1 to 5, and what can be read off its Figures 3 and 4, stand beside ours." in shown().text
     named = {title.split(",")[0] for tables in PRINTED.values() for title in tables.values()}
     assert named == {*(f"Table {i}" for i in range(1, 6)), "Figure 3a", "Figure 3b", "Figure 4"}
     assert {f"{n}.csv" for tables in PRINTED.values() for n in tables} | {"claims.csv"} == {

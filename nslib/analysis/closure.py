@@ -124,19 +124,21 @@ def grid_table(
     noises: dict[str, Tensor],
     pairs: Mapping[str, Tensor],
     values: Sequence[float],
+    eps: float,
     *,
     images: int,
 ) -> pd.DataFrame:
-    """Figure 5b: alpha v + beta v' over a fine grid, the mean alone.
+    """Figure 5b: alpha v + beta v' over a fine grid.
 
     Each pair is judged on so many `images` of the M clean ones, the next pair on the next ones, and so round: the mean
-    is then over nearly all of them at the price of a few. Those few do not tell which pairs are inside: `share_table`.
+    is then over nearly all of them at the price of a few. The share of pairs that are outside rests on those few each;
+    `share_table` asks all images, at fewer nodes.
 
     Args:
         pairs: (P, 2) for each kind of noise.
     Returns:
-        one row for each kind of noise, alpha and beta: mean over pairs and images, and how many `pairs` and different
-        images, `n`, there are.
+        one row for each kind of noise, alpha and beta: mean over pairs and images, share of pairs `outside`, not below
+        eps, and how many `pairs` and different images, `n`, there are.
     Raises:
         ValueError: images outside 1 ... M.
     """
@@ -148,12 +150,12 @@ def grid_table(
     for kind, own in noises.items():
         turns = torch.arange(len(pairs[kind]) * images).reshape(-1, images) % len(clean)
         each = zip(pairs[kind], turns, strict=True)
-        means = [gap_matrix(model, clean[turn], combine(own[pair], weights)).mean(1) for pair, turn in each]
-        mean = torch.stack(means).mean(0).cpu()  # (P, G) -> (G,)
+        gaps = [gap_matrix(model, clean[turn], combine(own[pair], weights)).mean(1) for pair, turn in each]
+        means = torch.stack(gaps).cpu()  # (P, G)
         tables.append(
             pd.DataFrame(
-                {"noise": kind, "alpha": weights[:, 0], "beta": weights[:, 1], "value": mean}
-                | {"pairs": len(turns), "n": len(turns.unique())}
+                {"noise": kind, "alpha": weights[:, 0], "beta": weights[:, 1], "value": means.mean(0)}
+                | {"outside": (means >= eps).float().mean(0), "pairs": len(turns), "n": len(turns.unique())}
             ).round({"alpha": 6, "beta": 6})
         )
     return pd.concat(tables, ignore_index=True)
@@ -167,7 +169,7 @@ def share_table(
     values: Sequence[float],
     eps: float,
 ) -> pd.DataFrame:
-    """Figure 5b at a few nodes: the share of pairs whose alpha v + beta v' is `outside`, each judged on all M images.
+    """Figure 5b at few nodes: the share of pairs whose alpha v + beta v' is `outside`, each judged on all M images.
 
     Args:
         pairs: (P, 2) for each kind of noise.

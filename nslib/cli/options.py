@@ -10,7 +10,7 @@ from typing import Annotated
 
 import tyro
 
-from nslib.profiles import Settings, resolve
+from nslib.profiles import REAL, Settings, resolve
 
 Setting = Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="NAME=VALUE")]
 
@@ -24,12 +24,23 @@ def settings_of(
         imagenet: the folder of images, empty for the embedded data.
         settings, within, options: as `overrides`.
     Raises:
-        ValueError: as `overrides` and `resolve`.
+        ValueError: as `check_profile`, `overrides` and `resolve`.
     """
+    check_profile(profile, imagenet)
     options |= {"data__root": imagenet, "device": "" if device == "auto" else device}
     return resolve(
         profile or ("imagenet" if imagenet else "laptop"), overrides=overrides(settings, within=within, **options)
     )
+
+
+def check_profile(profile: str, imagenet: str) -> None:
+    """Refuse a folder of images where the profile, if one is named, would draw its own.
+
+    Raises:
+        ValueError: it would.
+    """
+    if imagenet and profile and profile not in REAL:
+        raise ValueError(f"--imagenet goes with --profile {' or '.join(REAL)}, got profile {profile!r}")
 
 
 def overrides(settings: tuple[str, ...], *, within: str = "", **options) -> dict:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from nslib.cli.options import Setting, overrides
+from nslib.cli.options import Setting, check_profile, overrides
 
 
 def reproduce(
@@ -42,7 +42,7 @@ def reproduce(
         dry_run: only tell images, noise steps, hours and memory of the whole profile, by a few steps and batches.
     """
     from nslib.budget import budget
-    from nslib.profiles import REAL, resolve
+    from nslib.profiles import resolve
     from nslib.report.gather import recorded_runs
     from nslib.report.page import write_page
     from nslib.reproduce import FAILED, LEFT
@@ -50,8 +50,7 @@ def reproduce(
 
     device_option = "" if device == "auto" else device
     options = {"data__root": imagenet, "weights": weights, "device": device_option}
-    if imagenet and profile not in REAL:
-        raise ValueError(f"--imagenet goes with --profile {' or '.join(REAL)}, got profile {profile!r}")
+    check_profile(profile, imagenet)
     chosen = overrides(set, **options)
     if dry_run:
         planned = budget(resolve(profile, run_name, chosen))

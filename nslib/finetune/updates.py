@@ -111,6 +111,7 @@ class Trainer:
         length = torch.stack([g.norm() for g in gradients]).norm()
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.add_(gradient * (self.cfg.sam_rho / length.clamp_min(1e-12)))
+        torch.clear_autocast_cache()  # it holds these weights in bfloat16 as they were, and would go on serving them
         return before
 
     @property

@@ -47,9 +47,9 @@ class GatheredRun:
     titles: dict[str, str]  # of every numbered notebook that there is
 
     @property
-    def profile(self) -> str:
-        """The profile of the first record."""
-        return self.records[0].config["profile"]
+    def profiles(self) -> tuple[str, ...]:
+        """The profiles of the records, that of the first one first."""
+        return tuple(dict.fromkeys(r.config["profile"] for r in self.records))
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -166,7 +166,7 @@ def gather_all(*roots: Path) -> list[GatheredRun]:
     for root in roots or figure_folders():
         found |= {name: gather(name, root) for name in recorded_runs(root) if name not in found}
     order = {profile: place for place, profile in enumerate(PROFILES)}
-    return sorted(found.values(), key=lambda run: (order.get(run.profile, len(order)), run.run_name))
+    return sorted(found.values(), key=lambda run: (order.get(run.profiles[0], len(order)), run.run_name))
 
 
 def claims_of(run: GatheredRun | None) -> pd.DataFrame:
