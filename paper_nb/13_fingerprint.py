@@ -121,9 +121,10 @@ axes[0].axhline(fingerprint.THRESHOLD, color="0.3", linewidth=0.8, linestyle=":"
 axes[0].axhline(nearest.leak, color="0.3", linewidth=0.8, linestyle="-.", label=f"nearest stranger: {nearest.suspect}")
 plots.curves(angles.replace("_angle", " angle", regex=True), axes[1], x="size", by="angle")
 axes[1].set(ylabel="principal angle, degrees")
-for ax, place in zip(axes, ("lower right", "upper left"), strict=True):
+axes[1].legend(loc="upper left")
+for ax in axes:
     ax.set(xscale="log", xlabel="move, relative to the weight")
-    ax.legend(loc=place, frameon=True, framealpha=1)
+plots.legend_above(figure, axes[0], columns=2)
 plots.caption(
     figure, f"{model.name}; one random move for each size; {len(tuned_moves)} finetunings, {len(strangers)} strangers"
 )
