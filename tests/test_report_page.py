@@ -1,22 +1,27 @@
 """The page of a run: one file that needs nothing else, says what is missing or mixed, and shows text as text."""
 
+import base64
 import os
 import re
 import sys
 from html.parser import HTMLParser
+from io import BytesIO
 
 import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from PIL import Image
 
 import nslib.runtime
 from nslib.cli import main
 from nslib.intervals import Estimate
 from nslib.profiles import resolve
 from nslib.report import executed
+from nslib.report import page as page_module
 from nslib.report.cells import number, read_cells
 from nslib.report.claims import read_claims
 from nslib.report.gather import gather
@@ -103,6 +108,17 @@ def rows_of_claims(page: Page) -> list[str]:
 
 
 # One file
+
+
+def test_a_large_picture_is_made_small_and_stays_what_it_shows(tmp_path):
+    noisy = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8).repeat(32, 0).repeat(32, 1)
+    noisy = noisy ^ np.random.default_rng(1).integers(0, 16, noisy.shape, dtype=np.uint8)
+    Image.fromarray(noisy).save(path := tmp_path / "large.png")
+    kind, _, data = page_module._data_uri(path).partition(",")
+    assert kind == "data:image/webp;base64"
+    assert len(data) < path.stat().st_size / 2
+    with Image.open(BytesIO(base64.b64decode(data))) as seen:
+        assert np.abs(np.asarray(seen, dtype=float) - noisy).mean() < 16
 
 
 def test_page_needs_no_other_file_and_no_network():

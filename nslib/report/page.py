@@ -8,11 +8,13 @@ import os
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from urllib.parse import quote
 
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
 
 from nslib.report.cells import Cells, cells, number, read_cells
 from nslib.report.claims import FAILS, HOLDS, UNTESTABLE
@@ -23,6 +25,7 @@ from nslib.runtime import write_text
 
 SYMBOLS = {HOLDS: "✓", FAILS: "✗", UNTESTABLE: "○", NOT_RUN: "–"}
 LONG, CAP = 30, 200  # rows above which a table is folded, and at which it ends
+_LARGE = 1 << 20  # bytes of a picture
 
 # Which numbers of the paper belong beside which tables of which notebook.
 PRINTED = {
@@ -173,7 +176,12 @@ def _entry(run: GatheredRun, record: StoredRecord, stem: str, files: list[str]) 
 
 
 def _data_uri(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+    """The picture itself; a large one, which is of photographs, as WebP of good quality: the page stays small."""
+    if path.stat().st_size <= _LARGE:
+        return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+    with Image.open(path) as picture:
+        picture.convert("RGB").save(webp := BytesIO(), "WEBP", quality=85)
+    return "data:image/webp;base64," + base64.b64encode(webp.getvalue()).decode()
 
 
 def _beside_paper(name: str, paper_name: str, entries: list[Entry]) -> list[Entry]:
