@@ -204,9 +204,9 @@ def slope_estimate(values: ArrayLike) -> Estimate:
     return Estimate(slope, low, high, len(values))
 
 
-def t_estimate(values: ArrayLike) -> Estimate:
+def t_estimate(values: ArrayLike, *, seeds: int = 1) -> Estimate:
     """Mean of a few values (n,), such as one a seed, with Student's interval; of a single one it is NaN."""
     values = _finite(values)
     if len(values) == 1:
-        return Estimate(float(values[0]), float("nan"), float("nan"), 1)
-    return Spread((_source(values),)).estimate(float(values.mean()), n=len(values), seeds=1)
+        return Estimate(float(values[0]), float("nan"), float("nan"), 1, seeds)
+    return Spread((_source(values),)).estimate(float(values.mean()), n=len(values), seeds=seeds)

@@ -25,7 +25,6 @@ overrides = {}  # settings by dotted name, such as {"finetune.rounds": 5}
 
 # %%
 import math
-from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -123,7 +122,7 @@ cost = trials.costs(bench, settings, list(traced))
 record.table("cost", cost)
 spent = cost[cost.objective == "nullspace"]
 parts = (spent.images / (bench.source.count("train") or math.inf), spent.share)
-epochs, noise_share = (replace(t_estimate(p), seeds=len(p)) for p in parts)
+epochs, noise_share = (t_estimate(p, seeds=len(p)) for p in parts)
 cost.groupby("objective", sort=False).mean().drop(columns="seed").round(3)
 
 # %% [markdown]
