@@ -196,8 +196,8 @@ def slope_estimate(values: ArrayLike) -> Estimate:
     if values.shape[-1] < 3:
         raise ValueError(f"a slope with an interval needs three values or more, got {values.shape[-1]}")
     if values.ndim == 2:
-        over_seeds = t_estimate([slope_estimate(v).value for v in values])
-        return replace(over_seeds, n=values.size, seeds=len(values))
+        over_seeds = t_estimate([slope_estimate(v).value for v in values], seeds=len(values))
+        return replace(over_seeds, n=values.size)
     fit = stats.linregress(np.arange(len(values)), values)
     half = fit.stderr * stats.t.ppf((1 + LEVEL) / 2, len(values) - 2)
     slope, low, high = (float(s / values.mean()) for s in (fit.slope, fit.slope - half, fit.slope + half))
@@ -205,7 +205,13 @@ def slope_estimate(values: ArrayLike) -> Estimate:
 
 
 def t_estimate(values: ArrayLike, *, seeds: int = 1) -> Estimate:
-    """Mean of a few values (n,), such as one a seed, with Student's interval; of a single one it is NaN."""
+    """Mean of a few values (n,), such as one a seed, with Student's interval; of a single one it is NaN.
+
+    Args:
+        seeds: behind the values, all of them together.
+    Raises:
+        ValueError: no values, or some are not finite.
+    """
     values = _finite(values)
     if len(values) == 1:
         return Estimate(float(values[0]), float("nan"), float("nan"), 1, seeds)

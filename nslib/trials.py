@@ -303,7 +303,7 @@ def half_widths(against: pd.DataFrame, settings: Settings) -> dict[str, float]:
     whole = (cheap.difference_high - cheap.difference_low) / 2
     found = {"images": cheap.half_images[seeded].max(), "images and seeds": whole[seeded].max(),
              "images, of the other objectives": cheap.half_images[~seeded].max()}  # fmt: skip
-    return {name: float(half) for name, half in found.items() if half == half}
+    return {name: float(half) for name, half in found.items() if pd.notna(half)}
 
 
 def differences_to(found: Mapping[str, Evaluation], reference: str) -> pd.DataFrame:
