@@ -299,7 +299,9 @@ class FinetuningStudy:
     fixed_steps: int = 0  # T of the run without early stopping, C19; 0: not run
     variants: bool = True  # of notebook 11: the position embedding alone, and the options beyond the paper
     search_lr: tuple[float, ...] = ()  # learning rates among which the recipe was chosen, on val alone; empty: not run
-    search_eps: tuple[float, ...] = ()  # and values of eps
+    search_eps: tuple[float, ...] = ()  # with each of them
+    search_limits: tuple[float, ...] = ()  # of the noise's start, at the recipe's own lr and eps
+    search_bases: tuple[int, ...] = ()  # seeds of other base models, finetuned with the recipe: see `open_stranger`
     search_rounds: int = 5  # of each such run
     search_images: int = 1000  # of val that judge it, none of which is reported
     keep: bool = False  # results of each run as a small file beside the figures, from which a later call takes them

@@ -56,7 +56,7 @@ def open_stranger(settings: Settings, seed: int) -> StagedViT:
     """The first model's architecture trained on `shapes` from another seed: other images and another start.
 
     Beside shipped weights those of seeds 1 and 2 are shipped too; any other is trained now, as settings.fingerprint
-    says, unless the store has it.
+    says, unless the store has it. Its name is the architecture's with the seed.
 
     Args:
         seed: added to the one of settings.pretrain.
@@ -68,10 +68,13 @@ def open_stranger(settings: Settings, seed: int) -> StagedViT:
     study, own, device = settings.fingerprint, settings.pretrain, pick_device(settings.device)
     shipped = data_path("checkpoints", f"{settings.models[0]}_seed{own.seed + seed}.safetensors")
     if settings.weights == "shipped" and shipped.is_file():
-        return load_model(settings.models[0], shipped, device=device)
-    cfg = replace(own, model=settings.models[0], steps=study.steps, batch=study.batch, seed=own.seed + seed,
-                  report_images=min(own.report_images, _STRANGER_IMAGES))  # fmt: skip
-    return _from_scratch(cfg, device)
+        stranger = load_model(settings.models[0], shipped, device=device)
+    else:
+        cfg = replace(own, model=settings.models[0], steps=study.steps, batch=study.batch, seed=own.seed + seed,
+                      report_images=min(own.report_images, _STRANGER_IMAGES))  # fmt: skip
+        stranger = _from_scratch(cfg, device)
+    stranger.name = shipped.stem
+    return stranger
 
 
 def _from_scratch(cfg: PretrainConfig, device: torch.device) -> StagedViT:

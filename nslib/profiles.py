@@ -158,6 +158,8 @@ PROFILES: dict[str, dict[str, Any]] = {
         "finetuning.keep": True,
         "finetuning.search_lr": (1e-4, 3e-4, 1e-3),
         "finetuning.search_eps": (0.03, 0.1, 0.3),
+        "finetuning.search_limits": (1.0, 10.0),
+        "finetuning.search_bases": (1, 2),
         "suite.c_images": 1000,
         "suite.costly_images": 200,
         "finetuning.objectives": _EVERY,

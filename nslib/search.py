@@ -1,61 +1,89 @@
-"""A check of the recipe of the embedded experiment: which learning rate and eps leave most to learned noise, by val."""
+"""A check of the recipe of the embedded experiment: which of its settings leave most to learned noise, by val alone."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import pandas as pd
 
 from nslib.evaluate.bench import Bench
 from nslib.evaluate.comparison import mean_difference
+from nslib.experiment import open_stranger
 from nslib.jobs import run
 from nslib.profiles import Settings
 
 VAL = ("clean", "fgsm", "damagenet", "c")  # columns that are made of the images of val; those that can be shown count
 _TRACED = 16  # images of each round's measurement, which decides nothing here
+_COLUMNS = ("base", "lr", "eps", "limit", "plain", "difference", "low", "high", "n", "norm")
+
+
+class Recipe(NamedTuple):
+    """What is searched: seed of the base model (0: the settings' own), learning rate, eps, and limit of the start."""
+
+    base: int
+    lr: float
+    eps: float | None
+    limit: float
 
 
 def settings_table(bench: Bench, settings: Settings) -> pd.DataFrame:
-    """Short runs over settings.finetuning.search_lr and search_eps: learned noise minus `plain` at the same rate.
+    """Short runs of each of `recipes`: learned noise minus `plain` from the same base model at the same rate.
 
     Each is 1/10 of its learning rate at the end, as in the paper. Differences are means over the columns of val, in
     percentage points, paired by image. The images are those of val after the ones that are reported.
 
     Returns:
-        the largest difference first: columns lr, eps, plain (its mean top-1 over the columns, percent), difference,
-        low, high, n, norm (of the last round's noise).
+        the largest difference first: columns base (its seed), lr, eps, limit, plain (its mean top-1 over the columns,
+        percent), difference, low, high, n, norm (of the last round's noise).
     """
     study = settings.finetuning
     short = replace(study, columns=VAL, images=study.search_images, trace_images=_TRACED)
     settings = replace(settings, finetuning=short, suite=replace(settings.suite, first=study.images, c_images=0))
     rows = []
-    for lr in study.search_lr:
-        recipe = {"rounds": study.search_rounds, "lr": lr, "lr_min": float(f"{lr / 10:.6g}")}
-        plain = run(bench, settings, "plain", **recipe).evaluation
+    for recipe in recipes(settings):
+        of_base = bench.of(open_stranger(settings, recipe.base)) if recipe.base else bench
+        common = {"rounds": study.search_rounds, "lr": recipe.lr, "lr_min": float(f"{recipe.lr / 10:.6g}")}
+        noise = replace(settings.finetune.noise, eps=recipe.eps, limit=recipe.limit)
+        plain = run(of_base, settings, "plain", **common).evaluation
+        job = run(of_base, settings, "nullspace", noise=noise, **common)
         columns = [c for c in VAL if c in plain.hits]
+        gain = mean_difference(job.evaluation, plain, columns)
         height = sum(plain.estimate(c).value for c in columns) / len(columns)
-        for eps in study.search_eps:
-            noise = replace(settings.finetune.noise, eps=eps)
-            job = run(bench, settings, "nullspace", noise=noise, **recipe)
-            gain = mean_difference(job.evaluation, plain, columns)
-            rows.append({"lr": lr, "eps": eps, "plain": height, "difference": gain.value, "low": gain.low,
-                         "high": gain.high, "n": gain.n, "norm": job.history[-1].noises[0].norm})  # fmt: skip
-    table = pd.DataFrame(rows, columns=["lr", "eps", "plain", "difference", "low", "high", "n", "norm"])
-    return table.sort_values("difference", ascending=False, ignore_index=True)
+        rows.append({**recipe._asdict(), "plain": height, "difference": gain.value, "low": gain.low,
+                     "high": gain.high, "n": gain.n, "norm": job.history[-1].noises[0].norm})  # fmt: skip
+    return pd.DataFrame(rows, columns=_COLUMNS).sort_values("difference", ascending=False, ignore_index=True)
+
+
+def recipes(settings: Settings) -> list[Recipe]:
+    """Every learning rate with every eps, and the settings' own recipe with other limits and from other base models."""
+    study, own = settings.finetuning, _own(settings)
+    grid = [own._replace(lr=lr, eps=eps) for lr in study.search_lr for eps in study.search_eps]
+    limits = [own._replace(limit=limit) for limit in study.search_limits]
+    return grid + limits + [own._replace(base=seed) for seed in study.search_bases]
 
 
 def place_of_settings(table: pd.DataFrame, settings: Settings) -> str:
-    """Where the settings' own learning rate and eps stand in `settings_table`, in words."""
-    own = f"this profile's lr {settings.finetune.lr:g} and eps {settings.finetune.noise.eps:g}"
+    """Where the settings' own recipe stands in `settings_table`, in words."""
+    own = _own(settings)
+    told = f"this profile's lr {own.lr:g}, eps {own.eps} and limit {own.limit:g}"
     if table.empty:
-        return f"no search at this profile for {own}"
-    of_lr = table.lr == settings.finetune.lr
-    place = table.index[of_lr & (table.eps == settings.finetune.noise.eps)]
-    if place.empty:
-        return f"{own} are not among the {len(table)} that were searched"
-    best, lrs = table.iloc[0], list(dict.fromkeys(table.lr))
+        return f"no search at this profile for {told}"
+    place = [i for i, row in enumerate(table[list(Recipe._fields)].itertuples(index=False)) if tuple(row) == own]
+    if not place:
+        return f"{told} are not among the {len(table)} that were searched"
+    first = table.iloc[0]
     return (
-        f"{own}: place {place[0] + 1} of {len(table)}, {table.difference[place[0]]:.2f} points over plain; "
-        f"the first is lr {best.lr:g} and eps {best.eps:g}, {best.difference:.2f} [{best.low:.2f}, {best.high:.2f}]; "
-        f"by its best eps the learning rate is place {lrs.index(settings.finetune.lr) + 1} of {len(lrs)}"
+        f"{told}: place {place[0] + 1} of {len(table)}, {table.difference[place[0]]:.2f} points over plain; the first "
+        f"is lr {first.lr:g}, eps {first.eps:g} and limit {first.limit:g} from {_base_name(first.base)}, "
+        f"{first.difference:.2f} [{first.low:.2f}, {first.high:.2f}]"
     )
+
+
+def _base_name(seed: int) -> str:
+    return f"base model {seed:g}" if seed else "the base model"
+
+
+def _own(settings: Settings) -> Recipe:
+    cfg = settings.finetune
+    return Recipe(0, cfg.lr, cfg.noise.eps, cfg.noise.limit)

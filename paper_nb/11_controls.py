@@ -140,7 +140,7 @@ over_nullspace.round(2)
 
 # %% [markdown]
 # ## How the recipe was chosen
-# The recipe was set by hand, and this is its check after the fact: learning rate and ε, by short runs of one seed judged on images of val alone, none of which is reported anywhere. Where does learned noise gain most over `plain`? The largest of several differences flatters itself. The rows are sorted by that gain; the line above them says where this profile's own recipe stands. Empty where the profile does not search: `full` does.
+# The recipe was set by hand, and this is its check after the fact: every learning rate with every ε, then other limits of the noise's start and less trained base models (`base` is their seed, as in notebook 13) with the recipe's own, by short runs of one seed judged on images of val alone, none of which is reported anywhere. Where does learned noise gain most over `plain`? The largest of several differences flatters itself. The rows are sorted by that gain; the line above them says where this profile's own recipe stands. Empty where the profile does not search: `full` does.
 
 # %%
 recipes = search.settings_table(bench, settings)

@@ -10,7 +10,9 @@ from test_trials import TINY
 
 from nslib.data.source import open_source
 from nslib.evaluate.bench import Bench
-from nslib.search import place_of_settings, settings_table
+from nslib.experiment import open_stranger
+from nslib.models import load_model
+from nslib.search import place_of_settings, recipes, settings_table
 
 
 def test_search_on_the_columns_that_can_be_shown():
@@ -19,27 +21,60 @@ def test_search_on_the_columns_that_can_be_shown():
     study = replace(TINY.finetuning, search_lr=(1e-3,), search_eps=(0.5, 1.0), search_rounds=1, search_images=6)
     table = settings_table(Bench(model, open_source(TINY.data, model), TINY.suite), replace(TINY, finetuning=study))
     assert sorted(table.eps) == [0.5, 1.0]
+    assert set(table.base) == {0}
+    assert set(table.limit) == {TINY.finetune.noise.limit}
     assert table.difference.is_monotonic_decreasing
     assert (table.n == 6).all()
     assert (table.low <= table.difference).all()
 
 
+def test_limits_and_base_models_beside_the_recipe():
+    """Each changes one thing of it; a base model has its own `plain`, another limit has the recipe's."""
+    settings = replace(TINY, models=("shapes_vit",), finetuning=replace(
+        TINY.finetuning, search_limits=(0.2, 4.0), search_bases=(1,), search_rounds=1, search_images=6))  # fmt: skip
+    own = TINY.finetune
+    assert recipes(settings) == [
+        (0, own.lr, own.noise.eps, 0.2), (0, own.lr, own.noise.eps, 4.0), (1, own.lr, own.noise.eps, own.noise.limit)
+    ]  # fmt: skip
+    model = load_model()
+    table = settings_table(Bench(model, open_source(TINY.data, model), TINY.suite), settings).set_index(
+        ["base", "limit"]
+    )
+    plain, norm = table.plain, table.norm
+    assert plain[0, 0.2] == plain[0, 4.0]
+    assert plain[0, 0.2] != plain[1, own.noise.limit]
+    assert norm[0, 0.2] < norm[0, 4.0]
+
+
+def test_a_stranger_goes_by_its_seed():
+    """Results of runs are kept under the name of the model."""
+    assert open_stranger(replace(TINY, models=("shapes_vit",)), 1).name == "shapes_vit_seed1"
+
+
 @pytest.mark.parametrize(
-    ("lr", "eps", "words"),
+    ("lr", "eps", "limit", "words"),
     [
-        (1e-3, 0.5, "lr 0.001 and eps 0.5: place 2 of 3, 0.20 points over plain; the first is lr 0.001 and eps 0.1"),
-        (1e-4, 0.5, r"place 3 of 3, .* 0.50 \[0.10, 0.90\]; by its best eps the learning rate is place 2 of 2"),
-        (1e-4, 0.1, "lr 0.0001 and eps 0.1 are not among the 3 that were searched"),
+        (1e-3, 0.5, 1.0, r"lr 0.001, eps 0.5 and limit 1: place 3 of 4, 0.20 points over plain; the first is lr 0.001, "
+                         r"eps 0.1 and limit 1 from base model 2, 0.60 \[0.20, 1.00\]"),
+        (1e-3, 0.1, 1.0, "lr 0.001, eps 0.1 and limit 1: place 2 of 4, 0.50 points"),
+        (1e-3, 0.1, 3.0, "lr 0.001, eps 0.1 and limit 3 are not among the 4 that were searched"),
+        (1e-4, 0.1, 1.0, "lr 0.0001, eps 0.1 and limit 1 are not among the 4 that were searched"),
     ],
-)
-def test_where_the_recipe_stands(lr, eps, words):
-    rows = [(1e-3, 0.1, 0.5, 0.1, 0.9), (1e-3, 0.5, 0.2, -0.1, 0.5), (1e-4, 0.5, 0.1, -0.3, 0.5)]
-    table = pd.DataFrame(rows, columns=["lr", "eps", "difference", "low", "high"])
-    finetune = replace(TINY.finetune, lr=lr, lr_min=lr / 10, noise=replace(TINY.finetune.noise, eps=eps))
+)  # fmt: skip
+def test_where_the_recipe_stands(lr, eps, limit, words):
+    rows = [
+        (2, 1e-3, 0.1, 1.0, 0.6, 0.2, 1.0),
+        (0, 1e-3, 0.1, 1.0, 0.5, 0.1, 0.9),
+        (0, 1e-3, 0.5, 1.0, 0.2, -0.1, 0.5),
+        (0, 1e-4, 0.5, 1.0, 0.1, -0.3, 0.5),
+    ]
+    table = pd.DataFrame(rows, columns=["base", "lr", "eps", "limit", "difference", "low", "high"])
+    noise = replace(TINY.finetune.noise, eps=eps, limit=limit)
+    finetune = replace(TINY.finetune, lr=lr, lr_min=lr / 10, noise=noise)
     said = place_of_settings(table, replace(TINY, finetune=finetune))
-    assert re.search(words, said), said
+    assert re.fullmatch(f"this profile's {words}.*", said), said
 
 
 def test_no_search():
-    empty = pd.DataFrame(columns=["lr", "eps", "difference", "low", "high"])
-    assert place_of_settings(empty, TINY) == "no search at this profile for this profile's lr 0.001 and eps 0.5"
+    said = place_of_settings(pd.DataFrame(), TINY)
+    assert said == "no search at this profile for this profile's lr 0.001, eps 0.5 and limit 3"
