@@ -88,6 +88,11 @@ def paper(monkeypatch):
         (("evaluate", "--columns", "clean,frog"), "no column 'frog': there are clean, patchfool"),
         (("evaluate", "--set", "suite.fgsm_eps=8"), "fgsm_eps must be in [0, 1], 8-bit levels divided by 255, got 8.0"),
         (("finetune", "--objective", "mystery"), "objective must be one of nullspace, permuted, random"),
+        (
+            ("finetune", "--model", "vit_tiny_patch16_224", "--imagenet", "x"),
+            "--imagenet: no folder x; expected one with",
+        ),
+        (("reproduce", "--profile", "imagenet_small", "--imagenet", "x"), "--imagenet: no folder x; expected one with"),
         (("finetune", "--set", "epochs=3"), "no setting 'finetune.epochs'"),
         (("disguise", "--source", "a.png", "--target", "b.png", "--out", "c.png"), "no picture at a.png"),
         (("evaluate", "--protocol", "paper"), "protocol must be pixels or authors, got 'paper'"),

@@ -24,23 +24,26 @@ def settings_of(
         imagenet: the folder of images, empty for the embedded data.
         settings, within, options: as `overrides`.
     Raises:
-        ValueError: as `check_profile`, `overrides` and `resolve`.
+        ValueError, FileNotFoundError: as `check_images`, `overrides` and `resolve`.
     """
-    check_profile(profile, imagenet)
+    check_images(profile, imagenet)
     options |= {"data__root": imagenet, "device": "" if device == "auto" else device}
     return resolve(
         profile or ("imagenet" if imagenet else "laptop"), overrides=overrides(settings, within=within, **options)
     )
 
 
-def check_profile(profile: str, imagenet: str) -> None:
-    """Refuse a folder of images where the profile, if one is named, would draw its own.
+def check_images(profile: str, imagenet: str) -> None:
+    """Refuse a folder of images that is not there, and one where the profile, if one is named, would draw its own.
 
     Raises:
         ValueError: it would.
+        FileNotFoundError: no such folder. Said here, for the model is opened before its images are.
     """
     if imagenet and profile and profile not in REAL:
         raise ValueError(f"--imagenet goes with --profile {' or '.join(REAL)}, got profile {profile!r}")
+    if imagenet and not Path(imagenet).expanduser().is_dir():
+        raise FileNotFoundError(f"--imagenet: no folder {imagenet}; expected one with train/ and val/ in it")
 
 
 def overrides(settings: tuple[str, ...], *, within: str = "", **options) -> dict:

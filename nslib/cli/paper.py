@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from nslib.cli.options import Setting, check_profile, overrides
+from nslib.cli.options import Setting, check_images, overrides
 
 
 def reproduce(
@@ -50,7 +50,7 @@ def reproduce(
 
     device_option = "" if device == "auto" else device
     options = {"data__root": imagenet, "weights": weights, "device": device_option}
-    check_profile(profile, imagenet)
+    check_images(profile, imagenet)
     chosen = overrides(set, **options)
     if dry_run:
         planned = budget(resolve(profile, run_name, chosen))
