@@ -62,17 +62,21 @@ def _bench(settings: Settings, name: str) -> Bench:
     )
 
 
-def _from_scratch(settings: Settings, plain: Estimate) -> dict[str, Any]:
-    images = settings.pretrain.steps * settings.pretrain.batch
-    return {"work": "training from scratch", "runs": 1, "images": images, "hours": images * plain.hours / plain.images,
-            "memory": plain.peak / 1e9}  # fmt: skip
+def _from_scratch(settings: Settings, plain: Estimate, *, whole: bool) -> list[dict[str, Any]]:
+    """The model itself, and beside the first the strangers of notebook 13, which `open_stranger` trains."""
+    own, study = settings.pretrain, settings.fingerprint
+    trainings = [("training from scratch", 1, own.steps * own.batch)]
+    if whole and study.trained:
+        trainings.append(("strangers of 13, from scratch", study.trained, study.trained * study.steps * study.batch))
+    return [{"work": work, "runs": runs, "images": images, "hours": images * plain.hours / plain.images,
+             "memory": plain.peak / 1e9} for work, runs, images in trainings]  # fmt: skip
 
 
 def _of_model(bench: Bench, settings: Settings, models: Counter[str], *, whole: bool) -> pd.DataFrame:
-    """Of the first model all, of a further one what notebooks 02 and 06 do with it."""
+    """Of the first model all (`whole`), of a further one what notebooks 02 and 06 do with it."""
     found = {o: estimate(bench.model, bench.source, config_of(settings, o)) for o in models}
     learning = found["nullspace"]
-    rows = [_from_scratch(settings, found["plain"])] if settings.weights == "train" else []
+    rows = _from_scratch(settings, found["plain"], whole=whole) if settings.weights == "train" else []
     for name, study, searches in _searches(settings)[: None if whole else 1]:
         seconds = learning.noise_step_seconds * study.noise.batch / settings.finetune.noise.batch
         steps = searches * study.noise.steps

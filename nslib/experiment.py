@@ -105,7 +105,8 @@ def open_surrogate(settings: Settings, model: StagedViT) -> nn.Module | None:
         return None  # images made on the model itself would not be transferred, nor those of the CNN be photographs
     try:
         if name != SURROGATE_CNN:
-            return load_model(name, weights, device=model.device)
+            surrogate = load_model(name, weights, device=model.device)
+            return surrogate if surrogate.num_classes == model.num_classes else None  # of other classes
         size = model.image_shape[1]
         if weights == "shipped" and size != SurrogateConfig().size:
             raise ValueError(

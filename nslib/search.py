@@ -15,7 +15,7 @@ from nslib.profiles import Settings
 
 VAL = ("clean", "fgsm", "damagenet", "c")  # columns that are made of the images of val; those that can be shown count
 _TRACED = 16  # images of each round's measurement, which decides nothing here
-_COLUMNS = ("base", "lr", "eps", "limit", "plain", "difference", "low", "high", "n", "norm")
+_COLUMNS = ("base", "lr", "eps", "limit", "plain", "difference", "low", "high", "n", "norm", "missed_eps")
 
 
 class Recipe(NamedTuple):
@@ -35,7 +35,8 @@ def settings_table(bench: Bench, settings: Settings) -> pd.DataFrame:
 
     Returns:
         the largest difference first: columns base (its seed), lr, eps, limit, plain (its mean top-1 over the columns,
-        percent), difference, low, high, n, norm (of the last round's noise).
+        percent), difference, low, high, n, norm (of the last round's noise), missed_eps (rounds with noise outside
+        eps).
     """
     study = settings.finetuning
     short = replace(study, columns=VAL, images=study.search_images, trace_images=_TRACED)
@@ -51,7 +52,8 @@ def settings_table(bench: Bench, settings: Settings) -> pd.DataFrame:
         gain = mean_difference(job.evaluation, plain, columns)
         height = sum(plain.estimate(c).value for c in columns) / len(columns)
         rows.append({**recipe._asdict(), "plain": height, "difference": gain.value, "low": gain.low,
-                     "high": gain.high, "n": gain.n, "norm": job.history[-1].noises[0].norm})  # fmt: skip
+                     "high": gain.high, "n": gain.n, "norm": job.history[-1].noises[0].norm,
+                     "missed_eps": len(job.cost["missed_eps"])})  # fmt: skip
     return pd.DataFrame(rows, columns=_COLUMNS).sort_values("difference", ascending=False, ignore_index=True)
 
 

@@ -242,9 +242,11 @@ def rows_table(found: Mapping[str, Evaluation]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def with_absent(table: pd.DataFrame, profile: str) -> pd.DataFrame:
-    """A table of `rows_table`, and below it the objectives that this profile leaves out, noted as such."""
-    absent = [objective for objective in OBJECTIVES if objective not in set(table.model)]
+def with_absent(table: pd.DataFrame, profile: str, models: Sequence[str] = tuple(OBJECTIVES)) -> pd.DataFrame:
+    """A table of `rows_table`, and below it those of these models that this profile leaves out, noted as such."""
+    absent = [name for name in models if name not in set(table.model)]
+    if not absent:
+        return table
     noted = pd.DataFrame({"model": absent, "note": "run at full" if profile in ("smoke", "laptop") else "not run"})
     return pd.concat([table, noted], ignore_index=True).astype({"seeds": "Int64"})
 

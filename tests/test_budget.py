@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pandas as pd
+import pytest
 from test_finetuning_notebooks import FEW
 
 from nslib import budget as module
@@ -40,9 +41,13 @@ def test_models_to_be_trained_from_scratch_are_counted_and_not_trained(monkeypat
     monkeypatch.setattr(experiment, "pretrain", lambda cfg, *a, **k: (trained.append(cfg), pretrain(cfg, *a, **k))[1])
     overrides = {**FEW, "suite.images": 8, "surrogate": "surrogate_cnn", "surrogate_weights": "train"}
     settings = resolve("smoke", overrides={**overrides, "weights": "train", "pretrain.steps": 5000})
-    row = budget(settings).set_index("work").loc["training from scratch"]
+    table = budget(settings).set_index("work")
+    row, strangers = table.loc["training from scratch"], table.loc["strangers of 13, from scratch"]
     assert [(cfg.model, cfg.steps) for cfg in trained] == [("shapes_vit", 2), ("surrogate_cnn", 2)]
     assert (row.runs, row.images) == (1, 5000 * settings.pretrain.batch)
+    study = settings.fingerprint
+    assert (strangers.runs, strangers.images) == (study.trained, study.trained * study.steps * study.batch)
+    assert strangers.hours / strangers.images == pytest.approx(row.hours / row.images)
     assert row.hours > 0
 
 

@@ -84,7 +84,10 @@ def paper(monkeypatch):
             ("noise", "--model", "vit_tiny_patch16_224", "--weights", "random", "--imagenet", "x"),
             "expected <root>/<split>/<wnid>/*.JPEG",
         ),
-        (("noise", "--weights", "random", "--imagenet", "x"), "use a model with the head of ImageNet-1k"),
+        (
+            ("noise", "--weights", "random", "--imagenet", "x"),
+            "no classes in x: expected <root>/<split>/<class>/*.JPEG",
+        ),
         (("evaluate", "--columns", "clean,frog"), "no column 'frog': there are clean, patchfool"),
         (("evaluate", "--set", "suite.fgsm_eps=8"), "fgsm_eps must be in [0, 1], 8-bit levels divided by 255, got 8.0"),
         (("finetune", "--objective", "mystery"), "objective must be one of nullspace, permuted, random"),

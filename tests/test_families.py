@@ -436,7 +436,7 @@ def test_reasons_for_what_is_missing(tmp_path, vit):
 
 def test_model_with_other_classes_is_refused(family):
     with pytest.raises(
-        ValueError, match="vit_tiny_patch16_224 has 10 classes, the labels of an ImageNet folder are 1000"
+        ValueError, match="holds 5 classes and the head of the model has 10: make the model with num_cl"
     ):
         folder_source(family, make_vit())
 

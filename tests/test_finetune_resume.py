@@ -16,6 +16,7 @@ from nslib.config import DataConfig, FinetuneConfig, NoiseConfig
 from nslib.data.source import ShapesSource
 from nslib.finetune import rounds
 from nslib.finetune.rounds import finetune_model
+from nslib.processes import Share
 from nslib.store import differences
 
 NOISE = NoiseConfig(limit=1.0, lr=0.05, steps=100, batch=16, eps=0.05)
@@ -252,6 +253,13 @@ def test_changed_settings_are_refused_with_the_differences(model, source, tmp_pa
     with pytest.raises(ValueError, match=rf"w\.training\.pt was made with other settings: {told} remove it to start"):
         finetune_model(model, source, replace(CFG, **change), target=tmp_path / "w.safetensors")
     assert state.read_bytes() == before
+
+
+def test_another_number_of_processes_is_refused(model, source, tmp_path):
+    """Each draws augmentations and attacks of its own: two would not end with the weights of one."""
+    stopped(model, source, CFG, tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match="other settings: processes was 1, is 2;"):
+        finetune_model(model, source, CFG, target=tmp_path / "w.safetensors", share=Share(rank=0, count=2))
 
 
 def test_other_weights_and_other_data_are_refused(model, source, tmp_path):

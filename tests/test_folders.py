@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,9 +11,11 @@ from conftest import WNIDS, make_vit, real_folder
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from nslib.config import DataConfig
+from nslib.config import DataConfig, FinetuneConfig, NoiseConfig, SuiteConfig
 from nslib.data.folders import FolderImages, eval_transform, label_of, wnids
 from nslib.data.source import open_source
+from nslib.evaluate.suite import evaluate_model
+from nslib.finetune.rounds import finetune_model
 from nslib.models import load_model
 from nslib.pretrain import accuracy
 from nslib.staged import StagedViT
@@ -203,6 +207,71 @@ def test_unknown_wnid(image_tree, vit):
 def test_no_root(vit):
     with pytest.raises(ValueError, match="pass --imagenet FOLDER or set NSLIB_IMAGENET"):
         open_source(DataConfig(kind="folder"), vit)
+
+
+# Classes of the user's own
+
+
+@pytest.fixture
+def own_classes(tmp_path) -> Path:
+    """Six images of each of three classes to train on, and one of each to look at, which lie in another order."""
+    for split, names, n in (("train", ("cat", "dog", "emu"), 6), ("val", ("emu", "dog", "cat"), 1)):
+        for c, name in enumerate(names):
+            (tmp_path / "own" / split / name).mkdir(parents=True)
+            for i in range(n):
+                picture = Image.new("RGB", (40, 40), (80 * c, 10 * i, 0))
+                picture.save(tmp_path / "own" / split / name / f"{i}.png")
+    return tmp_path / "own"
+
+
+def test_classes_of_ones_own_are_the_folders_of_train(own_classes):
+    source = open_source(DataConfig(kind="folder", root=str(own_classes)), make_vit(num_classes=3))
+    assert source.names() == ["cat", "dog", "emu"]
+    assert source.take("train", 18).labels.bincount().tolist() == [6, 6, 6]
+    images, labels = source.take("val", 3)
+    red = (images[:, 0].mean((1, 2)) * 255 / 80).round().long()  # 0: the emu
+    assert labels.tolist() == (2 - red).tolist()
+    assert source.classes("val") is None
+    assert "a has classes of ImageNet-1k" in source.missing("a")
+
+
+def test_classes_of_ones_own_without_train(own_classes):
+    shutil.rmtree(own_classes / "train")
+    source = open_source(DataConfig(kind="folder", root=str(own_classes)), make_vit(num_classes=3))
+    assert sorted(source.take("val", 3).labels.tolist()) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("heads", [2, 10])
+def test_as_many_classes_as_the_head(own_classes, heads):
+    told = f"own/train holds 3 classes and the head of the model has {heads}: make the model with num_classes=3"
+    with pytest.raises(ValueError, match=told):
+        open_source(DataConfig(kind="folder", root=str(own_classes)), make_vit(num_classes=heads))
+
+
+def test_a_class_that_train_does_not_have(own_classes):
+    (own_classes / "val" / "fox").mkdir()
+    source = open_source(DataConfig(kind="folder", root=str(own_classes)), make_vit(num_classes=3))
+    with pytest.raises(ValueError, match=r"1 of 4 folders in .*val are no class of the model \(fox\): expected"):
+        source.take("val", 1)
+
+
+def test_no_classes(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no classes in .*: expected <root>/<split>/<class>/"):
+        open_source(DataConfig(kind="folder", root=str(tmp_path)), make_vit(num_classes=3))
+
+
+def test_finetuning_and_measuring_on_classes_of_ones_own(own_classes):
+    """The head that the file has is the one that its images are labelled for."""
+    cfg = FinetuneConfig(rounds=1, steps=2, batch=4, pool=4, heldout=2, noise=NoiseConfig(steps=2, batch=4, eps=None))
+    model, target = make_vit(num_classes=3), own_classes / "weights.safetensors"
+    source = open_source(DataConfig(kind="folder", root=str(own_classes)), model)
+    finetune_model(model, source, cfg, target=target)
+    again = load_model(model.name, target, img_size=32, embed_dim=48, depth=2, num_heads=3)
+    assert again.num_classes == 3
+    suite = SuiteConfig(columns=("clean", "a", "damagenet"), images=3)
+    found = evaluate_model(again, open_source(source.cfg, again), suite, progress=False)
+    assert list(found.hits) == ["clean"]
+    assert set(found.missing) == {"a", "damagenet"}
 
 
 @pytest.mark.real

@@ -11,7 +11,7 @@ from conftest import ROOT
 
 import nslib.runtime
 from nslib import plots
-from nslib.intervals import Estimate
+from nslib.intervals import Estimate, t_estimate
 from nslib.profiles import PROFILES, resolve
 from nslib.report import gather as module
 from nslib.report.claims import read_claims
@@ -143,6 +143,7 @@ def test_the_notebook_of_all_claims_tells_what_is_outdated_and_goes_on():
     path = leave("02_noise_synthesis", match(0.985), ("C6", "norm", Estimate.exact(1.0, 10))).folder / "records"
     path /= "02_noise_synthesis.json"
     path.write_text(path.read_text().replace('"holds"', '"does not hold"'))
+    leave("05_finetuning", ("C18", "share", t_estimate([0.3])))  # one seed: no interval
     code = (ROOT / "paper_nb" / "12_claims.py").read_text()
     exec(compile(code, "12_claims.py", "exec"), cells := {})
     plt.close("all")
@@ -153,6 +154,16 @@ def test_the_notebook_of_all_claims_tells_what_is_outdated_and_goes_on():
         "Verdicts",
     ]
     assert (gather("smoke").folder / "records" / "12_claims.json").is_file()
+
+
+def test_an_estimate_without_an_interval_is_kept_as_such():
+    record = leave("05_finetuning", ("C18", "share", t_estimate([0.3]))).folder / "records" / "05_finetuning.json"
+    (verdict,) = json.loads(record.read_text(), parse_constant=pytest.fail)["verdicts"]  # NaN is no JSON
+    assert (verdict["value"], verdict["low"], verdict["high"]) == (0.3, None, None)
+    assert gather(RUN).outdated == ()
+    row = claims_of(gather(RUN)).set_index(["claim", "part"]).loc["C18", "share"]
+    assert (row.verdict, row.value) == ("does not hold", 0.3)
+    assert math.isnan(row.low)
 
 
 def test_verdict_in_a_notebook_that_is_not_asked_for_it_is_told():

@@ -209,6 +209,16 @@ def test_the_control_has_the_same_change_in_another_order(model, null, pair):
     assert seen[1] > 10 * seen[0]
 
 
+def test_the_control_leaves_pixels_beyond_the_last_patch(pair):
+    wide = tiny(img_size=18)
+    null = PatchNullspace(wide)
+    source = torch.full((1, 3, 18, 18), 0.5)
+    control = watermark.permuted_change(null, source, source + 0.1, generator=generator(0))
+    assert torch.equal(control[..., 16:, :], pictures.eight_bit(source)[..., 16:, :])
+    assert torch.equal(control[..., 16:], pictures.eight_bit(source)[..., 16:])
+    assert (control[..., :16, :16] > 0.58).all()
+
+
 def test_mistakes(model, null, pair):
     source, target = pair
     blind = PatchNullspace(tiny(embed_dim=64))
@@ -268,6 +278,16 @@ def sixteen_bit_ppm(path):
     return path
 
 
+def black_and_white_pbm(path):
+    path.write_bytes(b"P4\n8 2\n" + bytes(2))
+    return path
+
+
+def float_tiff(path):
+    Image.fromarray(np.zeros((2, 2), np.float32)).save(path, format="TIFF")
+    return path
+
+
 @pytest.mark.parametrize("kind", ["TIFF", "PPM"])
 def test_eight_bits_in_formats_that_may_have_more(tmp_path, kind):
     image = pictures.eight_bit(torch.rand(3, 4, 5, generator=generator(0)))
@@ -287,6 +307,8 @@ def test_eight_bits_in_formats_that_may_have_more(tmp_path, kind):
         (sixteen_bit_rgb, "16 bits a channel, expected 8"),
         (sixteen_bit_tiff, "16 bits a channel, expected 8"),
         (sixteen_bit_ppm, "16 bits a channel, expected 8"),
+        (black_and_white_pbm, "black and white, expected RGB: flatten it"),
+        (float_tiff, "32 bits a channel, expected 8"),
         (lambda p: save(p, "RGB", save_all=True, append_images=[Image.new("RGB", (16, 16), "red")]), "animated, 2 fr"),
     ],
 )  # fmt: skip

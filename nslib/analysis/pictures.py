@@ -93,6 +93,8 @@ def _bits(image: Image.Image, path: Path) -> int:
     if image.format == "PPM":
         with open(path, "rb") as file:
             fields = re.sub(rb"#.*", b"", file.read(_PPM_HEADER)).split()
+        if fields[0] in (b"P1", b"P4"):  # black and white, which have no largest value
+            return 1
         return int(fields[3]).bit_length()  # magic, width, height, largest value
     return 8
 
@@ -100,8 +102,8 @@ def _bits(image: Image.Image, path: Path) -> int:
 def _check_kind(image: Image.Image, path: Path) -> None:
     if getattr(image, "n_frames", 1) > 1:
         raise ValueError(f"{path} is animated, {image.n_frames} frames: save one of them as PNG")
-    if image.mode.startswith("I") or _bits(image, path) > 8:  # PIL cuts 16 bits down to 8 without a word
-        raise ValueError(f"{path} has 16 bits a channel, expected 8: save it as 8-bit RGB")
+    if image.mode[0] in "IF" or _bits(image, path) > 8:  # PIL cuts 16 bits down to 8 without a word
+        raise ValueError(f"{path} has {max(_bits(image, path), 16)} bits a channel, expected 8: save it as 8-bit RGB")
     if image.mode != "RGB" or "transparency" in image.info:
         kind = "a transparent colour" if image.mode == "RGB" else _KINDS.get(image.mode, f"the mode {image.mode}")
         raise ValueError(f"{path} has {kind}, expected RGB: flatten it and save it as 8-bit RGB")

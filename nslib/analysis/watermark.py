@@ -154,7 +154,7 @@ def permuted_change(null: PatchNullspace, source: Tensor, result: Tensor, *, gen
     """
     order = torch.randperm(null.matrix.shape[1], generator=generator)
     change = null.unfold(result - source)[..., order.to(source.device)]
-    return eight_bit((source + null.fold(change, source)).clamp(0, 1))
+    return eight_bit((source + null.fold(change)).clamp(0, 1))
 
 
 def effect_table(model: StagedViT, source: Tensor, result: Tensor, target: Tensor) -> pd.DataFrame:

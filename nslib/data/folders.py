@@ -24,6 +24,7 @@ from nslib.store import digest
 
 _SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp"}
 _LAYOUT = "<root>/<split>/<wnid>/*.JPEG, such as val/n01440764/ILSVRC2012_val_00000293.JPEG"
+_OWN_LAYOUT = "<root>/<split>/<class>/*.JPEG, the same classes in train and val"
 _SUBSETS = {
     "imagenet-1k": "imagenet_synsets.txt",
     "imagenet-a": "imagenet_a_synsets.txt",
@@ -112,16 +113,16 @@ class ImageFiles:
 class FolderImages(ImageFiles):
     """One split of an ImageNet-style folder; any subset of the classes and of the images will do.
 
-    Labels are places in the order of all 1,000 wnids, also when only some of the classes are there.
-
     Args:
         model: its own configuration gives size, crop, resizing and interpolation. Pixels stay in [0, 1]: mean and
             std are applied inside the model.
         resize: False for images that were resized before: they are cropped at the centre alone.
         classes: labels to keep, None for all.
+        labels: of each name that a class folder may have; None: wnids, by their place among all 1,000, also when only
+            some of the classes are there.
     Raises:
         FileNotFoundError: the folder is missing or holds no image; names it and the layout expected.
-        ValueError: a class folder is no wnid of ImageNet-1k.
+        ValueError: a class folder has another name.
     """
 
     def __init__(
@@ -133,14 +134,15 @@ class FolderImages(ImageFiles):
         seed: int = 0,
         resize: bool = True,
         classes: Collection[int] | None = None,
+        labels: Mapping[str, int] | None = None,
     ):
         folder = Path(root).expanduser() / split
-        files = class_files(folder, label_of(), kind="wnid of ImageNet-1k", layout=_LAYOUT)
-        layout = _LAYOUT
+        kind, layout = ("wnid of ImageNet-1k", _LAYOUT) if labels is None else ("class of the model", _OWN_LAYOUT)
+        files = class_files(folder, label_of() if labels is None else labels, kind=kind, layout=layout)
         if classes is not None:
             kept = set(classes)
             files = [(path, label) for path, label in files if label in kept]
-            layout = f"some of the {len(classes)} classes asked for as {_LAYOUT}"
+            layout = f"some of the {len(classes)} classes asked for as {layout}"
         super().__init__(folder, files, eval_transform(model, resize=resize), layout=layout, seed=seed)
 
 
@@ -148,6 +150,28 @@ def label_of(subset: str = "imagenet-1k") -> dict[str, int]:
     """Each wnid of a subset with its place among all 1,000."""
     place = {wnid: label for label, wnid in enumerate(wnids())}
     return {wnid: place[wnid] for wnid in wnids(subset)}
+
+
+def own_labels(root: str | Path, num_classes: int) -> dict[str, int]:
+    """The class folders of train, or of val where there is no train, each with its place by name.
+
+    They are the classes of a model that has not those of ImageNet, as in torchvision.datasets.ImageFolder.
+
+    Raises:
+        FileNotFoundError: there are none.
+        ValueError: they are not as many as the classes of the model's head.
+    """
+    root = Path(root).expanduser()
+    folder = next((f for f in (root / "train", root / "val") if f.is_dir()), None)
+    classes = subfolders(folder) if folder else []
+    if not classes:
+        raise FileNotFoundError(f"no classes in {folder or root}: expected {_OWN_LAYOUT}")
+    if len(classes) != num_classes:
+        raise ValueError(
+            f"{folder} holds {len(classes)} classes and the head of the model has {num_classes}: make the model with "
+            f"num_classes={len(classes)}, or take one with the head of ImageNet-1k"
+        )
+    return {path.name: label for label, path in enumerate(classes)}
 
 
 def class_files(folder: Path, labels: Mapping[str, int], *, kind: str, layout: str) -> list[tuple[Path, int]]:

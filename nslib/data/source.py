@@ -11,7 +11,7 @@ from torch import Tensor
 from nslib.config import DataConfig
 from nslib.data.cue_conflict import CueConflict
 from nslib.data.families import FAMILIES, check_same_images, family_folder, family_labels, open_family
-from nslib.data.folders import FolderImages, ImageFiles, wnids
+from nslib.data.folders import FolderImages, ImageFiles, own_labels, wnids
 from nslib.data.geometry import CLASSES
 from nslib.data.shapes import SPLITS, VERSION, Batch, render
 from nslib.staged import StagedViT
@@ -98,16 +98,15 @@ class ShapesSource:
 class FolderSource:
     """An ImageNet-style folder and its family; each split is opened when first asked for.
 
+    Labels are those of ImageNet for a model with its 1,000 classes. For any other the class folders of train are its
+    classes, and there is no family.
+
     Raises:
-        ValueError: the model does not have the 1,000 classes of ImageNet.
+        FileNotFoundError, ValueError: as `own_labels`.
     """
 
     def __init__(self, cfg: DataConfig, model: StagedViT):
-        if model.num_classes != len(wnids()):
-            raise ValueError(
-                f"{model.name} has {model.num_classes} classes, the labels of an ImageNet folder are "
-                f"{len(wnids())}: use a model with the head of ImageNet-1k"
-            )
+        self.labels = None if model.num_classes == len(wnids()) else own_labels(cfg.root, model.num_classes)
         self.cfg, self.model = cfg, model
         self._opened: dict[str, ImageFiles] = {}
         self._counts: dict[str, int] = {}
@@ -156,7 +155,7 @@ class FolderSource:
         return None if labels is None else torch.tensor(labels, device=self.model.device)
 
     def names(self) -> list[str]:
-        return [name.split(",")[0] for name in ImageNetInfo().label_descriptions()]
+        return list(self.labels or (name.split(",")[0] for name in ImageNetInfo().label_descriptions()))
 
     def identity(self, split: str) -> dict[str, Any]:
         return {"kind": "folder", "split": split, **self.open(split).identity()}
@@ -166,11 +165,15 @@ class FolderSource:
         if split in _TREE:
             home, _, family = split.partition(":")
             labels = family_labels(family) if family else None
-            return FolderImages(cfg.root, home, model, seed=cfg.seed, resize=cfg.resize, classes=labels)
+            return FolderImages(
+                cfg.root, home, model, seed=cfg.seed, resize=cfg.resize, classes=labels, labels=self.labels
+            )
         name, _, part = split.partition("/")
         if name not in FAMILIES or bool(part) != (name == "c"):
             known = [*_TREE, *(f for f in FAMILIES if f != "c"), "c/<corruption>/<severity>"]
             raise ValueError(f"split must be one of {', '.join(known)}, got {split!r}")
+        if self.labels is not None:
+            raise FileNotFoundError(f"{name} has classes of ImageNet-1k, {model.name} has {model.num_classes} others")
         folder = family_folder(cfg, name)
         if name == "cue_conflict":
             return CueConflict(folder, model, seed=cfg.seed)

@@ -102,7 +102,8 @@ def finetune_model(
     objective, cfg = recipe_of(cfg)
     settings = {"finetune": cfg, "model": model.name, "weights": model_digest(model), "data": source.identity("train")}
     resolved = replace(cfg, precision=precision_of(cfg, model.device))  # `auto` is another on another device
-    saved = StateFile(target, settings | {"finetune": resolved}, writes=share.rank == 0)
+    going_on = settings | {"finetune": resolved, "processes": share.count}  # each draws attacks and mixes of its own
+    saved = StateFile(target, going_on, writes=share.rank == 0)
     done = finished(target, model, settings, begun=saved.begun)
     if done:
         share.mean(torch.zeros(1, device=model.device))  # no process leaves before all have looked

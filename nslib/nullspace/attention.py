@@ -8,6 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from nslib.nullspace.rank import zero_up_to
+
 
 @dataclass(frozen=True)
 class Heads:
@@ -108,7 +110,7 @@ def proof_direction(heads: Heads) -> Tensor:
     """
     rows = heads.double().scores.flatten(0, 1)  # (h D, D)
     _, values, vectors = torch.linalg.svd(rows, full_matrices=False)
-    if values[-1] > values[0] * _rounding(rows, heads.query.dtype):
+    if values[-1] > zero_up_to(values, rows.shape, heads.query.dtype):
         raise ConditionViolated(
             3,
             f": the rows of Q_i K_i^T span all {rows.shape[1]} dimensions, smallest singular value {values[-1]:.2g} of "
@@ -125,8 +127,7 @@ class HeadsNullspace:
 
     Args:
         heads: weights of any precision; computed in float64.
-        tol: singular values up to this count as zero. Default: the largest one times the larger side of the stack times
-            the machine epsilon of the weights' own type.
+        tol: singular values up to this count as zero. Default: `zero_up_to`, by the weights' own type.
     Raises:
         ValueError: negative tol.
     """
@@ -137,7 +138,7 @@ class HeadsNullspace:
         wide = heads.double()
         stacked = torch.cat([wide.scores, wide.scores.mT, wide.value.mT], dim=1).flatten(0, 1)
         _, self.singular_values, self._vectors = torch.linalg.svd(stacked, full_matrices=False)
-        self.tol = float(self.singular_values[0]) * _rounding(stacked, heads.value.dtype) if tol is None else tol
+        self.tol = zero_up_to(self.singular_values, stacked.shape, heads.value.dtype) if tol is None else tol
 
     @property
     def dim(self) -> int:
@@ -174,8 +175,3 @@ def _nearest_row(matrix: Tensor, space: Tensor, tol: float) -> float:
     lengths = matrix.norm(dim=1)
     rows = matrix[lengths > tol * lengths.max()]
     return (_outside(rows, space).norm(dim=1) / rows.norm(dim=1)).min().item()
-
-
-def _rounding(matrix: Tensor, dtype: torch.dtype) -> float:
-    """Relative size below which a singular value is rounding, as in numpy.linalg.matrix_rank."""
-    return max(matrix.shape) * torch.finfo(dtype).eps

@@ -7,6 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from nslib.nullspace.rank import zero_up_to
 from nslib.staged import StagedViT
 
 
@@ -18,8 +19,8 @@ class PatchNullspace:
 
     Args:
         model: its weights are read once, in float64.
-        tol: singular values up to this count as zero. Default: the largest one times max(D, C P P) times the machine
-            epsilon of the type in which the weights are stored, as in numpy.linalg.matrix_rank.
+        tol: singular values up to this count as zero. Default: `zero_up_to`, by the type in which the weights
+            are stored.
     Raises:
         ValueError: negative tol.
     Source: arXiv:2403.10476, Section 3.1, Eq. (2).
@@ -32,7 +33,7 @@ class PatchNullspace:
         self.patch_shape = tuple(weight.shape[1:])  # (C, P, P)
         self.image_shape = model.image_shape
         self.matrix = (weight.double() / model.std.double().reshape(1, -1, 1, 1)).flatten(1).cpu()  # (D, C P P)
-        self._epsilon = max(torch.finfo(dtype).eps for dtype in (weight.dtype, model.stored_dtype) if dtype)
+        self._stored = [dtype for dtype in (weight.dtype, model.stored_dtype) if dtype]
         self._tol = tol
 
     @cached_property
@@ -45,7 +46,7 @@ class PatchNullspace:
         """The singular value up to which a direction counts as null."""
         if self._tol is not None:
             return self._tol
-        return float(self.singular_values[0]) * max(self.matrix.shape) * self._epsilon
+        return zero_up_to(self.singular_values, self.matrix.shape, *self._stored)
 
     @property
     def rank(self) -> int:

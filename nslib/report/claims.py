@@ -22,7 +22,10 @@ _BOUNDS = {"value", "low", "high"}
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of one part of a claim. The estimate is the one that decided: the worst of those judged."""
+    """What became of one part of a claim. The estimate is the one that decided: the worst of those judged.
+
+    One without an interval, such as of a single seed, has no low and high.
+    """
 
     claim: str
     part: str
@@ -72,8 +75,9 @@ def judge(claim: str, part: str, estimates: Estimate | Sequence[Estimate], *, pr
         raise ValueError(f"{claim}.{part} cannot be judged: not every estimate is finite: {estimates}")
     worst = max(estimates, key=lambda e: _excess(row.operator, getattr(e, row.bound), row.threshold))
     holds = _OPERATORS[row.operator](getattr(worst, row.bound), row.threshold)
-    return Verdict(claim, part, HOLDS if holds else FAILS, row.statistic, rule, worst.value, worst.low, worst.high,
-                   worst.n, worst.seeds)  # fmt: skip
+    low, high = (None if math.isnan(end) else end for end in (worst.low, worst.high))
+    return Verdict(claim, part, HOLDS if holds else FAILS, row.statistic, rule, worst.value, low, high, worst.n,
+                   worst.seeds)  # fmt: skip
 
 
 def _excess(op: str, value: float, threshold: float) -> float:

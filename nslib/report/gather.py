@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -208,7 +209,8 @@ def all_claims(runs: Sequence[GatheredRun]) -> pd.DataFrame:
 def _judged_again(record: StoredRecord, verdict: Verdict) -> Verdict:
     """The rule of claims.csv as it is now, on the numbers that decided then; without any its words do not matter."""
     v = verdict
-    estimates = [] if v.value is None else Estimate(v.value, v.low, v.high, v.n, v.seeds)
+    ends = (math.nan if end is None else end for end in (v.low, v.high))
+    estimates = [] if v.value is None else Estimate(v.value, *ends, v.n, v.seeds)
     again = judge(v.claim, v.part, estimates, profile=record.config["profile"])
     return replace(again, statistic=v.statistic, rule=v.rule) if v.value is None else again
 
