@@ -8,13 +8,17 @@ import logging
 import math
 import os
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
+from functools import partial as bound
 from pathlib import Path
 from typing import Any
 
 import jupytext
 import nbformat
 import papermill
+import torch
 from nbclient import NotebookClient
 from nbclient.exceptions import CellTimeoutError
 from papermill.exceptions import PapermillExecutionError
@@ -22,11 +26,23 @@ from traitlets.config import Config
 
 from nslib.profiles import Settings, resolve
 from nslib.report.gather import figure_folders
-from nslib.runtime import atomic_path, checkout, data_path, figures_path, runs_path, to_json, versions, write_text
+from nslib.runtime import (
+    atomic_path,
+    checkout,
+    data_path,
+    figures_path,
+    pick_device,
+    runs_path,
+    to_json,
+    versions,
+    write_text,
+)
+from nslib.workers import KILLED, workers
 
 # Messages to and from kernels are encrypted where the kernel can: without, each warns that its port is open.
 _KERNELS = Config({"KernelManager": {"transport_encryption": "auto"}})
 DONE, SKIPPED, FAILED, LEFT = "done", "unchanged", "FAILED", "left"
+_AT_A_TIME = 4  # notebooks, at most: each holds its own models and images in memory
 
 
 @dataclass(frozen=True)
@@ -83,6 +99,7 @@ def reproduce(
     overrides: dict[str, Any] | None = None,
     force: bool = False,
     minutes: float = math.inf,
+    jobs: int = 0,
 ) -> list[Outcome]:
     """Run notebooks through papermill and print a line for each and a table at the end.
 
@@ -93,12 +110,16 @@ def reproduce(
     Args:
         minutes: after which the kernel is stopped; notebooks that are not done are `left`. The store keeps what was
             computed, down to the last saved step of a training, so that the same call goes on from there.
+        jobs: notebooks at a time, with a like part of torch's threads each; 0: a thread each, at most four, and one
+            notebook on a GPU. What two of them need is computed by one, and the other waits.
     Raises:
         ValueError: unknown profile, setting or notebook, a notebook whose parameters cell lacks one of ours, or no
             time at all.
     """
     if not minutes > 0:
         raise ValueError(f"minutes must be > 0, got {minutes}")
+    if jobs < 0:
+        raise ValueError(f"jobs must be >= 0, got {jobs}")
     deadline = time.monotonic() + 60 * minutes
     settings = resolve(profile, run_name, overrides)
     parameters = {"profile": profile, "run_name": settings.run_name, "overrides": overrides or {}}
@@ -106,16 +127,44 @@ def reproduce(
     notebooks.sort(key=lambda path: _reads_records(_cells(path)))  # last those that tell of the others
     for notebook in notebooks:
         _check_parameters(notebook, parameters)
-    logging.getLogger("papermill").setLevel(logging.ERROR)
-    inputs = _inputs_digest(settings)
-    outcomes = []
-    for i, notebook in enumerate(notebooks, 1):
-        print(f"[{i}/{len(notebooks)}] {notebook.stem} ", end="", flush=True)
-        outcome = _run(notebook, parameters, settings.run_name, inputs, force, deadline)
-        print(f"{outcome.status}, {outcome.seconds:.0f} s {outcome.error}", flush=True)
-        outcomes.append(outcome)
+    run = bound(_run, parameters=parameters, folder=runs_path(settings.run_name), inputs=_inputs_digest(settings),
+                force=force, deadline=deadline)  # fmt: skip
+    told = [notebook for notebook in notebooks if _reads_records(_cells(notebook))]
+    first = notebooks[: len(notebooks) - len(told)]
+    outcomes = _at_once(run, first, min(jobs or _default_jobs(settings), len(first)), total=len(notebooks))
+    outcomes += _at_once(run, told, 1, total=len(notebooks), before=len(first))
     print(_closing_table(outcomes))
     return outcomes
+
+
+def _default_jobs(settings: Settings) -> int:
+    return min(torch.get_num_threads(), _AT_A_TIME) if pick_device(settings.device).type == "cpu" else 1
+
+
+def _at_once(
+    run: Callable[[Path], Outcome], notebooks: Sequence[Path], jobs: int, *, total: int, before: int = 0
+) -> list[Outcome]:
+    """The outcomes of notebooks, in their order, of which so many run at a time."""
+    found: dict[Path, Outcome] = {}
+    with workers(jobs) as submit:
+        running: dict[Future[Outcome], Path] = {}
+        for i, notebook in enumerate(notebooks, before + 1):
+            print(f"[{i}/{total}] {notebook.stem} ...", flush=True)
+            running[submit(run, notebook)] = notebook
+            while len(running) == jobs or (running and i == before + len(notebooks)):
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    ended = running.pop(future)
+                    outcome = found[ended] = _outcome(future, ended)
+                    print(f"{ended.stem} {outcome.status}, {outcome.seconds:.0f} s {outcome.error}", flush=True)
+    return [found[notebook] for notebook in notebooks]
+
+
+def _outcome(future: Future[Outcome], notebook: Path) -> Outcome:
+    try:
+        return future.result()
+    except KILLED:
+        told = "its process was killed, or one beside it, such as for want of memory: try --jobs 1"
+        return Outcome(notebook.stem, FAILED, 0.0, error=told)
 
 
 def _check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
@@ -129,12 +178,12 @@ def _check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
 
 
 def _run(
-    notebook: Path, parameters: dict[str, Any], run_name: str, inputs: str, force: bool, deadline: float
+    notebook: Path, *, parameters: dict[str, Any], folder: Path, inputs: str, force: bool, deadline: float
 ) -> Outcome:
-    final = runs_path(run_name) / notebook.name
+    final = folder / notebook.name
     marker = final.with_suffix(".done.json")
     partial = final.with_suffix(".partial.ipynb")
-    record = figures_path(run_name) / "records" / f"{notebook.stem}.json"
+    record = figures_path(parameters["run_name"]) / "records" / f"{notebook.stem}.json"
     key = _key(notebook, parameters, inputs)
     if not force and final.is_file() and record.is_file() and _marked(marker) == key:
         return Outcome(notebook.stem, SKIPPED, 0.0, *_told(record))
@@ -142,6 +191,7 @@ def _run(
         return Outcome(notebook.stem, LEFT, 0.0)
     marker.unlink(missing_ok=True)
     final.parent.mkdir(parents=True, exist_ok=True)
+    logging.getLogger("papermill").setLevel(logging.ERROR)
     started = time.monotonic()
     try:
         papermill.execute_notebook(

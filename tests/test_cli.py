@@ -217,6 +217,7 @@ def test_reproduce_hands_on_what_was_asked_for(call, paper, tmp_path):
         "run_name": "mine",
         "force": True,
         "minutes": 9,
+        "jobs": 0,
         "overrides": {
             "data.root": str(tmp_path / "images"),  # notebooks run in another folder
             "weights": "random",
@@ -230,7 +231,7 @@ def test_reproduce_hands_on_what_was_asked_for(call, paper, tmp_path):
 def test_reproduce_by_default_is_all_at_laptop(call, paper):
     call("reproduce")
     assert [list(paper.args[0]), paper.args[1]] == [[], "laptop"]
-    assert paper.kwargs == {"run_name": "", "overrides": {}, "force": False, "minutes": math.inf}
+    assert paper.kwargs == {"run_name": "", "overrides": {}, "force": False, "minutes": math.inf, "jobs": 0}
 
 
 def test_settings_are_json_where_they_can_be():

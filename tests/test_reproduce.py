@@ -1,9 +1,16 @@
 """The runner on small notebooks of its own: what runs, what is skipped, and what a failure leaves."""
 
 import json
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
 
 import nbformat
 import pytest
+from conftest import ROOT
 from nbformat.v4 import new_code_cell, new_notebook
 
 import nslib.reproduce as runner
@@ -69,7 +76,7 @@ def test_second_run_skips_what_is_done(place, capsys):
         ("01_first", DONE, 2, 3),
         ("02b_second", DONE, 2, 3),
     ]
-    assert place.log() == ["01_first smoke smoke {}", "02b_second smoke smoke {}"]
+    assert sorted(place.log()) == ["01_first smoke smoke {}", "02b_second smoke smoke {}"]
     expected = {f"{n}{suffix}" for n in ("01_first", "02b_second") for suffix in (".ipynb", ".done.json")}
     assert place.files("smoke") == expected  # no partial ones
     executed = nbformat.read(place.runs / "smoke" / "01_first.ipynb", as_version=4)
@@ -136,11 +143,11 @@ def test_a_run_stops_in_time_and_goes_on_from_there(place, capsys):
     place.add("02_long", "import time\nfrom pathlib import Path\nflag = Path('../flag')\nif not flag.exists():\n"
               "    flag.touch()\n    time.sleep(600)", RECORD)  # fmt: skip
     place.add("03_third")
-    outcomes = reproduce([], "smoke", minutes=0.25)
+    outcomes = reproduce([], "smoke", minutes=0.25, jobs=1)
     assert statuses(outcomes) == [DONE, LEFT, LEFT]
     assert outcomes[1].seconds < 30
     assert place.files("smoke") == {"01_first.ipynb", "01_first.done.json"}
-    assert "[2/3] 02_long left" in capsys.readouterr().out
+    assert "[2/3] 02_long ...\n02_long left" in capsys.readouterr().out
     assert statuses(reproduce([], "smoke", minutes=5)) == [SKIPPED, DONE, DONE]
     with pytest.raises(ValueError, match="minutes must be > 0, got 0"):
         reproduce([], "smoke", minutes=0)
@@ -175,6 +182,94 @@ def test_notebook_that_fails_after_a_success_is_not_skipped_later(place):
     assert statuses(reproduce([], "smoke")) == [FAILED]
     place.add("01_first")  # as it was: but the last run of it failed
     assert statuses(reproduce([], "smoke")) == [DONE]
+
+
+# Several at a time
+
+TOGETHER = """
+import os, time
+from pathlib import Path
+
+Path("../NAME.here").touch()
+began = time.monotonic()
+while not Path("../OTHER.here").exists():
+    assert time.monotonic() - began < 60, "the other one never came"
+    time.sleep(0.05)
+Path("../NAME.threads").write_text(os.environ["OMP_NUM_THREADS"])
+"""
+
+
+def test_two_at_a_time_with_half_of_the_threads_each_and_the_reader_after_both(place, capsys, monkeypatch):
+    """Each of the first two ends only where the other one runs too."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.setattr(runner.torch, "get_num_threads", lambda: 6)
+    for name, other in (("02_one", "03_two"), ("03_two", "02_one")):
+        place.add(name, TOGETHER.replace("OTHER", other), RECORD)
+    place.add("01_reads", RECORD)
+    path = place.notebooks / "01_reads.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[1].metadata["tags"] = ["reads-records"]
+    nbformat.write(notebook, path)
+    assert [(o.notebook, o.status) for o in reproduce([], "smoke", jobs=2)] == [
+        ("02_one", DONE), ("03_two", DONE), ("01_reads", DONE)
+    ]  # fmt: skip
+    assert place.log()[-1].startswith("01_reads")
+    assert {(place.folder / f"{name}.threads").read_text() for name in ("02_one", "03_two")} == {"3"}
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+    told = capsys.readouterr().out.splitlines()
+    assert told[:2] == ["[1/3] 02_one ...", "[2/3] 03_two ..."]
+    assert {line.split(",")[0] for line in told[2:4]} == {"02_one done", "03_two done"}
+    assert statuses(reproduce([], "smoke", jobs=3)) == [SKIPPED] * 3
+
+
+def test_a_killed_worker_is_told_and_the_readers_still_run(place):
+    """As where memory is short: the process above the kernel is gone."""
+    place.add("01_kills", "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\nimport time\ntime.sleep(600)")
+    place.add("02_beside")
+    outcomes = reproduce([], "smoke", jobs=2)
+    assert outcomes[0].status == FAILED
+    assert "try --jobs 1" in outcomes[0].error
+    assert statuses(reproduce(["02"], "smoke"))[0] in (DONE, SKIPPED)
+
+
+def test_workers_end_when_the_command_is_killed(tmp_path):
+    code = f"""
+        import time
+        from pathlib import Path
+        from nslib.workers import workers
+        if __name__ == "__main__":
+            with workers(2) as submit:
+                begun = submit(exec, "import os, time; from pathlib import Path; "
+                    "Path({str(tmp_path)!r}, str(os.getpid())).touch(); time.sleep(600)")
+                begun.result()
+    """
+    script = tmp_path / "command.py"
+    script.write_text(textwrap.dedent(code))
+    command = subprocess.Popen([sys.executable, str(script)], env=os.environ | {"PYTHONPATH": str(ROOT)})
+    deadline = time.monotonic() + 60
+    while not (begun := [p for p in tmp_path.iterdir() if p.name.isdigit()]):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    command.kill()
+    command.wait()
+    worker = int(begun[0].name)
+    while running(worker):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{process}/stat")  # one that has ended and waits to be noticed does not run
+    return not (status.is_file() and status.read_text().rpartition(")")[2].split()[0] == "Z")
+
+
+def test_number_of_jobs():
+    with pytest.raises(ValueError, match="jobs must be >= 0, got -1"):
+        reproduce([], "smoke", jobs=-1)
 
 
 # What a result depends on

@@ -22,6 +22,7 @@ def reproduce(
     set: Setting = (),
     force: bool = False,
     minutes: float = math.inf,
+    jobs: int = 0,
     dry_run: bool = False,
 ) -> int:
     """Run the notebooks of the paper headless. The exit status is 1 if one failed, 3 if the time was up before the end.
@@ -39,6 +40,7 @@ def reproduce(
         set: override a setting of the profile, such as --set images=500 synthesis.noise.steps=100.
         force: run also what is done and unchanged.
         minutes: stop after so many; the same command goes on from there.
+        jobs: notebooks at a time; default: one a core, at most 4, and one on a GPU.
         dry_run: only tell images, noise steps, hours and memory of the whole profile, by a few steps and batches.
     """
     from nslib.budget import budget
@@ -59,7 +61,9 @@ def reproduce(
         print(f"{least:.1f} hours, and at most {noise:.1f} for noise, if none is inside eps before its last step")
         print(f"{memory:.1f} GB of memory beside Python and torch; all as measured now on this machine")
         return 0
-    outcomes = run(list(notebooks), profile, run_name=run_name, overrides=chosen, force=force, minutes=minutes)
+    outcomes = run(
+        list(notebooks), profile, run_name=run_name, overrides=chosen, force=force, minutes=minutes, jobs=jobs
+    )
     if (name := run_name or profile) in recorded_runs():
         print(f"\n{write_page(name)}")
     statuses = {o.status for o in outcomes}

@@ -1,0 +1,68 @@
+"""Several pieces of long work at a time, each in a process of its own with its part of torch's threads."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+
+import torch
+
+Submit = Callable[..., Future]
+KILLED = BrokenProcessPool
+
+
+@contextmanager
+def workers(count: int) -> Iterator[Submit]:
+    """How to begin a piece of work: `submit(function, *args)`, as that of an executor, up to `count` of them at a time.
+
+    One at a time is done here and now. What a worker starts inherits its number of threads in OMP_NUM_THREADS. Workers
+    end when this process does, however it ends. If one of them is killed, all pieces that are not done end in `KILLED`.
+    """
+    if count <= 1:
+        yield _here
+        return
+    with _threads(max(1, torch.get_num_threads() // count)):
+        fresh = multiprocessing.get_context("spawn")  # a process that has computed in threads cannot be forked
+        with ProcessPoolExecutor(count, mp_context=fresh, initializer=_end_with_parent) as pool:
+            yield lambda *work: _begin(pool, *work)
+
+
+def _here(function: Callable, *args) -> Future:
+    future = Future()
+    future.set_result(function(*args))
+    return future
+
+
+def _begin(pool: ProcessPoolExecutor, *work) -> Future:
+    try:
+        return pool.submit(*work)
+    except KILLED as error:
+        future = Future()
+        future.set_exception(error)
+        return future
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = str(count)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
+
+
+def _end_with_parent() -> None:
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
