@@ -298,7 +298,7 @@ class FinetuningStudy:
     fresh: int = 2  # new noises along which the eps set is measured before and after
     fixed_steps: int = 0  # T of the run without early stopping, C19; 0: not run
     variants: bool = True  # of notebook 11: the position embedding alone, and the options beyond the paper
-    search_lr: tuple[float, ...] = ()  # learning rates among which the recipe was chosen, on val alone; empty: not run
+    search_lr: tuple[float, ...] = ()  # learning rates that the recipe is compared with, on val alone; empty: not run
     search_eps: tuple[float, ...] = ()  # with each of them
     search_limits: tuple[float, ...] = ()  # of the noise's start, at the recipe's own lr and eps
     search_bases: tuple[int, ...] = ()  # seeds of other base models, finetuned with the recipe: see `open_stranger`
