@@ -206,7 +206,9 @@ def changed(before: FinetuneConfig, after: FinetuneConfig) -> list[str]:
 
 def row_suite(settings: Settings) -> SuiteConfig:
     """What is measured of every finetuned model."""
-    return replace(settings.suite, columns=settings.finetuning.columns, images=settings.finetuning.images)
+    study, suite = settings.finetuning, settings.suite
+    costly = study.costly_images or suite.costly_images
+    return replace(suite, columns=study.columns, images=study.images, costly_images=costly)
 
 
 def provenance(settings: Settings) -> list[dict[str, Any]]:

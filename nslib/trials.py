@@ -16,7 +16,7 @@ from nslib.experiment import open_bench
 from nslib.finetune.objectives import OBJECTIVES
 from nslib.finetune.result import history_table
 from nslib.intervals import Estimate, slope_estimate, t_estimate
-from nslib.jobs import BASE, Job, base_row, config_of, eps_set, run
+from nslib.jobs import BASE, Job, base_row, config_of, eps_set, row_suite, run
 from nslib.profiles import Settings
 
 OF_OTHERS = ("plain", "nullspace")  # with which a profile's further models are finetuned
@@ -300,7 +300,7 @@ def half_widths(against: pd.DataFrame, settings: Settings) -> dict[str, float]:
     Returns:
         of the objectives with several seeds over images, and over images and seeds; of the others over images.
     """
-    cheap = against[against.n > settings.suite.costly_images]
+    cheap = against[against.n > row_suite(settings).costly_images]
     seeded = cheap.model.isin(settings.finetuning.seeded)
     whole = (cheap.difference_high - cheap.difference_low) / 2
     found = {"images": cheap.half_images[seeded].max(), "images and seeds": whole[seeded].max(),

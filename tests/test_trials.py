@@ -359,6 +359,13 @@ def test_two_kinds_of_c_are_never_compared():
             compare()
 
 
+@pytest.mark.parametrize(("asked", "expected"), [(0, 200), (16, 16)])
+def test_finetuned_models_may_face_costly_attacks_on_fewer_images(asked, expected):
+    study = replace(TINY.finetuning, costly_images=asked)
+    found = jobs.row_suite(replace(TINY, finetuning=study, suite=replace(TINY.suite, costly_images=200)))
+    assert (found.images, found.costly_images) == (TINY.finetuning.images, expected)
+
+
 def test_c11_needs_the_whole_table():
     assert not trials.whole(TINY)
     assert trials.whole(resolve("full"))
