@@ -18,7 +18,6 @@ from typing import Any
 import jupytext
 import nbformat
 import papermill
-import torch
 from nbclient import NotebookClient
 from nbclient.exceptions import CellTimeoutError
 from papermill.exceptions import PapermillExecutionError
@@ -37,7 +36,7 @@ from nslib.runtime import (
     versions,
     write_text,
 )
-from nslib.workers import KILLED, workers
+from nslib.workers import KILLED, threads, workers
 
 # Messages to and from kernels are encrypted where the kernel can: without, each warns that its port is open.
 _KERNELS = Config({"KernelManager": {"transport_encryption": "auto"}})
@@ -138,7 +137,7 @@ def reproduce(
 
 
 def _default_jobs(settings: Settings) -> int:
-    return min(torch.get_num_threads(), _AT_A_TIME) if pick_device(settings.device).type == "cpu" else 1
+    return min(threads(), _AT_A_TIME) if pick_device(settings.device).type == "cpu" else 1
 
 
 def _at_once(

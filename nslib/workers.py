@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 
-import torch
-
 Submit = Callable[..., Future]
 KILLED = BrokenProcessPool
+
+
+def threads() -> int:
+    """How many torch computes with here, which knows the cores and what the environment says of them."""
+    import torch  # here, for a worker may well do without
+
+    return torch.get_num_threads()
 
 
 @contextmanager
@@ -26,7 +32,7 @@ def workers(count: int) -> Iterator[Submit]:
     if count <= 1:
         yield _here
         return
-    with _threads(max(1, torch.get_num_threads() // count)):
+    with _threads(max(1, threads() // count)):
         fresh = multiprocessing.get_context("spawn")  # a process that has computed in threads cannot be forked
         with ProcessPoolExecutor(count, mp_context=fresh, initializer=_end_with_parent) as pool:
             yield lambda *work: _begin(pool, *work)
@@ -61,8 +67,11 @@ def _threads(count: int) -> Iterator[None]:
 
 
 def _end_with_parent() -> None:
+    """In a worker: end when the command does, and at once on Ctrl-C, of which the command tells alone."""
+
     def watch() -> None:
         multiprocessing.parent_process().join()
         os._exit(1)
 
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=watch, daemon=True).start()

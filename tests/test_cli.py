@@ -191,6 +191,14 @@ def test_help_tells_what_each_option_is(call, command):
 # reproduce
 
 
+def test_ctrl_c_is_one_line(call, monkeypatch):
+    def stopped(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nslib.reproduce.reproduce", stopped)
+    assert call("reproduce") == (130, "", "\nnslib: stopped; the same command goes on from what is kept\n")
+
+
 @pytest.mark.parametrize(
     ("statuses", "code"),
     [

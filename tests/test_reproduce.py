@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 from conftest import ROOT
 from nbformat.v4 import new_code_cell, new_notebook
 
@@ -202,7 +203,7 @@ Path("../NAME.threads").write_text(os.environ["OMP_NUM_THREADS"])
 def test_two_at_a_time_with_half_of_the_threads_each_and_the_reader_after_both(place, capsys, monkeypatch):
     """Each of the first two ends only where the other one runs too."""
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    monkeypatch.setattr(runner.torch, "get_num_threads", lambda: 6)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
     for name, other in (("02_one", "03_two"), ("03_two", "02_one")):
         place.add(name, TOGETHER.replace("OTHER", other), RECORD)
     place.add("01_reads", RECORD)

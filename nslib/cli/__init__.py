@@ -27,6 +27,9 @@ def main() -> int:
     except BrokenPipeError:  # the reader, such as `head`, has all that it wants
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        print("\nnslib: stopped; the same command goes on from what is kept", file=sys.stderr)
+        return 128 + signal.SIGINT
     except (ValueError, TypeError, KeyError, OSError, FloatingPointError, ImportError) as error:
         if os.environ.get("NSLIB_TRACEBACK"):
             raise
