@@ -123,15 +123,14 @@ def reproduce(
     settings = resolve(profile, run_name, overrides)
     parameters = {"profile": profile, "run_name": settings.run_name, "overrides": overrides or {}}
     notebooks = find_notebooks(names)
-    notebooks.sort(key=lambda path: _reads_records(_cells(path)))  # last those that tell of the others
+    last = [notebook for notebook in notebooks if _reads_records(_cells(notebook))]  # they tell of the others
+    first = [notebook for notebook in notebooks if notebook not in last]
     for notebook in notebooks:
         _check_parameters(notebook, parameters)
     run = bound(_run, parameters=parameters, folder=runs_path(settings.run_name), inputs=_inputs_digest(settings),
                 force=force, deadline=deadline)  # fmt: skip
-    told = [notebook for notebook in notebooks if _reads_records(_cells(notebook))]
-    first = notebooks[: len(notebooks) - len(told)]
     outcomes = _at_once(run, first, min(jobs or _default_jobs(settings), len(first)), total=len(notebooks))
-    outcomes += _at_once(run, told, 1, total=len(notebooks), before=len(first))
+    outcomes += _at_once(run, last, 1, total=len(notebooks), before=len(first))
     print(_closing_table(outcomes))
     return outcomes
 
