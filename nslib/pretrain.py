@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -96,7 +97,8 @@ def _train(cfg: PretrainConfig, target: Path, device: str | torch.device, progre
         images, labels = render("train", indices, seed=cfg.seed, size=cfg.size, device=device)
         if isinstance(cfg, SurrogateConfig) and step >= cfg.steps - cfg.fgsm_steps:
             images = _fgsm_images(model, images, labels, cfg, step)
-        loss = F.cross_entropy(model(images), labels)
+        with _fast(device):
+            loss = F.cross_entropy(model(images), labels)
         if not torch.isfinite(loss):
             raise FloatingPointError(
                 f"loss is {loss.item()} at step {step} of {cfg}: lower lr; the last good state is {state_file}"
@@ -113,6 +115,12 @@ def _train(cfg: PretrainConfig, target: Path, device: str | torch.device, progre
     with atomic_path(target) as partial:
         save_file({k: v.cpu().contiguous() for k, v in network.state_dict().items()}, partial)
     return (time.monotonic() - started) / 60
+
+
+def _fast(device: str | torch.device) -> AbstractContextManager:
+    """bfloat16 on a GPU: these weights are to be had, not compared."""
+    kind = torch.device(device).type
+    return torch.autocast(kind, dtype=torch.bfloat16, enabled=kind == "cuda")
 
 
 def _fgsm_images(model: nn.Module, images: Tensor, labels: Tensor, cfg: SurrogateConfig, step: int) -> Tensor:

@@ -34,11 +34,11 @@ def mix(h: Tensor) -> Tensor:
 
 
 def key(*parts: int | Tensor) -> Tensor:
-    """Chain integers and int64 tensors (broadcast together) into one int64 key."""
-    h = torch.zeros((), dtype=torch.int64)
+    """Chain integers and int64 tensors (broadcast together) into one int64 key, where the first tensor is."""
+    device = next((part.device for part in parts if isinstance(part, Tensor)), None)
+    h = torch.zeros((), dtype=torch.int64, device=device)
     for part in parts:
-        part = torch.as_tensor(part, dtype=torch.int64)
-        h = mix(h.to(part.device) ^ part)
+        h = mix(h ^ torch.as_tensor(part, dtype=torch.int64, device=device))
     return h
 
 

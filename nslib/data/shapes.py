@@ -25,7 +25,7 @@ from nslib.data.textures import TEXTURES
 
 VERSION = 2  # part of every cached result that depends on these pixels: raise it when they change
 _CHUNK_PIXELS = 64 * 48 * 48  # work set of one pass: small enough for a CPU's cache
-_CHUNK_PIXELS_GPU = 64 * 224 * 224
+_CHUNK_PIXELS_GPU = 256 * 224 * 224  # the numbers of an image take as many kernels as its pixels, of whatever size
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from nslib.replay import counting
 from nslib.staged import StagedViT
 
 STANDARD_TRAINING = 3  # units an image: forward, backward to the input, backward to the weights
@@ -58,7 +59,8 @@ def metered(model: StagedViT) -> Iterator[Meter]:
     parts = (blocks[: model.block], blocks[model.block :])
     hooks = [meter.watch(part) for part in parts if len(part)]
     try:
-        yield meter
+        with counting(meter):
+            yield meter
     finally:
         for hook in hooks:
             hook.remove()

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from nslib.config import NoiseConfig
-from nslib.nullspace.membership import CleanPass, EpsTest, Pool, agreement, inside, probability_gap
+from nslib.nullspace.membership import CleanPass, EpsTest, Pool, agreement, inside
+from nslib.nullspace.passes import noise_pass
 from nslib.processes import ALONE, Share
 from nslib.staged import StagedViT, frozen
 
@@ -116,6 +117,7 @@ def learn_noise(
     trace, stop = Trace(), _Stopping(model, pool, cfg, share)
     size = cfg.batch if cfg.batch <= len(pool.train) else len(pool.train) // share.count * share.count
     batches = _Batches(pool.train, size, generator, share)
+    look = noise_pass(model, noise, cfg.regularization)
     parts = {"optimizer": optimizer, "schedule": schedule, "batches": batches, "stop": stop}
     first, seconds = _restore(memory.state, noise, trace, parts) if memory and memory.state else (0, 0.0)
     last_good = noise.detach().clone()
@@ -123,14 +125,7 @@ def learn_noise(
     started = time.monotonic() - seconds
     with frozen(model), torch.enable_grad():
         for step in range(first, cfg.steps + 1):
-            clean = batches.next()
-            logits = model.logits_from_tokens(clean.tokens + noise)
-            loss = (logits - clean.logits).norm(dim=1).mean()
-            if cfg.regularization:
-                loss = loss - cfg.regularization * noise.norm().log()
-            gap = probability_gap(logits.detach(), clean.logits).mean()
-            told = torch.stack((loss.detach(), gap, noise.detach().norm()))
-            told = share.mean(told).tolist()  # at once: a GPU waits for each
+            told = share.mean(look(batches.next())).tolist()  # at once: a GPU waits for each
             if not math.isfinite(told[0]):
                 raise NoiseDiverged(step, told[0], cfg, last_good)
             last_good.copy_(noise.detach())
@@ -143,9 +138,7 @@ def learn_noise(
                 break
             if step == cfg.steps:
                 break
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            noise.grad = share.mean(noise.grad)
+            noise.grad = share.mean(look.gradient())
             optimizer.step()
             schedule.step()
             if memory and (step + 1) % memory.every == 0:
