@@ -55,7 +55,7 @@ def budget(settings: Settings) -> pd.DataFrame:
 
 def _bench(settings: Settings, name: str) -> Bench:
     """As `open_bench`, but what is to be trained from scratch is as fast after two steps, and is left there."""
-    hardly = {"steps": 2, "report_images": 1}
+    hardly = {"steps": 2, "images": 0, "report_images": 1}
     surrogate = replace(settings.surrogate_pretrain, fgsm_steps=0, **hardly)
     return open_bench(
         replace(settings, pretrain=replace(settings.pretrain, **hardly), surrogate_pretrain=surrogate), name

@@ -36,12 +36,13 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Training of a classifier on `shapes` from scratch: AdamW, one-cycle learning rate, fresh images every step."""
+    """Training of a classifier on `shapes` from scratch: AdamW, one-cycle learning rate."""
 
     model: str = "shapes_vit"
     size: int = 48  # image side, pixels
     steps: int = 10000
     batch: int = 128
+    images: int = 0  # rendered once and kept on the device, seen turned and mirrored; 0: fresh ones every step
     lr: float = 1.5e-3  # peak
     weight_decay: float = 0.05
     clip: float = 1.0  # largest gradient norm
@@ -52,6 +53,7 @@ class PretrainConfig:
     def __post_init__(self):
         for name in ("size", "steps", "batch", "checkpoint_every", "report_images"):
             _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
+        _require(self.images >= 0, "images", ">= 0", self.images)
         _require(self.lr > 0, "lr", "> 0", self.lr)
 
 

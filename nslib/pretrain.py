@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial as bound
 from pathlib import Path
 
 import torch
@@ -18,18 +19,22 @@ from tqdm.auto import tqdm
 from nslib.attacks.gradient import pgd
 from nslib.attacks.surrogate import load_surrogate, surrogate_cnn
 from nslib.config import PretrainConfig, SurrogateConfig
-from nslib.data.shapes import CLASSES, SPLITS, VERSION, render
+from nslib.data.hashing import key
+from nslib.data.shapes import CLASSES, SPLITS, VERSION, Batch, render
 from nslib.models import build_model, check_target, load_model
 from nslib.runtime import atomic_path, generator, run_record, to_json, write_text
 from nslib.store import check_same, load_state, save_state, sweep
+
+_RENDERED = 1024  # images at a time
 
 
 def pretrain(cfg: PretrainConfig, target: Path, *, device: str | torch.device = "cpu", progress: bool = True) -> dict:
     """Train and save `target` (safetensors) with its record `target.with_suffix(".json")` beside it.
 
     The state is saved every `cfg.checkpoint_every` steps beside the target and removed at the end. Step s sees the
-    images s * batch ... of split train, flipped never: rotation is already part of the data. Where the target was
-    trained with the same settings already it is only measured again. A `SurrogateConfig` trains the surrogate CNN.
+    images s * batch ... of split train as they are or, with cfg.images, a draw from the first so many, see `Kept`.
+    Where the target was trained with the same settings already it is only measured again. A `SurrogateConfig` trains
+    the surrogate CNN.
 
     Returns:
         the record: configuration, steps, minutes, accuracy on every split with its n, versions.
@@ -71,7 +76,8 @@ def _minutes_spent(cfg: PretrainConfig, target: Path) -> float | None:
         return None
     found = json.loads(record.read_text(encoding="utf-8"))
     asked = json.loads(to_json(cfg)) | {"report_images": found["config"]["report_images"]}
-    return found["minutes"] if found["config"] == asked and found["shapes_version"] == VERSION else None
+    made = {"images": 0} | found["config"]  # older records do not name it
+    return found["minutes"] if made == asked and found["shapes_version"] == VERSION else None
 
 
 def _train(cfg: PretrainConfig, target: Path, device: str | torch.device, progress: bool) -> float:
@@ -88,13 +94,13 @@ def _train(cfg: PretrainConfig, target: Path, device: str | torch.device, progre
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, cfg.lr, total_steps=cfg.steps, pct_start=0.2)
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
     first, seconds = _restore(state_file, cfg, parts)
+    draw = Kept(cfg, device).draw if cfg.images else bound(_fresh, cfg, device)
 
     started = time.monotonic() - seconds
     for step in tqdm(
         range(first, cfg.steps), initial=first, total=cfg.steps, desc=f"pretrain {cfg.model}", disable=not progress
     ):
-        indices = torch.arange(step * cfg.batch, (step + 1) * cfg.batch)
-        images, labels = render("train", indices, seed=cfg.seed, size=cfg.size, device=device)
+        images, labels = draw(step)
         if isinstance(cfg, SurrogateConfig) and step >= cfg.steps - cfg.fgsm_steps:
             images = _fgsm_images(model, images, labels, cfg, step)
         with _fast(device):
@@ -115,6 +121,38 @@ def _train(cfg: PretrainConfig, target: Path, device: str | torch.device, progre
     with atomic_path(target) as partial:
         save_file({k: v.cpu().contiguous() for k, v in network.state_dict().items()}, partial)
     return (time.monotonic() - started) / 60
+
+
+def _fresh(cfg: PretrainConfig, device: str | torch.device, step: int) -> Batch:
+    indices = torch.arange(step * cfg.batch, (step + 1) * cfg.batch)
+    return render("train", indices, seed=cfg.seed, size=cfg.size, device=device)
+
+
+class Kept:
+    """The first cfg.images images of split train on the device, a byte a value, and batches of them.
+
+    To render a large image takes longer than to train on it. What a class is changes neither when an image is turned
+    nor when it is mirrored, so that each is eight.
+    """
+
+    def __init__(self, cfg: PretrainConfig, device: str | torch.device):
+        self.cfg = cfg
+        self.levels = torch.empty(cfg.images, 3, cfg.size, cfg.size, dtype=torch.uint8, device=device)
+        labels = []
+        for indices in torch.arange(cfg.images).split(_RENDERED):
+            images, found = render("train", indices, seed=cfg.seed, size=cfg.size, device=device)
+            self.levels[indices[0] : indices[-1] + 1] = (images * 255).round().to(torch.uint8)
+            labels.append(found)
+        self.labels = torch.cat(labels)
+
+    def draw(self, step: int) -> Batch:
+        """The batch of a step, which depends on cfg.seed and the step alone; an eighth of it stands each way."""
+        draws = generator(key(self.cfg.seed, step).item())
+        rows = torch.randint(self.cfg.images, (self.cfg.batch,), generator=draws).to(self.levels.device)
+        images = self.levels[rows].float() / 255
+        parts = enumerate(images.chunk(8))
+        turned = [part.rot90(way % 4, (2, 3)) if way < 4 else part.rot90(way, (2, 3)).flip(3) for way, part in parts]
+        return Batch(torch.cat(turned), self.labels[rows])
 
 
 def _fast(device: str | torch.device) -> AbstractContextManager:

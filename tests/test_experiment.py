@@ -19,6 +19,7 @@ TINY = {
     "pretrain.size": 32,
     "pretrain.steps": 3,
     "pretrain.batch": 4,
+    "pretrain.images": 8,
     "pretrain.report_images": 4,
     "pool": 6,
     "heldout": 2,
@@ -40,6 +41,7 @@ def test_gpu_profile_trains_once_and_opens():
 
 FINETUNED = TINY | {
     "surrogate_pretrain.size": 32,
+    "surrogate_pretrain.images": 8,
     "surrogate_pretrain.fgsm_steps": 1,
     "surrogate_pretrain.steps": 3,
     "surrogate_pretrain.batch": 4,

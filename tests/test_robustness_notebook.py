@@ -255,6 +255,7 @@ def test_the_notebook_at_gpu_has_rows_of_its_second_model(monkeypatch, tmp_path)
         "pretrain.size": 32,
         "pretrain.steps": 1,
         "pretrain.batch": 4,
+        "pretrain.images": 8,
         "pretrain.report_images": 4,
         "surrogate": "",
         "suite.columns": ["clean", "fgsm"],
