@@ -60,7 +60,10 @@ _EVERY = (
     *("mixup", "randaugment", "augmix", "sam"),
 )
 
+_PAPER = {"finetune.rounds": 20, "finetune.steps": 40, "finetune.lr": 1e-5, "finetune.lr_min": 1e-6}
+
 _IMAGENET: dict[str, Any] = {
+    **_PAPER,
     "data.kind": "folder",
     "models": ("vit_small_patch16_224.augreg_in21k_ft_in1k", "vit_base_patch16_224.augreg_in21k_ft_in1k"),
     "weights": "pretrained",
@@ -84,10 +87,6 @@ _IMAGENET: dict[str, Any] = {
     "suite.costly_images": 1000,
     "suite.transfer_eps": 8 / 255,
     "suite.transfer_smoothing": 1,  # between two ViTs more costs
-    "finetune.rounds": 20,
-    "finetune.steps": 40,
-    "finetune.lr": 1e-5,
-    "finetune.lr_min": 1e-6,
     "finetune.pool": 4096,
     "finetune.heldout": 1024,
     "finetuning.columns": TABLE2,
@@ -171,18 +170,15 @@ PROFILES: dict[str, dict[str, Any]] = {
         "closure.images": 512,
         "closure.grid_images": 32,
     },
-    "gpu": {  # half an hour of one H100 or H200
+    "gpu": {
         "models": ("vit_small_patch32_224", "vit_base_patch32_224"),
         "weights": "train",
         "pretrain.size": 224,
         "pretrain.steps": 5000,
         "pretrain.batch": 256,
         "pretrain.images": 2**16,  # 10 GB on the GPU
-        "pretrain.lr": 4e-4,
-        "finetune.rounds": 20,
-        "finetune.steps": 40,
-        "finetune.lr": 1e-5,
-        "finetune.lr_min": 1e-6,
+        "pretrain.lr": 5e-4,
+        **_PAPER,
         "finetuning.seeds": 3,
         "finetuning.columns": TABLE2,
         "finetuning.images": 2000,
