@@ -25,7 +25,7 @@ from nslib.data.shapes import render
 from nslib.models import load_model
 from nslib.nullspace.encoder import learn_noise, start_noise
 from nslib.nullspace.membership import inside, make_pool, probability_gap
-from nslib.runtime import generator
+from nslib.runtime import generator, pick_device
 
 
 def plainly(model, tokens):
@@ -79,10 +79,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=7, help="interleaved pairs of runs, each from a start of its own")
     parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
 
-    model = load_model()
-    images, _ = render("train", range(2048 + 512))
+    device = pick_device(args.device)
+    model = load_model(device=device)
+    images, _ = render("train", range(2048 + 512), device=device)
     pool, images = make_pool(model, images, heldout=512), images[:2048]
     cfg = NoiseConfig(batch=args.batch)
     fixed = replace(cfg, eps=None, steps=15)  # no held-out tests between its steps

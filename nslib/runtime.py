@@ -56,9 +56,6 @@ def figures_path(run_name: str) -> Path:
 def pick_device(name: str = "auto"):
     """The torch device of this name; `auto` takes CUDA, then Apple's MPS, then the CPU.
 
-    On CUDA convolutions are from then on computed in full float32, as products are anyway: in TF32, which torch allows
-    them, a patch embedding has no exact nullspace.
-
     Raises:
         ValueError: the device is not there.
     """
@@ -70,10 +67,7 @@ def pick_device(name: str = "auto"):
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} cannot be used here ({error}): pass auto, cpu, cuda or mps") from error
-    device = torch.device(name)
-    if device.type == "cuda":
-        torch.backends.cudnn.allow_tf32 = False
-    return device
+    return torch.device(name)
 
 
 def generator(seed: int):

@@ -71,8 +71,10 @@ class StagedViT(nn.Module):
         return self.mean.device
 
     def embed(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, N, D)."""
-        return self.vit.patch_embed((images - self.mean) / self.std)
+        """(B, C, H, W) -> (B, N, D), on a GPU without the TF32 that torch lets convolutions take: in it no nullspace of
+        the embedding is exact."""
+        with _no_tf32():
+            return self.vit.patch_embed((images - self.mean) / self.std)
 
     def encode(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, T, D)."""
@@ -151,6 +153,16 @@ class StagedViT(nn.Module):
         """
         if self.training:
             raise ValueError(f"{self.name} is in training mode: call model.eval() first")
+
+
+@contextmanager
+def _no_tf32() -> Iterator[None]:
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def _check_architecture(vit: nn.Module, name: str) -> None:

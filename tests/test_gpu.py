@@ -18,7 +18,7 @@ from nslib.nullspace.passes import NoisePass, RecordedPass, noise_pass
 from nslib.nullspace.patch import PatchNullspace
 from nslib.pretrain import pretrain
 from nslib.replay import counting
-from nslib.runtime import generator, pick_device
+from nslib.runtime import generator
 from nslib.staged import StagedViT, frozen
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -108,7 +108,8 @@ def test_finetuning_goes_on_after_a_stop(tmp_path, objective):
 @pytest.mark.gpu
 @needs_cuda
 def test_the_nullspace_is_exact_in_float32():
-    model = vit("cuda").to(pick_device("cuda"))
+    model = vit("cuda")
+    assert torch.backends.cudnn.allow_tf32  # as torch has it
     images = ShapesSource(DataConfig(), model).take("val", 8).images
     noise = PatchNullspace(model).sample(8, peak=0.5, generator=generator(0)).to(images)
     before = model.embed(images)
