@@ -195,7 +195,7 @@ class ClosureStudy:
     noises: int = 32  # learned from as many starts
     noise: NoiseConfig = NoiseConfig(batch=64)  # its eps is that of the set
     judged_images: int = 512  # of the reported ones or all there are, for the scales and the line that are judged
-    images: int = 128  # of these, for everything else
+    images: int = 64  # of these, for everything else
     grid_images: int = 4  # of these in turn, for each pair of the grid of Fig. 5b
     step: float = 0.1  # of the scales, -2 to 2
     grid_step: float = 0.1  # of alpha and beta, -1.5 to 1.5
@@ -300,7 +300,7 @@ class FinetuningStudy:
     eps: tuple[float, ...] = (0.03,)  # Table 4
     fresh: int = 2  # new noises along which the eps set is measured before and after
     fixed_steps: int = 0  # T of the run without early stopping, C19; 0: not run
-    variants: bool = True  # of notebook 11: the position embedding alone, and the options beyond the paper
+    variants: bool = False  # of notebook 11: the position embedding alone, and the options beyond the paper
     search_lr: tuple[float, ...] = ()  # learning rates that the recipe is compared with, on val alone; empty: not run
     search_eps: tuple[float, ...] = ()  # with each of them
     search_limits: tuple[float, ...] = ()  # of the noise's start, at the recipe's own lr and eps

@@ -91,7 +91,7 @@ confound.round(2)
 
 # %% [markdown]
 # ## A shift of the position embedding
-# The learned noise is one tensor added to the tokens of all images, as the position embedding is. How much does training that embedding alone give, on clean images? At the recipe's rate it hardly moves, so a second row has thirty times that. Below them what goes beyond the paper: several noises in a round, a search that begins at the last round's noise, noise in the middle of the network, and one noise for each half of the classes. Profile `imagenet_small` leaves these out.
+# The learned noise is one tensor added to the tokens of all images, as the position embedding is. How much does training that embedding alone give, on clean images? At the recipe's rate it hardly moves, so a second row has thirty times that. Below them what goes beyond the paper: several noises in a round, a search that begins at the last round's noise, noise in the middle of the network, and one noise for each half of the classes. Profiles `laptop`, `gpu` and `imagenet_small` leave these out.
 
 # %%
 own, embedding = settings.finetune, {"trainable": "pos_embed"}
@@ -111,6 +111,7 @@ found = {
     name: trials.row(bench, settings, name.split(",")[0], seeds=1, **changes) for name, changes in variants.items()
 }
 options = trials.rows_table({trials.BASE: trials.row(bench, settings, trials.BASE), **found})
+options = trials.with_absent(options, settings.profile, list(beyond))
 record.table("options", options)
 options.round(2)
 

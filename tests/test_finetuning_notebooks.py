@@ -91,7 +91,10 @@ def test_11(execute, capsys):
 
 def test_11_without_the_variants(execute):
     cells, _ = execute("11_controls", **{"finetuning.variants": False})
-    assert cells["options"].model.tolist() == ["base", "nullspace", "plain"]
+    noted = cells["options"].set_index("model").note
+    assert noted[noted.isna()].index.tolist() == ["base", "nullspace", "plain"]
+    assert set(noted.dropna()) == {"run at full"}
+    assert "nullspace, 4 noises" in noted
     assert cells["gains"].model.tolist() == ["nullspace"]
     assert len(cells["confound"]) == 4
     made = [path.stem for path in (store_path() / "finetune").glob("*/*.safetensors")]
