@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import partial as bound
 from pathlib import Path
 
 import torch
@@ -19,20 +18,18 @@ from tqdm.auto import tqdm
 from nslib.attacks.gradient import pgd
 from nslib.attacks.surrogate import load_surrogate, surrogate_cnn
 from nslib.config import PretrainConfig, SurrogateConfig
-from nslib.data.hashing import key
+from nslib.data.rendered import Rendered
 from nslib.data.shapes import CLASSES, SPLITS, VERSION, Batch, render
 from nslib.models import build_model, check_target, load_model
 from nslib.runtime import atomic_path, generator, run_record, to_json, write_text
 from nslib.store import check_same, load_state, save_state, sweep
-
-_RENDERED = 1024  # images at a time
 
 
 def pretrain(cfg: PretrainConfig, target: Path, *, device: str | torch.device = "cpu", progress: bool = True) -> dict:
     """Train and save `target` (safetensors) with its record `target.with_suffix(".json")` beside it.
 
     The state is saved every `cfg.checkpoint_every` steps beside the target and removed at the end. Step s sees the
-    images s * batch ... of split train as they are or, with cfg.images, a draw from the first so many, see `Kept`.
+    images s * batch ... of split train as they are or, with cfg.images, a draw from the first so many, see `Rendered`.
     Where the target was trained with the same settings already it is only measured again. A `SurrogateConfig` trains
     the surrogate CNN.
 
@@ -94,7 +91,7 @@ def _train(cfg: PretrainConfig, target: Path, device: str | torch.device, progre
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, cfg.lr, total_steps=cfg.steps, pct_start=0.2)
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
     first, seconds = _restore(state_file, cfg, parts)
-    draw = Kept(cfg, device).draw if cfg.images else bound(_fresh, cfg, device)
+    draw = _drawn(cfg, device)
 
     started = time.monotonic() - seconds
     for step in tqdm(
@@ -123,36 +120,16 @@ def _train(cfg: PretrainConfig, target: Path, device: str | torch.device, progre
     return (time.monotonic() - started) / 60
 
 
-def _fresh(cfg: PretrainConfig, device: str | torch.device, step: int) -> Batch:
-    indices = torch.arange(step * cfg.batch, (step + 1) * cfg.batch)
-    return render("train", indices, seed=cfg.seed, size=cfg.size, device=device)
+def _drawn(cfg: PretrainConfig, device: str | torch.device) -> Callable[[int], Batch]:
+    """Step -> its batch."""
+    if cfg.images:
+        return Rendered(cfg.images, cfg.batch, seed=cfg.seed, size=cfg.size, device=device).draw
 
+    def fresh(step: int) -> Batch:
+        indices = torch.arange(step * cfg.batch, (step + 1) * cfg.batch)
+        return render("train", indices, seed=cfg.seed, size=cfg.size, device=device)
 
-class Kept:
-    """The first cfg.images images of split train on the device, a byte a value, and batches of them.
-
-    To render a large image takes longer than to train on it. What a class is changes neither when an image is turned
-    nor when it is mirrored, so that each is eight.
-    """
-
-    def __init__(self, cfg: PretrainConfig, device: str | torch.device):
-        self.cfg = cfg
-        self.levels = torch.empty(cfg.images, 3, cfg.size, cfg.size, dtype=torch.uint8, device=device)
-        labels = []
-        for indices in torch.arange(cfg.images).split(_RENDERED):
-            images, found = render("train", indices, seed=cfg.seed, size=cfg.size, device=device)
-            self.levels[indices[0] : indices[-1] + 1] = (images * 255).round().to(torch.uint8)
-            labels.append(found)
-        self.labels = torch.cat(labels)
-
-    def draw(self, step: int) -> Batch:
-        """The batch of a step, which depends on cfg.seed and the step alone; an eighth of it stands each way."""
-        draws = generator(key(self.cfg.seed, step).item())
-        rows = torch.randint(self.cfg.images, (self.cfg.batch,), generator=draws).to(self.levels.device)
-        images = self.levels[rows].float() / 255
-        parts = enumerate(images.chunk(8))
-        turned = [part.rot90(way % 4, (2, 3)) if way < 4 else part.rot90(way, (2, 3)).flip(3) for way, part in parts]
-        return Batch(torch.cat(turned), self.labels[rows])
+    return fresh
 
 
 def _fast(device: str | torch.device) -> AbstractContextManager:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import make_vit
 
+from nslib import replay
 from nslib.config import DataConfig, FinetuneConfig, NoiseConfig, PretrainConfig
 from nslib.data.source import ShapesSource
 from nslib.finetune.cost import Meter, metered
@@ -49,8 +50,6 @@ def test_a_pass_is_the_loss_and_its_gradient():
 
 
 def test_a_counter_counts_inside_the_block_only():
-    from nslib import replay
-
     meter = Meter(depth=2)
     with counting(meter):
         assert replay._counters == [meter]

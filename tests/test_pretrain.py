@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 import nslib
 import nslib.pretrain as training
 from nslib.config import PretrainConfig
+from nslib.data.rendered import Rendered
 from nslib.data.shapes import SPLITS, VERSION, render
 from nslib.models import build_model, load_model, weights_record
 from nslib.pretrain import _decay_groups, accuracy, pretrain
@@ -260,27 +261,35 @@ def test_shipped_files_are_small_and_complete():
     assert sum(shifts) / len(shifts) < record["top1"]["val"] - 0.05  # ... and below clean: robustness can move
 
 
-def test_kept_images_are_those_of_train_turned_and_mirrored():
-    cfg = replace(CFG, size=16, batch=16, images=5, seed=3)
-    images, labels = training.render("train", range(5), seed=3, size=16)
-    kept = training.Kept(cfg, "cpu")
+def test_rendered_images_are_those_of_train_turned_and_mirrored():
+    images, labels = render("train", range(5), seed=3, size=16)
+    rendered = Rendered(5, 16, seed=3, size=16, device="cpu")
     ways = [image.rot90(turns, (1, 2)) for image in images for turns in range(4)]
     ways += [way.flip(2) for way in ways]
     known = {way.numpy().tobytes(): labels[i // 4 % 5].item() for i, way in enumerate(ways)}
-    seen = [(i.contiguous().numpy().tobytes(), y) for s in range(40) for i, y in zip(*kept.draw(s), strict=True)]
+    seen = [
+        (image.numpy().tobytes(), label.item())
+        for step in range(40)
+        for image, label in zip(*rendered.draw(step), strict=True)
+    ]
     assert all(known[image] == label for image, label in seen)
     assert {image for image, _ in seen} == set(known)
-    assert torch.equal(kept.draw(7).images, training.Kept(cfg, "cpu").draw(7).images)
+    assert torch.equal(rendered.draw(7).images, Rendered(5, 16, seed=3, size=16, device="cpu").draw(7).images)
 
 
-def test_training_on_kept_images_goes_on_where_it_was(tmp_path, monkeypatch):
+def test_images_that_do_not_fit_into_memory():
+    with pytest.raises(ValueError, match=r"take 768000000\.0 GB of cpu: lower images, or set it to 0"):
+        Rendered(10**15, 16, seed=3, size=16, device="cpu")
+
+
+def test_training_on_rendered_images_goes_on_where_it_was(tmp_path, monkeypatch):
     cfg = replace(CFG, images=20)
     whole = pretrain(cfg, tmp_path / "whole.safetensors", progress=False)
-    draw = training.Kept.draw
-    monkeypatch.setattr(training.Kept, "draw", lambda kept, step: 1 / 0 if step == 5 else draw(kept, step))
-    with pytest.raises(ZeroDivisionError):
-        pretrain(cfg, tmp_path / "parts.safetensors", progress=False)
-    monkeypatch.setattr(training.Kept, "draw", draw)
+    draw = Rendered.draw
+    with monkeypatch.context() as broken:
+        broken.setattr(Rendered, "draw", lambda images, step: 1 / 0 if step == 5 else draw(images, step))
+        with pytest.raises(ZeroDivisionError):
+            pretrain(cfg, tmp_path / "parts.safetensors", progress=False)
     parts = pretrain(cfg, tmp_path / "parts.safetensors", progress=False)
     assert parts["top1"] == whole["top1"]
-    assert (tmp_path / "parts.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    assert same(weights_of(tmp_path / "parts.safetensors"), weights_of(tmp_path / "whole.safetensors"))
