@@ -59,7 +59,7 @@ def test_a_counter_counts_inside_the_block_only():
 @pytest.mark.gpu
 @needs_cuda
 def test_a_recorded_search_is_the_search(monkeypatch):
-    """The same noise but for TF32, the same cost; also where the noise goes into a deeper block."""
+    """The same noise but for TF32, at the cost of one gradient more."""
     model = vit("cuda", depth=3)
     pool = pool_on(model)
     cfg = NoiseConfig(limit=1.0, steps=60, batch=16, eps=None, lr=0.02, regularization=0.1)
