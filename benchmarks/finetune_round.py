@@ -5,13 +5,13 @@ Both have the same starts, batches, optimiser and learning rates.
     python benchmarks/finetune_round.py
 
 The transcription recomputes patch tokens and clean logits at each noise step, lets every parameter take a gradient
-there, computes all of the last block, as timm does, and in the updates the patch embedding for each branch and a
-gradient for the noise. Both learn their
-noise to the same held-out eps; our passes over the pool and our held-out tests are on the clock, its own tests are off
-it. Updates of the two are interleaved, so that a drift of the machine's speed falls on both; reading images is off the
-clock. `noise_ratio`, `update_ratio` and `round_ratio` are the transcription's seconds over ours. `warm_start_ratio` is
-another algorithm, not a faster one: seconds to a noise in a second round begun anew over one begun past the boundary
-along the first round's noise; the norms and gaps that the two reach are printed beside it.
+there, computes the patch embedding and all of the last block as timm does, and in the updates the embedding for each
+branch and a gradient for the noise. Both learn their noise to the same held-out eps; our passes over the pool and our
+held-out tests are on the clock, its own tests are off it. Updates of the two are interleaved, so that a drift of the
+machine's speed falls on both; reading images is off the clock. `noise_ratio`, `update_ratio` and `round_ratio` are the
+transcription's seconds over ours. `warm_start_ratio` is another algorithm, not a faster one: seconds to a noise in a
+second round begun anew over one begun past the boundary along the first round's noise; the norms and gaps that the two
+reach are printed beside it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from copy import deepcopy
 from dataclasses import replace
 
 import torch
-from noise_step import plainly, transcription
+from noise_step import embedded, plainly, transcription
 from timm.optim import param_groups_weight_decay
 from torch.nn import functional as F
 
@@ -55,8 +55,8 @@ class PlainUpdates:
 
     def update(self, images, labels) -> float:
         """One update; returns its loss."""
-        clean = plainly(self.model, self.model.embed(images))
-        noisy = plainly(self.model, self.model.embed(images) + self.noise)
+        clean = plainly(self.model, embedded(self.model, images))
+        noisy = plainly(self.model, embedded(self.model, images) + self.noise)
         loss = F.cross_entropy(clean, labels) + F.cross_entropy(noisy, labels)
         self.optimizer.zero_grad()
         loss.backward()

@@ -11,6 +11,7 @@ from timm.layers import PatchEmbed
 from timm.models import VisionTransformer
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 EXPECTED = "expected a timm VisionTransformer whose patch embedding is one convolution, such as vit_tiny_patch16_224"
 
@@ -71,10 +72,23 @@ class StagedViT(nn.Module):
         return self.mean.device
 
     def embed(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, N, D), on a GPU without the TF32 that torch lets convolutions take: in it no nullspace of
-        the embedding is exact."""
-        with _no_tf32():
-            return self.vit.patch_embed((images - self.mean) / self.std)
+        """(B, C, H, W) -> (B, N, D).
+
+        A matrix product with the patches cut out, to rounding what timm's convolution gives: the gradient of that for
+        the images takes nine times as long on a CPU, and on a GPU torch lets it round to TF32, in which no nullspace is
+        exact.
+
+        Raises:
+            ValueError: images of another number of channels or size.
+        """
+        stem = self.vit.patch_embed
+        if images.shape[1:] != self.image_shape:
+            size = ", ".join(map(str, self.image_shape))
+            raise ValueError(f"{self.name} takes images (B, {size}), got {tuple(images.shape)}: resize first")
+        (rows, columns), (height, width) = stem.grid_size, stem.patch_size
+        covered = ((images - self.mean) / self.std)[..., : rows * height, : columns * width]
+        patches = covered.unflatten(3, (columns, width)).unflatten(2, (rows, height)).permute(0, 2, 4, 1, 3, 5)
+        return stem.norm(F.linear(patches.flatten(3).flatten(1, 2), stem.proj.weight.flatten(1), stem.proj.bias))
 
     def encode(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, T, D)."""
@@ -153,16 +167,6 @@ class StagedViT(nn.Module):
         """
         if self.training:
             raise ValueError(f"{self.name} is in training mode: call model.eval() first")
-
-
-@contextmanager
-def _no_tf32() -> Iterator[None]:
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
 def _check_architecture(vit: nn.Module, name: str) -> None:

@@ -121,7 +121,7 @@ def test_plain_is_the_noised_loss_without_noise(model, source):
 
 def test_patch_embedding_is_computed_once_for_both_branches(model, source):
     calls = []
-    model.vit.patch_embed.register_forward_hook(lambda *_: calls.append(1))
+    model.vit.patch_embed.norm.register_forward_hook(lambda *_: calls.append(1))
     OBJECTIVES["nullspace"].loss(model, view_of(model, source, noise=some_noise(model)), CFG)
     assert len(calls) == 1
 
