@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from filelock import FileLock
 
 from nslib.analysis.epsilon import eps_noises, reach_table
 from nslib.config import FinetuneConfig, SuiteConfig
@@ -25,7 +24,7 @@ from nslib.nullspace.encoder import VERSION as NOISE_VERSION
 from nslib.nullspace.membership import clean_pass, make_pool
 from nslib.profiles import Settings
 from nslib.progress import finetune_bar
-from nslib.runtime import store_path
+from nslib.runtime import store_path, whole_files
 from nslib.staged import StagedViT
 from nslib.store import digest, model_digest
 
@@ -65,12 +64,11 @@ def finetuned(bench: Bench, settings: Settings, objective: str, *, seed: int = 0
     if (kind := precision_of(cfg, bench.model.device)) != "float32":
         inputs.append(kind)
     target = store_path() / "finetune" / digest(inputs) / f"{objective}.safetensors"
-    target.parent.mkdir(parents=True, exist_ok=True)
 
     def measure(number: int, model: StagedViT) -> dict[str, float]:
         return _traced(evaluate_model(model, bench.source, trace_suite(settings), progress=False))
 
-    with FileLock(f"{target}.lock"), finetune_bar(cfg, f"{objective}, seed {cfg.seed}") as on_step:
+    with finetune_bar(cfg, f"{objective}, seed {cfg.seed}") as on_step:
         return finetune_model(
             bench.model, bench.source, cfg, target=target, on_step=on_step, on_round=measure if traced else None
         )
@@ -218,7 +216,7 @@ def provenance(settings: Settings) -> list[dict[str, Any]]:
         ValueError: a kept file is damaged.
     """
     made = []
-    for path in sorted(jobs_path(settings.run_name).glob("*.json")):
+    for path in whole_files(jobs_path(settings.run_name), "*.json"):
         record = read_kept(path)
         facts = {name: record[name] for name in ("commit", "versions", "made")}
         made.append({"job": path.stem, **facts, "threads": record["hardware"]["threads"]})

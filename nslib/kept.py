@@ -17,10 +17,12 @@ import numpy as np
 from filelock import FileLock
 
 from nslib.config import ApproximateStudy, FinetuneConfig, SuiteConfig
+from nslib.evaluate.columns import COLUMNS
 from nslib.evaluate.suite import Evaluation
 from nslib.runtime import figures_path, run_record, store_path, to_json, write_text
-from nslib.store import differences
+from nslib.store import differences, sweep
 
+_PLACE = {column: place for place, column in enumerate(COLUMNS)}
 _DEFAULTS = json.loads(
     to_json({"finetune": FinetuneConfig(), "suite": SuiteConfig(), "trace": SuiteConfig(), "reach": ApproximateStudy()})
 )
@@ -52,6 +54,7 @@ def kept(path: Path | None, inputs: dict[str, Any], compute: Callable[[], dict[s
     lock = store_path() / "jobs" / f"{path.parents[2].name}_{path.stem}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):
+        sweep(path)
         if path.is_file():
             record = read_kept(path)
             told = differences(_filled(record["config"], _DEFAULTS, now), now)
@@ -102,13 +105,13 @@ def packed(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def unpacked(plain: dict[str, Any]) -> Evaluation:
-    """The evaluation that `packed` has packed."""
+    """The evaluation that `packed` has packed, its columns in the order of all tables: JSON has sorted them."""
     hits = {
         column: {
             variant: np.unpackbits(np.frombuffer(base64.b64decode(h["bits"]), np.uint8), count=h["n"]).astype(bool)
             for variant, h in variants.items()
         }
-        for column, variants in plain["hits"].items()
+        for column, variants in sorted(plain["hits"].items(), key=lambda item: _PLACE.get(item[0], len(_PLACE)))
     }
     return Evaluation(**plain | {"hits": hits})
 

@@ -34,6 +34,7 @@ from nslib.runtime import (
     runs_path,
     to_json,
     versions,
+    whole_files,
     write_text,
 )
 from nslib.workers import KILLED, threads, workers
@@ -269,7 +270,7 @@ def _reads_records(cells: list[nbformat.NotebookNode]) -> bool:
 def _records_read(notebook: Path, cells: list[nbformat.NotebookNode]) -> list[Path]:
     """Records of all other notebooks, of every run, if it reads them."""
     folders = figure_folders() if _reads_records(cells) else ()
-    return [p for f in folders for p in sorted(f.glob("*/records/*.json")) if p.stem != notebook.stem]
+    return [p for f in folders for p in whole_files(f, "*/records/*.json") if p.stem != notebook.stem]
 
 
 def _inputs_digest(settings: Settings) -> str:
@@ -277,7 +278,7 @@ def _inputs_digest(settings: Settings) -> str:
     h = hashlib.sha256(to_json(settings).encode())
     files = sorted(data_path("checkpoints").glob("*.safetensors"))
     for weights in map(Path, (settings.weights, settings.surrogate_weights)):
-        files += [weights] if weights.is_file() else sorted(weights.glob("*.safetensors")) if weights.is_dir() else []
+        files += [weights] if weights.is_file() else whole_files(weights, "*.safetensors") if weights.is_dir() else []
     for path in files:
         h.update(hashlib.sha256(path.read_bytes()).digest())
     for root in settings.data.paths().values():

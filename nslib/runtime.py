@@ -54,7 +54,7 @@ def figures_path(run_name: str) -> Path:
 
 
 def pick_device(name: str = "auto"):
-    """The torch device of this name; `auto` takes CUDA, then Apple's MPS, then the CPU.
+    """The torch device of this name; `auto` takes CUDA, else the CPU: Apple's MPS has no float64, and is taken by name.
 
     Raises:
         ValueError: the device is not there.
@@ -62,7 +62,7 @@ def pick_device(name: str = "auto"):
     import torch
 
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as error:
@@ -90,7 +90,7 @@ def atomic_path(final: Path) -> Iterator[Path]:
     partial = Path(name)
     try:
         yield partial
-        with open(partial, "rb") as written:
+        with open(partial, "r+b") as written:  # Windows syncs no file that is open for reading alone
             os.fsync(written.fileno())
         partial.chmod(0o644)
         partial.replace(final)
@@ -98,6 +98,11 @@ def atomic_path(final: Path) -> Iterator[Path]:
         raise OSError(f"{final} could not be written ({error}): make room; what was there before is kept") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def whole_files(folder: Path, pattern: str) -> list[Path]:
+    """Files of a folder by a glob pattern, in the order of their names, without those that are being written."""
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -67,6 +67,8 @@ def cached(kind: str, key: dict[str, Any], compute: Callable[[], dict[str, Any]]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
+            for left in folder.parent.glob(f".{folder.name}.*.partial"):  # of a run that was killed while it wrote
+                shutil.rmtree(left, ignore_errors=True)
             _write(folder, full_key, compute())
         return _read(folder)
 
@@ -78,6 +80,7 @@ def _write(folder: Path, key: dict[str, Any], values: dict[str, Any]) -> None:
     try:
         (partial / _ENTRY).write_text(to_json({"key": key, "values": plain}), encoding="utf-8")
         save_file(tensors, partial / _TENSORS)
+        partial.chmod(0o755)  # mkdtemp keeps it to its owner, and a store may be shared
         partial.rename(folder)
     except (OSError, SafetensorError) as error:
         raise OSError(f"result cannot be stored in {folder} ({error}): make room, or set NSLIB_STORE") from error

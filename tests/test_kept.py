@@ -39,7 +39,8 @@ def test_hits_come_back_bit_by_bit():
     generator = np.random.default_rng(0)
     hits = {"clean": {"": generator.random(13) < 0.5}, "c": {f"fog/{s}": generator.random(8) < 0.5 for s in (1, 2)}}
     before = Evaluation("vit", hits, {"a": "no folder"})
-    after = unpacked(json.loads(json.dumps(packed(before))))
+    after = unpacked(json.loads(json.dumps(packed(before), sort_keys=True)))
+    assert list(after.hits) == ["clean", "c"]  # as in every table
     assert (after.model, after.missing, after.published_c) == ("vit", {"a": "no folder"}, False)
     for column, variants in hits.items():
         for variant, values in variants.items():
@@ -139,6 +140,11 @@ def test_who_made_each_kept_result_is_told(bench, folder):
     assert made["job"] == f"{bench.model.name}_plain_seed0"
     assert {"commit", "versions", "threads", "made"} <= set(made)
     (file,) = folder.iterdir()
+    half = file.with_name(f".{file.stem}.abcdefgh.partial.json")
+    half.write_text("{")  # another process is writing, or was killed in it
+    assert jobs.provenance(KEEPING) == [made]
+    jobs.run(bench, KEEPING, "plain")
+    assert not half.exists()  # nobody writes where the lock is held
     file.write_text("{}")
     with pytest.raises(ValueError, match=r"_plain_seed0\.json is damaged .*: remove it to compute it anew"):
         jobs.provenance(KEEPING)

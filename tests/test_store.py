@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
@@ -153,6 +154,9 @@ def test_killed_while_writing():
     compute = Counter(x=2)
     assert cached("a", {}, compute, version=1) == {"x": 2}
     assert compute.calls == 1
+    assert not list((store_path() / "a").glob(".*.partial"))
+    (folder,) = (path for path in (store_path() / "a").iterdir() if path.is_dir())
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o755  # a store may be shared
 
 
 FULL_DISK = """

@@ -130,7 +130,7 @@ def reach(model: StagedViT, other: StagedViT) -> float:
     Raises:
         ValueError: the weights differ in shape.
     """
-    own, changed = (m.vit.patch_embed.proj.weight.detach().double().cpu() for m in (model, other))
+    own, changed = (m.vit.patch_embed.proj.weight.detach().cpu().double() for m in (model, other))
     if own.shape != changed.shape:
         raise ValueError(
             f"other must have a patch weight {tuple(own.shape)} as {model.name} has, got {tuple(changed.shape)} of "
@@ -152,7 +152,7 @@ def rotated(model: StagedViT, side: str, *, generator: torch.Generator) -> Stage
         raise ValueError(f"side must be tokens or pixels, got {side!r}")
     other = copy.deepcopy(model)
     weight = other.vit.patch_embed.proj.weight
-    matrix = weight.detach().flatten(1).double().cpu()
+    matrix = weight.detach().flatten(1).cpu().double()
     size = matrix.shape[0 if side == "tokens" else 1]
     rotation = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64)).Q
     turned = rotation @ matrix if side == "tokens" else matrix @ rotation

@@ -40,7 +40,7 @@ class Heads:
 
     def double(self) -> Heads:
         """The same weights in float64 on the CPU, cut from any graph."""
-        return Heads(*(w.detach().double().cpu() for w in (self.query, self.key, self.value)))
+        return Heads(*(w.detach().cpu().double() for w in (self.query, self.key, self.value)))
 
     def outputs(self, tokens: Tensor) -> Tensor:
         """Tokens (B, N, D) -> outputs of all heads (B, h, N, d)."""

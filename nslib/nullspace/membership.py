@@ -50,7 +50,8 @@ def clean_pass(model: StagedViT, images: Tensor, *, batch: int = 128) -> CleanPa
     if not len(images):
         raise ValueError("no images: a pool and its held-out part need at least one each")
     model.check_images(images)
-    tokens = torch.cat([model.embed(x.to(model.device)) for x in images.split(batch)])
+    weight = model.vit.patch_embed.proj.weight
+    tokens = torch.cat([model.embed(x.to(weight)) for x in images.split(batch)])
     clean = CleanPass(tokens, torch.cat([model.logits_from_tokens(u) for u in tokens.split(batch)]))
     _check_finite(clean)
     return clean

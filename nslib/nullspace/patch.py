@@ -32,7 +32,7 @@ class PatchNullspace:
         weight = model.vit.patch_embed.proj.weight.detach()
         self.patch_shape = tuple(weight.shape[1:])  # (C, P, P)
         self.image_shape = model.image_shape
-        self.matrix = (weight.double() / model.std.double().reshape(1, -1, 1, 1)).flatten(1).cpu()  # (D, C P P)
+        self.matrix = (weight.cpu().double() / model.std.cpu().double().reshape(1, -1, 1, 1)).flatten(1)  # (D, C P P)
         self._stored = [dtype for dtype in (weight.dtype, model.stored_dtype) if dtype]
         self._tol = tol
 
@@ -115,8 +115,8 @@ class PatchNullspace:
         The two add up to the images; the second alone gives the model's tokens. Pixels beyond the last whole patch,
         which no token sees, belong to the first.
         """
-        patches = self.unfold(images.double().cpu())
-        null = self.fold(patches @ self.basis @ self.basis.T, images.double().cpu()).to(images)
+        patches = self.unfold(images.cpu().double())
+        null = self.fold(patches @ self.basis @ self.basis.T, images.cpu().double()).to(images)
         return null, images - null
 
     def unfold(self, images: Tensor) -> Tensor:
