@@ -52,7 +52,10 @@ class TwoClasses:
         self.first, self.images = first, torch.rand(90, 3, 24, 24, generator=generator(0))
 
     def take(self, split, n, *, start=0):
-        rows = torch.arange(start, start + n)
+        return self.pick(split, range(start, start + n))
+
+    def pick(self, split, rows):
+        rows = torch.tensor(rows)
         return Batch(self.images[rows], (rows >= self.first).long())
 
     def count(self, split):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -29,6 +30,10 @@ class Source(Protocol):
 
     def take(self, split: str, n: int, *, start: int = 0) -> Batch:
         """Images start ... start + n of a split, (n, C, H, W) in [0, 1] with labels (n,)."""
+        ...
+
+    def pick(self, split: str, rows: Sequence[int]) -> Batch:
+        """Images at these places of a split, as `take`."""
         ...
 
     def count(self, split: str) -> int | None:
@@ -72,8 +77,10 @@ class ShapesSource:
         self.size, self.seed, self.device = height, cfg.seed, model.device
 
     def take(self, split: str, n: int, *, start: int = 0) -> Batch:
-        indices = torch.arange(start, start + n)
-        return render(split, indices, seed=self.seed, size=self.size, device=self.device)
+        return self.pick(split, range(start, start + n))
+
+    def pick(self, split: str, rows: Sequence[int]) -> Batch:
+        return render(split, torch.tensor(rows), seed=self.seed, size=self.size, device=self.device)
 
     def count(self, split: str) -> None:
         return None
@@ -135,6 +142,9 @@ class FolderSource:
                 "as profile imagenet_small does"
             )
         return images.load(range(start, start + n))
+
+    def pick(self, split: str, rows: Sequence[int]) -> Batch:
+        return self.open(split).load(rows)
 
     def count(self, split: str) -> int:
         return self._counts[split] if split in self._counts else len(self.open(split))

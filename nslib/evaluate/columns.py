@@ -222,7 +222,10 @@ def parts_of(name: str, bench: Bench) -> list[Part]:
         raise ValueError(f"first must be below the {stop} images of {column.split}, got {suite.first}")
     starts = range(suite.first, stop, suite.batch)
     kinds = CORRUPTIONS if name == "c" else ("",)
-    return [Part(name, kind, start, min(start + suite.batch, stop)) for start in starts for kind in kinds]
+    places = [(kind, start) for start in starts for kind in kinds]
+    if name == "c" and bench.published("c"):
+        places.sort(key=lambda place: kinds.index(place[0]))  # its 75 folders are read one after the other
+    return [Part(name, kind, start, min(start + suite.batch, stop)) for kind, start in places]
 
 
 def hits_of(bench: Bench, part: Part) -> dict[str, Tensor]:

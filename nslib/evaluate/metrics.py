@@ -63,10 +63,11 @@ def corruption_error(hits: Hits) -> Estimate:
 def corruption_ratio(hits: Hits, base: Hits) -> float:
     """Mean over the corruptions of sum_s E / sum_s E of the base model on the same images; 1 is no change.
 
-    As mCE, with another unit: never to be compared with it. Errors as `mce`.
+    As mCE, with another unit: never to be compared with it. NaN where the base model errs on no image of a corruption,
+    as on few images it may. Errors as `mce`.
     """
-    ours, theirs = _errors(hits), _errors(base)
-    return float(np.mean([ours[c].mean() / theirs[c].mean() for c in CORRUPTIONS]))
+    ours, theirs = ([errors[c].mean() for c in CORRUPTIONS] for errors in (_errors(hits), _errors(base)))
+    return float(np.mean(np.divide(ours, theirs))) if all(theirs) else float("nan")
 
 
 def average(row: Mapping[str, float]) -> float:

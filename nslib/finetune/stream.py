@@ -79,10 +79,8 @@ class Stream:
         if self.length is None:
             before = self.cfg.seed * self.cfg.rounds * self.cfg.steps * self.cfg.batch
             return self._checked(self.source.take("train", self.part, start=self.first + before + place))
-        with ThreadPoolExecutor() as readers:
-            rows = [self._row(p) for p in range(place, place + self.part)]
-            parts = list(readers.map(lambda row: self.source.take("train", 1, start=row), rows))
-        return self._checked(Batch(*(torch.cat(column) for column in zip(*parts, strict=True))))
+        rows = [self._row(p) for p in range(place, place + self.part)]
+        return self._checked(self.source.pick("train", rows))
 
     def _row(self, place: int) -> int:
         turn, slot = divmod(place, self.length)
