@@ -6,11 +6,12 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from timm.models.vision_transformer import VisionTransformer
+from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -30,13 +31,13 @@ def pretrain(cfg: PretrainConfig, target: Path, *, device: str | torch.device = 
 
     The state is saved every `cfg.checkpoint_every` steps beside the target and removed at the end. Step s sees the
     images s * batch ... of split train as they are or, with cfg.images, a draw from the first so many, see `Rendered`.
-    Where the target was trained with the same settings already it is only measured again. A `SurrogateConfig` trains
-    the surrogate CNN.
+    Where the target was trained with the same settings already it is only measured again; any other is refused, not
+    replaced. A `SurrogateConfig` trains the surrogate CNN.
 
     Returns:
         the record: configuration, steps, minutes, accuracy on every split with its n, versions.
     Raises:
-        ValueError: the target is no .safetensors; a saved state was made with other settings or cannot be read.
+        ValueError: the target is no .safetensors; it, or a saved state, was made with other settings or cannot be read.
         OSError: the disk is full; the state saved before is kept.
         FloatingPointError: the loss is not finite; names the step.
     """
@@ -64,17 +65,24 @@ def _state_file(target: Path) -> Path:
 
 
 def _minutes_spent(cfg: PretrainConfig, target: Path) -> float | None:
-    """How long the weights that lie there were trained, if it was with these settings; else None.
+    """How long the weights that lie there were trained; None where there are none, or a kill left them without record.
 
     On how many images they were measured does not matter.
+
+    Raises:
+        ValueError: they were trained with other settings, or the record is none of a training.
     """
-    record = target.with_suffix(".json")
+    record, remedy = target.with_suffix(".json"), "remove it or take another target"
     if not (target.is_file() and record.is_file()):
         return None
-    found = json.loads(record.read_text(encoding="utf-8"))
-    asked = json.loads(to_json(cfg)) | {"report_images": found["config"]["report_images"]}
-    made = {"images": 0} | found["config"]  # older records do not name it
-    return found["minutes"] if made == asked and found["shapes_version"] == VERSION else None
+    try:
+        found = json.loads(record.read_text(encoding="utf-8"))
+        made = {"images": 0} | found["config"] | {"report_images": cfg.report_images, "data": found["shapes_version"]}
+        minutes = found["minutes"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{record} is no record of a training ({type(error).__name__}: {error}): {remedy}") from error
+    check_same(target, made, asdict(cfg) | {"data": VERSION}, remedy=remedy)
+    return minutes
 
 
 def _train(cfg: PretrainConfig, target: Path, device: str | torch.device, progress: bool) -> float:
@@ -87,8 +95,11 @@ def _train(cfg: PretrainConfig, target: Path, device: str | torch.device, progre
     else:
         model = build_model(cfg.model, num_classes=len(CLASSES), img_size=cfg.size).to(device).train()
         network = model.vit
-    optimizer = torch.optim.AdamW(_decay_groups(network, cfg.weight_decay), lr=cfg.lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, cfg.lr, total_steps=cfg.steps, pct_start=0.2)
+    skip = getattr(network, "no_weight_decay", tuple)()
+    groups = param_groups_weight_decay(network, cfg.weight_decay, no_weight_decay_list=skip)
+    optimizer = torch.optim.AdamW(groups, lr=cfg.lr)
+    rise = 0.4 if cfg.steps == 5 else 0.2  # of the steps; torch divides by zero where that is a single one
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, cfg.lr, total_steps=cfg.steps, pct_start=rise)
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
     first, seconds = _restore(state_file, cfg, parts)
     draw = _drawn(cfg, device)
@@ -155,17 +166,6 @@ def accuracy(model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, 
         (model(x).argmax(1) == y).sum().item() for x, y in zip(images.split(batch), labels.split(batch), strict=True)
     ]
     return sum(hits) / len(labels)
-
-
-def _decay_groups(network: nn.Module, weight_decay: float) -> list[dict]:
-    """Matrices decay; biases, norms, class token and position embedding do not."""
-    skip = network.no_weight_decay() if isinstance(network, VisionTransformer) else set()
-    named = list(network.named_parameters())
-    flat = {n for n, p in named if p.ndim <= 1 or n in skip}
-    return [
-        {"params": [p for n, p in named if n not in flat], "weight_decay": weight_decay},
-        {"params": [p for n, p in named if n in flat], "weight_decay": 0.0},
-    ]
 
 
 def _restore(path: Path, cfg: PretrainConfig, parts: dict) -> tuple[int, float]:
