@@ -59,7 +59,11 @@ class FewImages:
     def take(self, split, n, *, start=0):
         assert split == "train"
         assert start + n <= self.n
-        return Batch(self.images[start : start + n], torch.arange(start, start + n) % 10)
+        return self.pick(split, range(start, start + n))
+
+    def pick(self, split, rows):
+        rows = torch.tensor(rows)
+        return Batch(self.images[rows], rows % 10)
 
     def count(self, split):
         return self.n
@@ -689,7 +693,10 @@ def test_loss_that_is_not_finite_gives_back_the_last_good_weights(model, source,
     assert not (tmp_path / "w.safetensors").exists()
     saved = torch.load(tmp_path / "w.training.pt", weights_only=True)
     assert all(w.isfinite().all() for w in saved["model"].values())
-    assert f"and remove {tmp_path / 'w.training.pt'}, from which other settings cannot go on" in str(error.value)
+    told = (
+        f"cannot go on from the last good state, remove it then: {tmp_path / 'w.training.pt'}, round 0 after 0 updates"
+    )
+    assert told in str(error.value)
     lower = replace(cfg, lr=1e-3)
     with pytest.raises(ValueError, match=r"w\.training\.pt was made with other settings: finetune\.lr was 1e\+30"):
         finetune_model(model, source, lower, target=tmp_path / "w.safetensors")

@@ -5,7 +5,10 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Event
 
 import pytest
 import torch
@@ -15,7 +18,10 @@ from safetensors.torch import load_file, save_file
 from nslib.config import DataConfig, FinetuneConfig, NoiseConfig
 from nslib.data.source import ShapesSource
 from nslib.finetune import rounds
+from nslib.finetune.objectives import OBJECTIVES
+from nslib.finetune.result import Log
 from nslib.finetune.rounds import finetune_model
+from nslib.finetune.state import Place, Round
 from nslib.processes import Share
 from nslib.store import differences
 
@@ -223,6 +229,48 @@ def test_deeper_and_grouped_noise_go_on_too(model, source, tmp_path, change, pha
     assert {m.round for m in again} == {1}
     assert same_file(target, tmp_path / "whole.safetensors")
     assert timeless(made.history) == timeless(whole.history)
+
+
+@pytest.mark.parametrize("objective", sorted(OBJECTIVES.keys() - {"nullspace"}))
+def test_every_objective_goes_on(model, source, tmp_path, objective):
+    """Attacks, second gradients, random noises and mixes are drawn again as an unbroken run draws them."""
+    cfg = replace(CFG, objective=objective, rounds=2, attack_steps=2, noises=1, warm_start=0.0)
+    finetune_model(model, source, cfg, target=tmp_path / "whole.safetensors")
+    moments = []
+    stopped(model, source, cfg, tmp_path / "w.safetensors")
+    finetune_model(model, source, cfg, target=tmp_path / "w.safetensors", on_step=moments.append)
+    assert {m.round for m in moments} == {1}
+    assert same_file(tmp_path / "w.safetensors", tmp_path / "whole.safetensors")
+
+
+def test_a_second_run_of_a_target_waits_for_the_first(model, source, unbroken, tmp_path, capsys):
+    target, moments, entered, go_on = tmp_path / "w.safetensors", [], Event(), Event()
+
+    def hold(moment):
+        entered.set()
+        assert go_on.wait(60)
+
+    with ThreadPoolExecutor(2) as runs:
+        first = runs.submit(finetune_model, model, source, CFG, target=target, on_step=hold)
+        assert entered.wait(60)
+        second = runs.submit(finetune_model, model, source, CFG, target=target, on_step=moments.append)
+        deadline, told = time.monotonic() + 60, ""
+        while "waiting" not in told and time.monotonic() < deadline:
+            told += capsys.readouterr().out
+            time.sleep(0.05)
+        go_on.set()
+        assert told == f"{target} is being made by another process: waiting for it\n"
+        assert second.result(60).history == first.result(60).history
+    assert same_file(target, unbroken[0])
+    assert moments == []  # it was found made
+
+
+def test_a_log_that_cannot_be_written_is_named(tmp_path):
+    log = Log(tmp_path / "w.safetensors", Place(), writes=True)
+    log.path.unlink()
+    log.path.mkdir()
+    with pytest.raises(OSError, match=r"w\.jsonl could not be written .*make room, and start again to go on"):
+        log.write(0, Round())
 
 
 def test_search_of_another_run_is_not_gone_on_with(model, source, unbroken, tmp_path):

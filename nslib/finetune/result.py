@@ -94,7 +94,15 @@ class Log:
             write_text(self.path, "".join(f"{line}\n" for line in lines[: place.round]))
 
     def write(self, number: int, current: Round) -> None:
-        """Add the line of a round."""
-        if self.path:
+        """Add the line of a round.
+
+        Raises:
+            OSError: it cannot be written, such as on a full disk.
+        """
+        if self.path is None:
+            return
+        try:
             with open(self.path, "a", encoding="utf-8") as log:
                 log.write(to_json({"round": number, **asdict(current)}, indent=None) + "\n")
+        except OSError as error:
+            raise OSError(f"{self.path} could not be written ({error}): make room, and start again to go on") from error

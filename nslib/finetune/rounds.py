@@ -21,7 +21,7 @@ from nslib.finetune.draws import draws, number, seeded
 from nslib.finetune.noises import Search, find_noises, pool_of
 from nslib.finetune.objectives import recipe_of
 from nslib.finetune.result import Log, finished, write_result
-from nslib.finetune.state import Place, Round, StateFile
+from nslib.finetune.state import Place, Round, StateFile, only_maker
 from nslib.finetune.stream import Stream
 from nslib.finetune.updates import Trainer, precision, precision_of
 from nslib.models import check_target
@@ -54,12 +54,13 @@ class Finetuned:
 
 class FinetuneDiverged(FloatingPointError):
     """A loss was not finite. `model` has the weights with which the round began, or went on after a stop; `round` and
-    `step` say where, and the message which saved state stands in the way of another try."""
+    `step`, from 1, say where, and the message names the last good state and that it stands in the way of another try.
+    """
 
-    def __init__(self, round_: int, where: str, step: int, model: StagedViT, error: Exception, state: Path | None):
-        anew = f", and remove {state}, from which other settings cannot go on" if state else ""
+    def __init__(self, round_: int, where: str, step: int, model: StagedViT, error: Exception, last_good: str):
         remedy = "noise.lr or noise.limit" if isinstance(error, NoiseDiverged) else "lr or clip"
-        super().__init__(f"round {round_}, {where} {step}: {error}; lower {remedy}{anew}")
+        kept = f"; other settings cannot go on from the last good state, remove it then: {last_good}"
+        super().__init__(f"round {round_}, {where} {step}: {error}; lower {remedy}{kept if last_good else ''}")
         self.round, self.step, self.model = round_, step, model
 
 
@@ -68,7 +69,7 @@ def finetune_model(
     source: Source,
     cfg: FinetuneConfig,
     *,
-    target: Path | None = None,
+    target: Path | str | None = None,
     share: Share = ALONE,
     on_step: Callable[[Moment], None] | None = None,
     on_round: Callable[[int, StagedViT], dict[str, Any]] | None = None,
@@ -79,7 +80,8 @@ def finetune_model(
     cfg.checkpoint_every steps. A run that was stopped in any way goes on from there, and on a CPU ends with the weights
     of an unbroken one, bit for bit. At the end `target` is a safetensors file that timm loads, `.json` its record and
     `.jsonl` its log, as is the folder `.tensorboard` where that package is installed. Where the target was made with
-    the same settings from the same weights it is loaded, not made again; any other is refused, not replaced.
+    the same settings from the same weights it is loaded, not made again; any other is refused, not replaced. A second
+    run of the same target waits for the first.
 
     Args:
         model: in evaluation mode, on the device on which to train; not changed.
@@ -98,50 +100,62 @@ def finetune_model(
     Source: arXiv:2403.10476, Eqs. (6)-(8), Algorithm 1.
     """
     model.check_frozen_use()
+    target = Path(target) if target else None
     check_target(target)
     objective, cfg = recipe_of(cfg)
     settings = {"finetune": cfg, "model": model.name, "weights": model_digest(model), "data": source.identity("train")}
     resolved = replace(cfg, precision=precision_of(cfg, model.device))  # `auto` is another on another device
     going_on = settings | {"finetune": resolved, "processes": share.count}  # each draws attacks and mixes of its own
-    saved = StateFile(target, going_on, writes=share.rank == 0)
-    done = finished(target, model, settings, begun=saved.begun)
-    if done:
-        share.mean(torch.zeros(1, device=model.device))  # no process leaves before all have looked
-        saved.remove()  # a kill after the record was written has left it
-        return Finetuned(*done)
+    with only_maker(target, writes=share.rank == 0):
+        share.mean(torch.zeros(1, device=model.device))  # no process looks before the first may
+        saved = StateFile(target, going_on, writes=share.rank == 0)
+        done = finished(target, model, settings, begun=saved.begun)
+        if done:
+            share.mean(torch.zeros(1, device=model.device))  # no process leaves before all have looked
+            saved.remove()  # a kill after the record was written has left it
+            return Finetuned(*done)
 
-    stream = Stream(source, model, cfg, share)
-    trainer = Trainer(deepcopy(model), objective, cfg, share)
-    place = saved.restore(trainer)
-    log = Log(target, place, writes=saved.writes)
-    share.mean(torch.zeros(1, device=model.device))  # no process saves before all have looked
+        stream = Stream(source, model, cfg, share)
+        trainer = Trainer(deepcopy(model), objective, cfg, share)
+        place = saved.restore(trainer)
+        log = Log(target, place, writes=saved.writes)
+        share.mean(torch.zeros(1, device=model.device))  # no process saves before all have looked
 
-    if not place.history:
-        saved.save(trainer, place)
-    with Board(target, place, writes=saved.writes) as board:
-        while place.round < cfg.rounds:
-            began = trainer.result()
-            try:
-                if len(place.history) == place.round:
-                    _find_noise(place, trainer, stream, saved.search(place.round), on_step)
-                    saved.save(trainer, place)
-                _train(place, trainer, stream, lambda: saved.save(trainer, place), on_step)
-            except NoiseDiverged as error:
-                raise FinetuneDiverged(place.round, "noise step", error.step, began, error, saved.path) from error
-            except FloatingPointError as error:
-                raise FinetuneDiverged(place.round, "update", place.step, began, error, saved.path) from error
-            current = place.history[-1]
-            if on_round:
-                current.measured = on_round(place.round, trainer.result())
-            log.write(place.round, current)
-            board.write(place.round, current, lr=trainer.rate)
-            place.round, place.step = place.round + 1, 0
+        if not place.history:
             saved.save(trainer, place)
+        with Board(target, place, writes=saved.writes) as board:
+            while place.round < cfg.rounds:
+                current = _round(place, trainer, stream, saved, on_step)
+                if on_round:
+                    current.measured = on_round(place.round, trainer.result())
+                log.write(place.round, current)
+                board.write(place.round, current, lr=trainer.rate)
+                place.round, place.step = place.round + 1, 0
+                saved.save(trainer, place)
 
-    result = trainer.result()
-    record = write_result(target, result, settings, place.history, share)
-    saved.remove()
-    return Finetuned(result, place.history, record)
+        result = trainer.result()
+        record = write_result(target, result, settings, place.history, share)
+        saved.remove()
+        return Finetuned(result, place.history, record)
+
+
+def _round(place: Place, trainer: Trainer, stream: Stream, saved: StateFile, on_step) -> Round:
+    """A round, or what is left of it.
+
+    Raises:
+        FinetuneDiverged: a loss was not finite.
+    """
+    began = trainer.result()
+    try:
+        if len(place.history) == place.round:
+            _find_noise(place, trainer, stream, saved.search(place.round), on_step)
+            saved.save(trainer, place)
+        _train(place, trainer, stream, lambda: saved.save(trainer, place), on_step)
+    except NoiseDiverged as error:
+        raise FinetuneDiverged(place.round, "noise step", error.step, began, error, saved.last_good) from error
+    except FloatingPointError as error:
+        raise FinetuneDiverged(place.round, "update", place.step, began, error, saved.last_good) from error
+    return place.history[-1]
 
 
 def _find_noise(place: Place, trainer: Trainer, stream: Stream, search: Search, on_step) -> None:
@@ -191,6 +205,7 @@ def _train(place: Place, trainer: Trainer, stream: Stream, save: Callable[[], No
     first, end = (place.round * cfg.steps + step for step in (place.step, cfg.steps))
     for update, (images, labels) in enumerate(stream.batches(first, end), start=first):
         started = time.monotonic()
+        place.step += 1  # counts the one that is being made: an error tells it
         noise = None
         if place.noise is not None:
             draw = torch.randint(len(place.noise), (1,), generator=draws(cfg.seed, "choice", update))
@@ -204,7 +219,6 @@ def _train(place: Place, trainer: Trainer, stream: Stream, save: Callable[[], No
         current.losses.append(loss)
         current.update_units += meter.units * trainer.share.count
         current.update_seconds += time.monotonic() - started
-        place.step += 1
         due, last = (update + 1) % cfg.checkpoint_every == 0, place.step == cfg.steps
         if due or last:
             trainer.check(images[:_CHECKED])

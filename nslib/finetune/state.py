@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from nslib.finetune.noises import NoiseFacts, Search
 from nslib.finetune.updates import Trainer
-from nslib.runtime import to_json
-from nslib.store import check_same, load_state, save_state, sweep
+from nslib.runtime import store_path, to_json
+from nslib.store import check_same, digest, load_state, save_state, sweep
 
 
 @dataclass
@@ -44,6 +47,30 @@ class Place:
     history: list[Round] = field(default_factory=list)
 
 
+@contextmanager
+def only_maker(target: Path | None, *, writes: bool) -> Iterator[None]:
+    """One run at a time makes a target: a second waits, says so, and finds it made or goes on with it.
+
+    Args:
+        writes: whether this is the process of the run that saves; the others hold no lock.
+    """
+    if target is None or not writes:
+        yield
+        return
+    path = store_path() / "finetune" / f"{digest(str(target.absolute()))}.lock"  # beside the target it would stay
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{target} is being made by another process: waiting for it", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 class StateFile:
     """The saved state of a run, beside its target; does nothing without a target.
 
@@ -60,6 +87,7 @@ class StateFile:
         self.search_path = target and target.with_suffix(".search.pt")
         self.settings = json.loads(to_json(settings))
         self.writes = writes and target is not None
+        self._told = ""
 
     def save(self, trainer: Trainer, place: Place) -> None:
         """Replace the saved state by that of now.
@@ -67,6 +95,7 @@ class StateFile:
         Raises:
             OSError: it cannot be written, such as on a full disk; the state saved before is kept.
         """
+        self._told = f"round {place.round} after {place.step} updates"
         if not self.writes:
             return
         state = trainer.state_dict() | {
@@ -74,6 +103,11 @@ class StateFile:
             "place": {"round": place.round, "step": place.step, "noise": place.noise},
         }
         save_state(self.path, self.settings, state)
+
+    @property
+    def last_good(self) -> str:
+        """The state that was saved last, in words with its file; empty without a target."""
+        return f"{self.path}, {self._told}" if self.path else ""
 
     def search(self, round_: int) -> Search:
         """The search for the noise of a round, kept in a small file of its own: a model is large, a noise is not.
@@ -116,6 +150,7 @@ class StateFile:
         place = Place(**saved["place"], history=history)
         if place.noise is not None:
             place.noise = place.noise.to(trainer.model.device)
+        self._told = f"round {place.round} after {place.step} updates"
         return place
 
     def remove(self) -> None:
