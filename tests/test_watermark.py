@@ -380,8 +380,22 @@ def test_a_watermark_is_measured_against_its_blend(tmp_path, model):
     error = (saved - (0.7 * source + 0.3 * mark)).square().mean()
     assert told["psnr"] == pytest.approx(-10 * error.log10().item(), abs=1e-3)
     assert told["psnr"] > -10 * (saved - mark).square().mean().log10() + 5
-    with pytest.raises(ValueError, match=r"strength must lie in \(0, 1\], got 0, which would save the source"):
-        watermark.disguise_file(model, *files, strength=0)
+    for strength in (0, 2, -1):
+        told = rf"strength must lie in \(0, 1\], where 0 would save the source as it is; got {strength}"
+        with pytest.raises(ValueError, match=told):
+            watermark.disguise_file(model, *files, strength=strength)
+
+
+def test_a_picture_is_not_written_over_one_of_its_own(tmp_path, model, monkeypatch):
+    """Nor by another name; before anything is computed."""
+    own, other = (save(tmp_path / name, "RGB") for name in ("a.png", "b.png"))
+    (tmp_path / "link.png").symlink_to(other)
+    before = [path.read_bytes() for path in (own, other)]
+    monkeypatch.setattr(watermark, "PatchNullspace", lambda _: pytest.fail("computed"))
+    for out in (own, other, tmp_path / "link.png", tmp_path / ".." / tmp_path.name / "a.png"):
+        with pytest.raises(ValueError, match=r"is one of the two pictures, and would be lost: name another file"):
+            watermark.disguise_file(model, own, other, out)
+    assert [path.read_bytes() for path in (own, other)] == before
 
 
 # Photographs
