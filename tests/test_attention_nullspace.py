@@ -81,10 +81,17 @@ def test_without_symmetry_or_inclusion_the_proofs_w_changes_a_head(width, num_he
 @EACH
 def test_without_a_shared_row_there_is_no_w(width, num_heads):
     heads = made(width, num_heads, breaking=3)
-    with pytest.raises(ConditionViolated, match="condition 3 is violated: no row of any head"):
+    remedy = "give one head a row of another's, as construct_heads does, or"
+    with pytest.raises(
+        ConditionViolated, match=f"condition 3 is violated: no row of any head.*: {remedy} ask HeadsNullspace"
+    ):
         check_conditions(heads)
-    with pytest.raises(ConditionViolated, match=f"condition 3 is violated: the rows of Q_i K_i.* all {width}"):
+    with pytest.raises(
+        ConditionViolated,
+        match=rf"condition 3 is violated: the rows of Q_i K_i.* all {width}.*: {remedy} take HeadsNullspace\(heads\)",
+    ):
         proof_direction(heads)
+    assert HeadsNullspace(heads).smallest.shape == (width,)
 
 
 @pytest.mark.parametrize("breaking", [None, 1, 2, 3])

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import nbformat
@@ -16,6 +17,7 @@ from nslib.report import claims
 from nslib.report.claims import judge, read_claims
 from nslib.report.record import Record
 from nslib.report.reference import printed
+from nslib.trials import as_paper, noise_as_paper, sides, whole
 
 CLAIMS = read_claims()
 EVERYWHERE = " ".join(PROFILES)
@@ -62,6 +64,43 @@ def test_rules_name_the_cell_that_judges_by_its_heading(notebook):
     own = CLAIMS[CLAIMS.notebook == notebook]
     assert judged == dict(zip(zip(own.claim, own.part, strict=True), own.cell, strict=True))
     assert len(set(headings)) == len(headings)  # a link leads to the first of two
+
+
+# What the notebooks ask of the settings before they judge; what they ask of data and models is not here.
+NEEDS = {
+    ("C7", "before"): lambda s: (
+        noise_as_paper(replace(s.finetune, noise=s.approximate.noise)) and 0.03 in s.approximate.eps
+    ),
+    **dict.fromkeys([("C7", "after"), ("C8", "influence"), ("C18", "share")], lambda s: noise_as_paper(s.finetune)),
+    **dict.fromkeys([("C9", "slope"), ("C10", "rise")], lambda s: as_paper(s.finetune)),
+    **dict.fromkeys([("C11", "base"), ("C11", "plain")], lambda s: whole(s) and "plain" in s.finetuning.objectives),
+    ("C12", "natural"): lambda s: as_paper(s.finetune) and has_rivals(s, "natural"),
+    ("C12", "adversarial"): lambda s: as_paper(s.finetune) and has_rivals(s, "adversarial"),
+    **dict.fromkeys([("C13", "eps"), ("C14", "random")], lambda s: as_paper(s.finetune) and len(s.finetuning.eps) > 2),
+    ("C18", "cost"): lambda s: as_paper(s.finetune) and s.data.kind == "folder",  # shapes have no epoch
+    ("C19", "fixed"): lambda s: as_paper(s.finetune) and s.finetuning.fixed_steps > 0,
+}
+
+
+def has_rivals(settings, side):
+    rivals = {"madry", "trades"} <= set(settings.finetuning.objectives)
+    return rivals and bool(sides(settings.finetuning.columns)[side])
+
+
+@pytest.mark.parametrize("row", list(CLAIMS.itertuples()), ids=lambda row: f"{row.claim}.{row.part}")
+def test_a_claim_is_testable_at_the_profiles_that_its_row_names(row, monkeypatch):
+    for name in ("NSLIB_IMAGENET", "NSLIB_WEIGHTS"):
+        monkeypatch.delenv(name, raising=False)
+    need = NEEDS.get((row.claim, row.part), lambda _: True)
+    assert [name for name in row.profiles.split() if not need(resolve(name))] == []
+
+
+def test_what_the_notebooks_ask_of_the_settings_is_known():
+    """Every judgement that a notebook leaves out under some condition."""
+    for path in (ROOT / "paper_nb").glob("[0-9]*.py"):
+        source = path.read_text(encoding="utf-8")
+        left_out = re.findall(r"""record\.judge\("(C\d+)", "(\w+)", .* if .* else \[\]\)$""", source, re.MULTILINE)
+        assert set(left_out) <= set(NEEDS)
 
 
 def test_rules_agree_with_what_is_read_off_figure_3a():

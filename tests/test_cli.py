@@ -429,6 +429,9 @@ def test_pictures_that_do_not_fit_are_refused(call, pictures, tmp_path):
     assert code == 2
     assert "has the trivial nullspace only: take a model" in errors
     assert not (tmp_path / "out.png").exists()
+    code, _, errors = call("disguise", "--source", pictures[0], "--target", pictures[1], "--out", pictures[1])
+    assert code == 2
+    assert "1.png is one of the two pictures, and would be lost: name another file to write" in errors
 
 
 def test_psnr_of_a_watermark_is_that_to_the_blend(call, pictures, tmp_path):
@@ -439,9 +442,10 @@ def test_psnr_of_a_watermark_is_that_to_the_blend(call, pictures, tmp_path):
     source, mark, made = (read_picture(p) for p in (*pictures, out))
     error = (made - source.lerp(mark, 0.3)).square().mean()
     assert f"psnr {-10 * error.log10():.4g}" in printed
-    code, _, errors = call("watermark", *given, "--strength", "0")
-    assert code == 2
-    assert "strength must lie in (0, 1], got 0" in errors
+    for strength in ("0", "2"):
+        code, _, errors = call("watermark", *given, "--strength", strength)
+        assert code == 2
+        assert f"strength must lie in (0, 1], where 0 would save the source as it is; got {strength}" in errors
 
 
 @pytest.fixture

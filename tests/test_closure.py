@@ -5,6 +5,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from conftest import ROOT
 
 from nslib.analysis import closure, mixtures
 from nslib.config import ClosureStudy, NoiseConfig
@@ -80,6 +81,17 @@ def test_measures_by_hand(vit, clean, monkeypatch):
     assert (found["n"], found["seeds"]) == (2, 1)  # three noises of one model
     assert 0.01 < found["band_low"] < 0.02 < 0.17 < found["band_high"] < 0.2
     assert found["low"] <= found["value"] <= found["high"]
+
+
+def test_images_shown_are_spread_evenly_over_those_judged(clean):
+    for images, expected in ((4, [0, 6, 12, 18]), (5, [0, 4, 9, 14, 19]), (24, list(range(24))), (99, list(range(24)))):
+        assert torch.equal(closure.spread(clean, images).tokens, clean.tokens[expected])
+        assert torch.equal(closure.spread(clean, images).logits, clean.logits[expected])
+
+
+def test_the_notebook_shows_images_from_all_over_those_judged():
+    source = (ROOT / "paper_nb" / "04_closure.py").read_text(encoding="utf-8")
+    assert "clean = closure.spread(judged, study.images)" in source
 
 
 # The tables

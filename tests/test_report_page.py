@@ -191,13 +191,22 @@ def test_verdicts_come_first_in_the_order_of_the_claims():
     told = {tuple(line.split()[:2]): line for line in lines}
     assert "✓ holds 1e-12 64 1 value <= 1e-09 01" in told["C2", "tokens"]
     assert "✗ does not hold 0.97 [0.9612, 0.98] 200 2 value >= 0.98 02" in told["C4", "match"]
-    assert "Testable at: full, gpu, imagenet, imagenet_small. ○ not testable low > 0 06" in told["C11", "base"]
+    assert "Testable at: full, gpu, imagenet. Rule changed" in told["C11", "base"]
+    assert "○ not testable low > 0 06" in told["C11", "base"]
     (changed,) = claims.changed[(claims.claim == "C16")]
     assert f"Rule changed {changed}." in told["C16", "convex"]
     assert "Rule changed" not in told["C2", "tokens"]
     assert "– not run value <= 1e-12 01b" in told["C3", "heads"]
     assert page.text.index("Claims and verdicts") < page.text.index("00 · What a nullspace is")
     assert page.text.index("13 · The nullspace as a fingerprint") < page.text.rindex("How it was made")
+
+
+def test_a_listed_profile_whose_settings_do_not_test_a_claim_is_told():
+    leave("06_robustness", ("C11", "base", []), profile="full")
+    told = {tuple(line.split()[:2]): line for line in rows_of_claims(shown())}
+    at = "Testable at: full, gpu, imagenet"
+    assert f"{at}, but not with the settings or data of this run. Rule changed" in told["C11", "base"]
+    assert f"{at}. Rule changed" in told["C10", "rise"]
 
 
 def test_how_it_was_made():

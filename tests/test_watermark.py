@@ -243,13 +243,13 @@ def save(path, mode, size=(16, 16), **kwargs):
     return path
 
 
-def sixteen_bit_rgb(path):
-    """PIL writes none: a PNG by hand, 2 x 1 pixels."""
+def png_by_hand(path, width, height, bits):
+    """An RGB file of 2 x 1 pixels of 16 bits, whatever its header says: PIL writes none such."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
     body = zlib.compress(b"\0" + bytes(12))
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b""))
     return path
@@ -288,6 +288,11 @@ def float_tiff(path):
     return path
 
 
+def float_pfm(path):
+    path.write_bytes(b"Pf\n2 2\n-1.0\n" + bytes(16))
+    return path
+
+
 @pytest.mark.parametrize("kind", ["TIFF", "PPM"])
 def test_eight_bits_in_formats_that_may_have_more(tmp_path, kind):
     image = pictures.eight_bit(torch.rand(3, 4, 5, generator=generator(0)))
@@ -304,11 +309,13 @@ def test_eight_bits_in_formats_that_may_have_more(tmp_path, kind):
         (lambda p: save(p, "P"), "a palette, expected RGB"),
         (lambda p: save(p, "I;16"), "16 bits a channel, expected 8"),
         (lambda p: save(p, "RGB", transparency=(0, 0, 0)), "a transparent colour, expected RGB"),
-        (sixteen_bit_rgb, "16 bits a channel, expected 8"),
+        (lambda p: png_by_hand(p, 2, 1, bits=16), "16 bits a channel, expected 8"),
         (sixteen_bit_tiff, "16 bits a channel, expected 8"),
         (sixteen_bit_ppm, "16 bits a channel, expected 8"),
         (black_and_white_pbm, "black and white, expected RGB: flatten it"),
         (float_tiff, "32 bits a channel, expected 8"),
+        (float_pfm, "32 bits a channel, expected 8: save it as 8-bit RGB"),
+        (lambda p: png_by_hand(p, 40000, 40000, bits=8), r"too large \(.*1600000000 pixels.*\): resize it"),
         (lambda p: save(p, "RGB", save_all=True, append_images=[Image.new("RGB", (16, 16), "red")]), "animated, 2 fr"),
     ],
 )  # fmt: skip
@@ -335,8 +342,12 @@ def test_files_that_cannot_be_read_or_written(tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     whole = save(tmp_path / "whole.png", "RGB", (64, 64))
     (tmp_path / "half.png").write_bytes(whole.read_bytes()[:60])
-    for name in ("text.png", "half.png"):
-        with pytest.raises(OSError, match=rf"{name} cannot be read as a picture"):
+    (tmp_path / "header.ppm").write_bytes(b"P6\n64 ")
+    (tmp_path / "levels.ppm").write_bytes(b"P6\n2 2\nmany\n" + bytes(12))
+    tiff = sixteen_bit_tiff(tmp_path / "whole.tif").read_bytes()
+    (tmp_path / "no_width.tif").write_bytes(tiff.replace(struct.pack("<HH", 256, 3), struct.pack("<HH", 0, 3)))
+    for name in ("text.png", "half.png", "header.ppm", "levels.ppm", "no_width.tif"):
+        with pytest.raises(OSError, match=rf"{name} cannot be read as a picture .*: save it again as PNG"):
             pictures.read_picture(tmp_path / name)
     with pytest.raises(ValueError, match=r"must end in \.png: JPEG would change"):
         pictures.write_picture(tmp_path / "a.jpg", torch.zeros(3, 4, 4))
@@ -369,8 +380,22 @@ def test_a_watermark_is_measured_against_its_blend(tmp_path, model):
     error = (saved - (0.7 * source + 0.3 * mark)).square().mean()
     assert told["psnr"] == pytest.approx(-10 * error.log10().item(), abs=1e-3)
     assert told["psnr"] > -10 * (saved - mark).square().mean().log10() + 5
-    with pytest.raises(ValueError, match=r"strength must lie in \(0, 1\], got 0, which would save the source"):
-        watermark.disguise_file(model, *files, strength=0)
+    for strength in (0, 2, -1):
+        told = rf"strength must lie in \(0, 1\], where 0 would save the source as it is; got {strength}"
+        with pytest.raises(ValueError, match=told):
+            watermark.disguise_file(model, *files, strength=strength)
+
+
+def test_a_picture_is_not_written_over_one_of_its_own(tmp_path, model, monkeypatch):
+    """Nor by another name; before anything is computed."""
+    own, other = (save(tmp_path / name, "RGB") for name in ("a.png", "b.png"))
+    (tmp_path / "link.png").symlink_to(other)
+    before = [path.read_bytes() for path in (own, other)]
+    monkeypatch.setattr(watermark, "PatchNullspace", lambda _: pytest.fail("computed"))
+    for out in (own, other, tmp_path / "link.png", tmp_path / ".." / tmp_path.name / "a.png"):
+        with pytest.raises(ValueError, match=r"is one of the two pictures, and would be lost: name another file"):
+            watermark.disguise_file(model, own, other, out)
+    assert [path.read_bytes() for path in (own, other)] == before
 
 
 # Photographs

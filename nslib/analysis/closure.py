@@ -41,6 +41,15 @@ def closure_noises(model: StagedViT, pool: Pool, study: ClosureStudy, *, seed: i
     return {"learned": torch.cat(inside), "permuted": torch.cat(permuted)}
 
 
+def spread(clean: CleanPass, images: int) -> CleanPass:
+    """So many images at even distances over the clean ones, beginning with the first, or all if there are no more.
+
+    The first ones of a folder need not be like the rest: they may be harder, or easier.
+    """
+    count = min(images, len(clean))
+    return clean[torch.arange(count) * len(clean) // max(count, 1)]
+
+
 @torch.no_grad()
 def gap_matrix(model: StagedViT, clean: CleanPass, noises: Tensor, *, chunk: int = 256) -> Tensor:
     """MSE probability (J, M) of each noise (J, N, D) on each of the M clean images.

@@ -15,6 +15,7 @@ from torch import Tensor
 from nslib.runtime import atomic_path
 
 _LEVELS = 255
+_UNREADABLE = (OSError, SyntaxError, ValueError, IndexError, TypeError, NotImplementedError)  # of damaged files, by PIL
 _TIFF_BITS = 258  # the tag BitsPerSample
 _PPM_HEADER = 4096  # bytes that hold it, comments included
 _KINDS = {"L": "greyscale", "1": "black and white", "P": "a palette", "RGBA": "an alpha channel",
@@ -28,17 +29,21 @@ def read_picture(path: str | Path) -> Tensor:
         FileNotFoundError: no such file.
         OSError: it cannot be read as a picture, or is truncated.
         ValueError: it is animated, has 16 bits a channel, an alpha channel, or is greyscale: what to do with these is
-            the user's choice.
+            the user's choice; or it has so many pixels that PIL takes it for an attack.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"no picture at {path}")
     try:
         with Image.open(path) as image:
-            _check_kind(image, path)
-            pixels = np.array(ImageOps.exif_transpose(image))
-    except (OSError, SyntaxError) as error:
+            unfit = _unfit(image, path)
+            pixels = None if unfit else np.array(ImageOps.exif_transpose(image))
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path} is too large ({error}): resize it to the model's image size") from error
+    except _UNREADABLE as error:
         raise OSError(f"{path} cannot be read as a picture ({error}): save it again as PNG") from error
+    if unfit:
+        raise ValueError(f"{path} {unfit}")
     return torch.from_numpy(pixels).permute(2, 0, 1).float() / _LEVELS
 
 
@@ -95,15 +100,19 @@ def _bits(image: Image.Image, path: Path) -> int:
             fields = re.sub(rb"#.*", b"", file.read(_PPM_HEADER)).split()
         if fields[0] in (b"P1", b"P4"):  # black and white, which have no largest value
             return 1
+        if fields[0] in (b"PF", b"Pf"):  # a scale, whose sign tells the order of bytes, stands in its place
+            return 32
         return int(fields[3]).bit_length()  # magic, width, height, largest value
     return 8
 
 
-def _check_kind(image: Image.Image, path: Path) -> None:
+def _unfit(image: Image.Image, path: Path) -> str:
+    """What an opened file has or is that is not 8-bit RGB, and what to do; empty if nothing."""
     if getattr(image, "n_frames", 1) > 1:
-        raise ValueError(f"{path} is animated, {image.n_frames} frames: save one of them as PNG")
+        return f"is animated, {image.n_frames} frames: save one of them as PNG"
     if image.mode[0] in "IF" or _bits(image, path) > 8:  # PIL cuts 16 bits down to 8 without a word
-        raise ValueError(f"{path} has {max(_bits(image, path), 16)} bits a channel, expected 8: save it as 8-bit RGB")
+        return f"has {max(_bits(image, path), 16)} bits a channel, expected 8: save it as 8-bit RGB"
     if image.mode != "RGB" or "transparency" in image.info:
         kind = "a transparent colour" if image.mode == "RGB" else _KINDS.get(image.mode, f"the mode {image.mode}")
-        raise ValueError(f"{path} has {kind}, expected RGB: flatten it and save it as 8-bit RGB")
+        return f"has {kind}, expected RGB: flatten it and save it as 8-bit RGB"
+    return ""

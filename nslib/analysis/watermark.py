@@ -243,12 +243,15 @@ def disguise_file(model: StagedViT, source: Path, target: Path, out: Path, *, st
     Both `psnr` are to the aim, the target or its blend with the source.
 
     Raises:
-        ValueError: as `disguise`, `read_picture` and `write_picture`, pictures of another size than the model's, or
-            strength 0.
+        ValueError: as `disguise`, `read_picture` and `write_picture`, pictures of another size than the model's,
+            strength 0, or `out` is one of the two pictures.
         OSError: a file cannot be read or written.
     """
-    if strength == 0:
-        raise ValueError("strength must lie in (0, 1], got 0, which would save the source as it is")
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength must lie in (0, 1], where 0 would save the source as it is; got {strength:g}")
+    source, target, out = (path.expanduser() for path in (source, target, out))
+    if any(out.exists() and path.exists() and out.samefile(path) for path in (source, target)):
+        raise ValueError(f"{out} is one of the two pictures, and would be lost: name another file to write")
     own, wanted = (read_picture(path).unsqueeze(0) for path in (source, target))
     made = disguise(PatchNullspace(model), own, wanted, strength=strength)
     saved = read_picture(write_picture(out, made[0])).unsqueeze(0)

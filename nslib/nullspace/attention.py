@@ -96,7 +96,9 @@ def check_conditions(heads: Heads, *, tol: float | None = None) -> None:
     nearest, m, n = min(pairs)
     if nearest > tol:
         raise ConditionViolated(3, f": no row of any head's Q K^T lies in another head's row space, the "
-                         f"nearest, of head {m}, is {nearest:.2g} of its norm outside that of head {n}")  # fmt: skip
+                         f"nearest, of head {m}, is {nearest:.2g} of its norm outside that of head {n}: give one "
+                         "head a row of another's, as construct_heads does, or ask HeadsNullspace, which needs no "
+                         "condition")  # fmt: skip
 
 
 def proof_direction(heads: Heads) -> Tensor:
@@ -114,7 +116,8 @@ def proof_direction(heads: Heads) -> Tensor:
         raise ConditionViolated(
             3,
             f": the rows of Q_i K_i^T span all {rows.shape[1]} dimensions, smallest singular value {values[-1]:.2g} of "
-            f"{values[0]:.2g}, so that no w is orthogonal to them",
+            f"{values[0]:.2g}, so that no w is orthogonal to them: give one head a row of another's, as "
+            "construct_heads does, or take HeadsNullspace(heads).smallest, the direction that they see least",
         )
     return vectors[-1].to(heads.query)
 
