@@ -25,6 +25,8 @@ _HOME = {
     "permute": "nslib.nullspace.membership",
     "random_noise_at": "nslib.nullspace.membership",
     "render": "nslib.data.shapes",
+    "DataConfig": "nslib.config",
+    "open_source": "nslib.data.source",
     "SuiteConfig": "nslib.config",
     "evaluate_model": "nslib.evaluate.suite",
     "Evaluation": "nslib.evaluate.suite",

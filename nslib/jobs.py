@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,8 @@ _COST = ("minutes", "units", "images_of_standard_training", "missed_eps")
 class Job:
     """One finetuned model: what happened in each round, what the run cost, and what the model gets right.
 
-    `cost` has minutes, units (see `nslib.finetune.cost.Meter`), images_of_standard_training and missed_eps.
+    `cost` has minutes of training, units (see `nslib.finetune.cost.Meter`), images_of_standard_training and missed_eps,
+    and of rows made since they are counted evaluation_minutes.
     """
 
     history: list[Round]
@@ -109,8 +111,10 @@ def run(bench: Bench, settings: Settings, objective: str, *, seed: int = 0, **ch
 
     def compute() -> dict[str, Any]:
         done = finetuned(bench, settings, objective, seed=seed, **changes)
+        started = time.monotonic()
         found = evaluate_model(done.model, bench.source, row_suite(settings), surrogate=bench.surrogate)
-        cost = rounded({name: done.record[name] for name in _COST})
+        measuring = {"evaluation_minutes": (time.monotonic() - started) / 60}
+        cost = rounded({name: done.record[name] for name in _COST} | measuring)
         return {"history": rounded([asdict(r) for r in done.history]), "cost": cost, "evaluation": packed(found)}
 
     cfg = config_of(settings, objective, seed, **changes)

@@ -31,7 +31,7 @@ COLOURS = {
     "PGD": "#009E73",
     "random signs": "#E69F00",
     "plain": "#000000",
-    "random_boundary": "#F0E442",
+    "random_boundary": "#AA4499",
     "madry": "#CC79A7",
     "madry_authors": "#882255",
     "trades": "#56B4E9",
@@ -239,11 +239,12 @@ def points(table: pd.DataFrame, ax: Axes, *, x: str, by: str = "noise") -> Axes:
     groups, methods = list(dict.fromkeys(table[x])), list(dict.fromkeys(table[by]))
     for i, name in enumerate(methods):
         rows = table[table[by] == name].set_index(x).reindex(groups)
-        place = np.arange(len(groups)) + (i - (len(methods) - 1) / 2) * 0.7 / len(methods)
+        place = np.arange(len(groups)) + (i - (len(methods) - 1) / 2) * 0.6 / len(methods)
         reach = [(rows.value - rows.low).clip(lower=0), (rows.high - rows.value).clip(lower=0)]
         mark = MARKERS.get(name, "o")
         ax.errorbar(place, rows.value, reach, fmt=mark, color=COLOURS.get(name), capsize=1.5, label=name)
     ax.set_xticks(range(len(groups)), groups)
+    ax.set_xlim(-0.5, len(groups) - 0.5)
     ax.grid(axis="x", visible=False)
     return ax
 
@@ -253,8 +254,9 @@ def differences(table: pd.DataFrame, ax: Axes, *, x: str = "column", by: str = "
     bounds = {"difference": "value", "difference_low": "low", "difference_high": "high"}
     points(table.rename(columns=bounds), ax, x=x, by=by)
     ax.axhline(0, color="0.3", linewidth=0.8)
-    ax.tick_params(axis="x", labelrotation=30)
-    plt.setp(ax.get_xticklabels(), ha="right")
+    if x == "column":
+        ax.tick_params(axis="x", labelrotation=30)
+        plt.setp(ax.get_xticklabels(), ha="right")
     return ax
 
 

@@ -65,8 +65,8 @@ def seed_rows(bench: Bench, settings: Settings, objective: str, *, seeds: int = 
 
 def seed_rounds(bench: Bench, settings: Settings, objective: str) -> pd.DataFrame:
     """The rounds of an objective under each seed of the study: `history_table` with a column seed."""
-    found = enumerate(seed_jobs(bench, settings, objective))
-    return pd.concat([history_table(job.history).assign(seed=seed) for seed, job in found], ignore_index=True)
+    each = enumerate(seed_jobs(bench, settings, objective))
+    return pd.concat([history_table(job.history).assign(seed=seed) for seed, job in each], ignore_index=True)
 
 
 def over_seeds(rounds: pd.DataFrame, quantity: str) -> pd.DataFrame:
@@ -119,9 +119,8 @@ def other_models(settings: Settings) -> dict[str, Evaluation]:
     for name in settings.models[1:]:
         bench = open_bench(replace(settings, models=(name,)))
         for objective in (BASE, *OF_OTHERS):
-            told = f"{name} {objective}"
-            found[told] = replace(row(bench, settings, objective, seeds=1), model=told)
-    return found
+            found[f"{name} {objective}"] = row(bench, settings, objective, seeds=1)
+    return {told: replace(evaluation, model=told) for told, evaluation in found.items()}
 
 
 def costs(bench: Bench, settings: Settings, objectives: Sequence[str]) -> pd.DataFrame:
@@ -134,9 +133,9 @@ def costs(bench: Bench, settings: Settings, objectives: Sequence[str]) -> pd.Dat
     for name in objectives:
         for seed, job in enumerate(seed_jobs(bench, settings, name)):
             noise, updates = job.cost["units"]["noise"], job.cost["units"]["updates"]
-            lines.append({"objective": name, "seed": seed, "noise": noise, "updates": updates,
-                          "share": noise / (noise + updates),
-                          "images": job.cost["images_of_standard_training"]})  # fmt: skip
+            spent = {"noise": noise, "updates": updates, "share": noise / (noise + updates)}
+            images = job.cost["images_of_standard_training"]
+            lines.append({"objective": name, "seed": seed, **spent, "images": images})
     return pd.DataFrame(lines)
 
 
@@ -279,12 +278,17 @@ def gains_over(found: Mapping[str, Evaluation], reference: str, columns: Sequenc
         columns model, difference, difference_low, difference_high, n, seeds.
     """
     lines = []
-    for name, evaluation in found.items():
-        if name not in (BASE, reference):
-            gain = mean_difference(evaluation, found[reference], columns)
-            lines.append({"model": name, "difference": gain.value, "difference_low": gain.low,
-                          "difference_high": gain.high, "n": gain.n, "seeds": gain.seeds})  # fmt: skip
+    for name in [n for n in found if n not in (BASE, reference)]:
+        gain = mean_difference(found[name], found[reference], columns)
+        lines.append({"model": name, "difference": gain.value, "difference_low": gain.low,
+                      "difference_high": gain.high, "n": gain.n, "seeds": gain.seeds})  # fmt: skip
     return pd.DataFrame(lines)
+
+
+def gains_by_seed(seeds: Mapping[str, Sequence[Row]], reference: str, columns: Sequence[str]) -> pd.DataFrame:
+    """`gains_over` of each seed of `seed_rows` on its own, among the models that have it, with a column seed."""
+    each = [{n: rows[i] for n, rows in seeds.items() if rows[i:]} for i in range(max(map(len, seeds.values())))]
+    return pd.concat([gains_over(f, reference, columns).assign(seed=i) for i, f in enumerate(each)], ignore_index=True)
 
 
 def gains_of(found: Mapping[str, Evaluation], model: str, columns: Sequence[str]) -> pd.DataFrame:

@@ -77,7 +77,7 @@ for ax, (quantity, label) in zip(axes, quantities.items(), strict=True):
 plots.legend_above(figure, axes[2])
 plots.caption(
     figure,
-    f"{bench.model.name}; seeds: {', '.join(f'{o} {s}' for o, s in seeds.items())}; bands: from the least to the largest of the seeds; n = {settings.finetuning.trace_images} images a column, the same for all seeds and rounds: ± {196 * (0.25 / settings.finetuning.trace_images) ** 0.5:.0f} points at most; adversarial: FGSM at {255 * settings.suite.fgsm_eps:g}/255",
+    f"{bench.model.name}; seeds: {', '.join(f'{o} {s}' for o, s in seeds.items())}{'; bands: from the least to the largest of the seeds' if seeds.max() > 1 else ''}; n = {settings.finetuning.trace_images} images a column, the same for all seeds and rounds: ± {196 * (0.25 / settings.finetuning.trace_images) ** 0.5:.0f} points at most; adversarial: FGSM at {255 * settings.suite.fgsm_eps:g}/255",
 )
 record.figure("figure4", figure, rounds)
 
@@ -93,7 +93,7 @@ table5.round(4)
 
 # %% [markdown]
 # ## Does the ε set grow?
-# Finetuning is said to enlarge the approximate nullspace. A noise that the model was trained with says little about that, so new noises are learned against each model, and the way to the boundary is measured along them, along their permutations and along random directions. The starts are the same for every model, so that the second table can take differences start by start; one training seed lies behind each.
+# Finetuning is said to enlarge the approximate nullspace. A noise that the model was trained with says little about that, so new noises are learned against each model, and the way to the boundary is measured along them, along their permutations and along random directions. The starts are the same for every model, so that the second table can take differences start by start; one training seed lies behind each. Norms are measured on images of val; the noises are learned on images of train, some of which the models were finetuned on.
 
 # %%
 sizes = trials.eps_sets(bench, settings, list(traced), eps=settings.finetune.noise.eps)

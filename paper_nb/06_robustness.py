@@ -132,7 +132,7 @@ handling.round(1)
 
 # %% [markdown]
 # ## The finetuned models
-# Every objective on the same recipe: same images in the same order, same number of updates, measured on the same images. The mean is over the columns shown, with 100 − c; `c / base` is the ratio of the corruption errors to the base model's. The table of estimates beside it has every figure with its interval, n and seeds. Each seed learns other noises and trains on other images, the same for every objective. `seeds`: of how many a row is the mean; notebook 11 lists each. `missed_eps`: rounds whose noise was outside ε on held-out images, over all seeds; the permuted noise is meant to be. Further models of a profile (ViT-B/32 at `gpu`) have a base, plain and NS row each, one seed, among the rows below.
+# Every objective on the same recipe: same images in the same order, same number of updates, measured on the same images. The mean is over the columns shown, with 100 − c; `c / base` is the ratio of the corruption errors to the base model's. The table of estimates beside it has every figure with its interval, n and seeds. Each seed learns other noises and trains on other images, the same for every objective. `seeds`: of how many a row is the mean; notebook 11 lists each. `missed_eps`: rounds whose noise was outside ε on held-out images, over all seeds; the permuted noise is meant to be. `augmix` mixes images as in its paper, without the consistency loss there. Further models of a profile (ViT-B/32 at `gpu`) have a base, plain and NS row each, one seed, among the rows below.
 
 # %%
 found = trials.rows(bench, settings, settings.finetuning.objectives)
@@ -160,13 +160,13 @@ table2.round(1)
 against = trials.differences_to(found, "plain")
 drawn = against[~against.model.isin(trials.ADVERSARIAL)]
 by_seeds = drawn.groupby("seeds", sort=False).model.unique()
-told = "; ".join(f"seeds {s}: {', '.join(models)}" for s, models in by_seeds.items())
+told = "; ".join(f"{s} for {', '.join(models)}" for s, models in by_seeds.items())
 figure, ax = plt.subplots(figsize=(6.8, 2.8))
 plots.differences(drawn, ax).set(ylabel="top-1 minus plain, points")
 plots.legend_above(figure, ax, columns=5)
 plots.caption(
     figure,
-    f"{bench.model.name}, n = {drawn.n.min()} to {drawn.n.max()} images a column; {told}; whiskers: 95 % of the paired difference",
+    f"{bench.model.name}, n = {drawn.n.min()} to {drawn.n.max()} images a column; seeds of `plain` compared with: {told}; whiskers: 95 % of the paired difference",
 )
 record.figure("against_plain", figure, against)
 against_base = trials.differences_to({name: found[name] for name in (trials.BASE, "nullspace")}, trials.BASE)

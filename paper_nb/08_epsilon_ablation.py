@@ -76,6 +76,16 @@ record.figure("epsilon", figure, gains)
 gains.round(2)
 
 # %% [markdown]
+# ## Other seeds
+# At the ε of this profile there are further seeds where the profile has them: how far does one lie from another?
+
+# %%
+each = {name: trials.seed_rows(bench, settings, name) for name in ("plain", "nullspace", "random")}
+by_seed = trials.gains_by_seed(each, "plain", columns)
+record.table("seeds", by_seed)
+by_seed.pivot(index="seed", columns="model", values="difference").round(2)
+
+# %% [markdown]
 # ## Verdicts
 # By the rules that stand in `data/reference/claims.csv`.
 

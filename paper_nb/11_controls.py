@@ -46,11 +46,7 @@ names = [o for o in settings.finetuning.objectives if o in ("nullspace", "plain"
 seeds = {name: trials.seed_rows(bench, settings, name) for name in names}
 pooled = {name: trials.pool_rows(each, name) for name, each in seeds.items()}
 columns = trials.shown(pooled, settings.finetuning.columns)
-over_plain = [
-    trials.gains_over({name: seeds[name][i] for name in names if seeds[name][i:]}, "plain", columns).assign(seed=i)
-    for i in range(settings.finetuning.seeds)
-]
-by_seed = pd.concat(over_plain, ignore_index=True)
+by_seed = trials.gains_by_seed(seeds, "plain", columns)
 record.table("seeds", by_seed)
 by_seed.round(2)
 
@@ -121,15 +117,16 @@ options.round(2)
 
 # %%
 gains = trials.gains_over(found, "plain", columns)
-low, high = gains.difference - gains.difference_low, gains.difference_high - gains.difference
 figure, ax = plt.subplots(figsize=(5.6, 2.2))
-ax.errorbar(gains.difference, gains.model, xerr=[low, high], fmt="o", color=plots.COLOURS["nullspace"])
+for row in gains.itertuples():
+    reach = [[row.difference - row.difference_low], [row.difference_high - row.difference]]
+    ax.errorbar(row.difference, row.model, xerr=reach, fmt="o", color=plots.COLOURS[row.model.split(",")[0]])
 ax.axvline(0, color="0.3", linewidth=0.8)
 ax.set(xlabel="mean top-1 minus plain, percentage points")
 ax.invert_yaxis()
 plots.caption(
     figure,
-    f"{bench.model.name}, n = {gains.n.max()} images in all, one seed; whiskers: 95 %",
+    f"{bench.model.name}, n = {gains.n.max()} images in all, one seed; whiskers: 95 % over images",
 )
 record.figure("side_by_side", figure, gains)
 record.table("options_estimates", trials.rows_estimates(found))

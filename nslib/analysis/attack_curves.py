@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,10 @@ from nslib.attacks.gradient import fgsm, pgd
 from nslib.intervals import share_estimate
 from nslib.runtime import generator
 from nslib.staged import StagedViT
+from nslib.store import cached, model_digest, tensor_digest
+
+Attack = Callable[[Tensor, Tensor, float], Tensor]  # images, labels, eps -> images
+_VERSION = 1  # raise it when the same settings give other hits
 
 
 def attack_curves(
@@ -37,22 +42,47 @@ def attack_curves(
     Raises:
         ValueError: eps negative or above 1, or as the attacks.
     """
-    attacks: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
-        "random signs": lambda x, y, eps: random_signs(x, eps, seed=seed),
-        "FGSM": lambda x, y, eps: fgsm(model, x, y, eps=eps),
-        "PGD": lambda x, y, eps: pgd(model, x, y, eps=eps, step=eps / 4, steps=steps),
+    attacks: dict[str, tuple[Attack, dict[str, int]]] = {
+        "random signs": (lambda x, y, eps: random_signs(x, eps, seed=seed), {"seed": seed}),
+        "FGSM": (lambda x, y, eps: fgsm(model, x, y, eps=eps), {}),
+        "PGD": (lambda x, y, eps: pgd(model, x, y, eps=eps, step=eps / 4, steps=steps), {"steps": steps}),
     }
     rows = []
-    for name, attack in attacks.items():
+    for name, (attack, asked) in attacks.items():
         for eps in eps_values:
-            hits = [
-                right(model, attack(x, y, eps), y)
-                for x, y in zip(images.split(batch), labels.split(batch), strict=True)
-            ]
-            found = {k: v if k == "n" else 100 * v for k, v in asdict(share_estimate(np.concatenate(hits))).items()}
-            found.pop("seeds")
-            rows.append({"attack": name, "eps": round(255 * eps, 4), **found})
+            hits = _hits(model, images, labels, attack, eps, {"attack": name, **asked}, batch=batch)
+            found = share_estimate(hits).percent()
+            bounds = {k: getattr(found, k) for k in ("value", "low", "high", "n")}
+            rows.append({"attack": name, "eps": round(255 * eps, 4), **bounds})
     return pd.DataFrame(rows)
+
+
+def pgd_hits(
+    model: StagedViT, images: Tensor, labels: Tensor, *, eps: float, steps: int, batch: int = 64
+) -> np.ndarray:
+    """Which images (M, C, H, W) the model gets right under PGD in steps of eps / 4, (M,) bool."""
+
+    def attack(x: Tensor, y: Tensor, eps: float) -> Tensor:
+        return pgd(model, x, y, eps=eps, step=eps / 4, steps=steps)
+
+    return _hits(model, images, labels, attack, eps, {"attack": "PGD", "steps": steps}, batch=batch)
+
+
+def _hits(
+    model: StagedViT, images: Tensor, labels: Tensor, attack: Attack, eps: float, asked: dict[str, Any], *, batch: int
+) -> np.ndarray:
+    """Which images the model gets right under an attack, (M,) bool; kept, so that a killed run repeats no budget.
+
+    Args:
+        asked: name and settings of the attack.
+    """
+
+    def compute() -> dict[str, Tensor]:
+        pairs = zip(images.split(batch), labels.split(batch), strict=True)
+        return {"right": torch.cat([right(model, attack(x, y, eps), y) for x, y in pairs])}
+
+    key = {"model": model_digest(model), "images": tensor_digest(images, labels), "eps": eps, "batch": batch, **asked}
+    return cached("strength", key, compute, version=_VERSION)["right"].numpy()
 
 
 def random_signs(images: Tensor, eps: float, *, seed: int) -> Tensor:
@@ -62,15 +92,10 @@ def random_signs(images: Tensor, eps: float, *, seed: int) -> Tensor:
     return (images + eps * signs.to(images)).clamp(0, 1)
 
 
-def right(model: StagedViT, images: Tensor, labels: Tensor) -> np.ndarray:
-    """Which images (B, C, H, W) the model gets right, (B,) bool."""
-    with torch.inference_mode():
-        return (model(images).argmax(1) == labels).cpu().numpy()
-
-
-def pgd_hits(model: StagedViT, images: Tensor, labels: Tensor, *, eps: float, steps: int) -> np.ndarray:
-    """Which images (B, C, H, W) the model gets right under PGD in steps of eps / 4, (B,) bool."""
-    return right(model, pgd(model, images, labels, eps=eps, step=eps / 4, steps=steps), labels)
+@torch.no_grad()
+def right(model: StagedViT, images: Tensor, labels: Tensor) -> Tensor:
+    """Which images (B, C, H, W) the model gets right, (B,) bool on the CPU."""
+    return (model(images).argmax(1) == labels).cpu()
 
 
 def sanity_table(
