@@ -244,7 +244,7 @@ def test_reproduce_by_default_is_all_at_laptop(call, paper):
 
 def test_settings_are_json_where_they_can_be():
     given = ["a=1", "b=0.5", "c=[1, 2]", "d=null", "e=text", "f=vit.tag=x", 'g="1"']
-    assert overrides(given, data__root="here", empty="") == {
+    assert overrides((given,), data__root="here", empty="") == {
         "a": 1, "b": 0.5, "c": [1, 2], "d": None, "e": "text", "f": "vit.tag=x", "g": "1", "data.root": "here",
     }  # fmt: skip
 
@@ -469,6 +469,8 @@ def test_fingerprint_knows_the_model_of_a_key(call, tmp_path, key):
     assert code == 0
     rows = [line.split() for line in printed.splitlines()[1:]]
     assert {row[0]: row[4] for row in rows} == suspects
+    one_by_one = [part for told in suspects for part in ("--models", told)]
+    assert call("fingerprint", "--key", key, *one_by_one)[1] == printed
     assert (rows[-1][1], " ".join(rows[-1][5:])) == ("NaN", "patches of 768 pixels, key of 432")
 
 

@@ -37,17 +37,31 @@ def test_a_folder_is_never_passed_over(tmp_path):
 
 
 def test_device_and_further_options():
-    settings = settings_of("", "", "cpu", ("suite.images=7",), models="a", suite__columns=["c", "r"], weights="")
+    settings = settings_of("", "", "cpu", (("suite.images=7",),), models="a", suite__columns=["c", "r"], weights="")
     assert (settings.device, settings.suite.images, settings.models) == ("cpu", 7, ("a",))
     assert settings.suite.columns == ("c", "r")
     assert settings.weights == "shipped"
 
 
 def test_settings_of_one_task():
-    assert overrides(("noise.eps=0.1",), within="finetune", weights="w") == {"weights": "w", "finetune.noise.eps": 0.1}
-    assert settings_of("", "", "auto", ("noise.eps=0.1",), within="finetune").finetune.noise.eps == 0.1
+    given = (("noise.eps=0.1",),)
+    assert overrides(given, within="finetune", weights="w") == {"weights": "w", "finetune.noise.eps": 0.1}
+    assert settings_of("", "", "auto", given, within="finetune").finetune.noise.eps == 0.1
     with pytest.raises(ValueError, match=r"no setting 'finetune\.suite\.images'"):
-        settings_of("", "", "auto", ("suite.images=7",), within="finetune")
+        settings_of("", "", "auto", (("suite.images=7",),), within="finetune")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [("--set", "steps=7", "lr=0.5"), ("--set", "steps=7", "--set", "lr=0.5"), ("--set", "lr=0.5", "steps=7", "--set")],
+    ids=" ".join,
+)
+def test_each_setting_counts_after_one_set_or_several(call, monkeypatch, given):
+    asked = []
+    monkeypatch.setattr("nslib.pretrain.pretrain", lambda cfg, *_, **__: asked.append(cfg) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        call("pretrain", *given)
+    assert [(cfg.steps, cfg.lr) for cfg in asked] == [(7, 0.5)]
 
 
 def test_finetune_dry_run_only_tells(call, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -12,12 +13,12 @@ import tyro
 
 from nslib.profiles import REAL, Settings, resolve
 
-Setting = Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="NAME=VALUE")]
+Given = tuple[tuple[str, ...], ...]  # what stands after each time that an option is given
+Setting = Annotated[Given, tyro.conf.UseAppendAction, tyro.conf.arg(name="set", metavar="NAME=VALUE ...")]
+Suspects = Annotated[Given, tyro.conf.UseAppendAction, tyro.conf.arg(metavar="MODEL ...")]
 
 
-def settings_of(
-    profile: str, imagenet: str, device: str, settings: tuple[str, ...], *, within: str = "", **options
-) -> Settings:
+def settings_of(profile: str, imagenet: str, device: str, settings: Given, *, within: str = "", **options) -> Settings:
     """What a command works with: a profile, by default the one that fits the data, with what was said otherwise.
 
     Args:
@@ -46,10 +47,11 @@ def check_images(profile: str, imagenet: str) -> None:
         raise FileNotFoundError(f"--imagenet: no folder {imagenet}; expected one with train/ and val/ in it")
 
 
-def overrides(settings: tuple[str, ...], *, within: str = "", **options) -> dict:
+def overrides(settings: Given, *, within: str = "", **options) -> dict:
     """`synthesis.noise.steps=100` -> {"synthesis.noise.steps": 100}; values as `_value` reads them.
 
     Args:
+        settings: all count, whether they stand after one --set or several; of two of one name the last.
         within: the task, such as `finetune`, that all of the settings are of.
         options: further ones by full name with `__` for the dot; empty ones are left out.
     Raises:
@@ -57,7 +59,7 @@ def overrides(settings: tuple[str, ...], *, within: str = "", **options) -> dict
     """
     prefix = within and f"{within}."
     chosen = {name.replace("__", "."): value for name, value in options.items() if value}
-    for item in settings:
+    for item in chain.from_iterable(settings):
         name, equals, text = item.partition("=")
         if not equals:
             raise ValueError(f"--set takes NAME=VALUE such as images=500, got {item!r}")
