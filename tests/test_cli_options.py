@@ -1,6 +1,7 @@
 """From what stands on the command line to settings."""
 
 import sys
+from operator import attrgetter
 
 import pytest
 
@@ -62,6 +63,50 @@ def test_each_setting_counts_after_one_set_or_several(call, monkeypatch, given):
     with pytest.raises(ZeroDivisionError):
         call("pretrain", *given)
     assert [(cfg.steps, cfg.lr) for cfg in asked] == [(7, 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("finetune.mixup=.8", 0.8),
+        (" finetune.cutmix = 1 ", 1.0),
+        ("suite.fgsm_eps=4/255", 4 / 255),
+        ("suite.fgsm_eps=0.25/255", 0.25 / 255),
+        ("approximate.noise.eps=None", None),
+        ("approximate.noise.eps=null", None),
+        ("finetuning.variants=True", True),
+        ("data.resize=false", False),
+        ("suite.columns=clean", ("clean",)),
+        ("suite.columns=clean, fgsm", ("clean", "fgsm")),
+        ('suite.columns=["clean", "fgsm"]', ("clean", "fgsm")),
+        ("suite.columns=[clean, fgsm]", ("clean", "fgsm")),
+        ("approximate.eps=.01,.1", (0.01, 0.1)),
+        ("approximate.eps=0.1", (0.1,)),
+        ("robustness.eps=0, 1/255", (0.0, 1 / 255)),
+        ("closure.spans=(1, 2)", (1, 2)),
+        ("weights=2024_01", "2024_01"),  # a number in Python, and here a folder
+        ("weights=8/255", "8/255"),
+        ('weights="a, b"', "a, b"),
+    ],
+)
+def test_values_that_settings_take(given, expected):
+    found = attrgetter(given.split("=")[0].strip())(settings_of("", "", "auto", ((given,),)))
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+@pytest.mark.parametrize("given", ["finetune.mixup=much", "finetune.mixup=1/0", "approximate.eps=.1,small"])
+def test_values_that_settings_refuse(given):
+    with pytest.raises(ValueError, match=rf"setting {given.split('=')[0]} must be a float such as .*, got '"):
+        settings_of("", "", "auto", ((given,),))
+
+
+def test_spaces_between_columns(call, monkeypatch):
+    asked = []
+    monkeypatch.setattr("nslib.experiment.open_bench", lambda settings: asked.append(settings.suite.columns) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        call("evaluate", "--columns", "clean, fgsm")
+    assert asked == [("clean", "fgsm")]
 
 
 def test_finetune_dry_run_only_tells(call, tmp_path):

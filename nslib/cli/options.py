@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
-from fractions import Fraction
+from ast import literal_eval
+from contextlib import suppress
+from dataclasses import is_dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -63,19 +64,40 @@ def overrides(settings: Given, *, within: str = "", **options) -> dict:
         name, equals, text = item.partition("=")
         if not equals:
             raise ValueError(f"--set takes NAME=VALUE such as images=500, got {item!r}")
-        chosen[prefix + name] = _value(text)
+        name = prefix + name.strip()
+        chosen[name] = _value(text, _hint(name))
     # Notebooks run in a folder of their own, where a relative path would lead elsewhere.
     return {k: absolute(v) if k.startswith("data.") or k.endswith("weights") else v for k, v in chosen.items()}
 
 
-def _value(text: str):
-    """JSON where it can be read as such, a fraction such as 8/255 as its value, else the text itself."""
-    if re.fullmatch(r"\d+/[1-9]\d*", text):
-        return float(Fraction(text))
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
+def _hint(name: str) -> Any:
+    """The type of a setting, None where there is none of this name."""
+    hint = Settings
+    for part in name.split("."):
+        hint = get_type_hints(hint).get(part) if is_dataclass(hint) else None
+    return hint
+
+
+def _value(text: str, hint: Any) -> Any:
+    """What a text means for a setting of this type; where several values are meant they are parted by commas."""
+    text = text.strip()
+    value = _read(text)
+    if get_origin(hint) is tuple and not isinstance(value, list | tuple):
+        return [_value(part, get_args(hint)[0]) for part in text.strip("[]()").split(",")]
+    return text if hint is str and not isinstance(value, str) else value
+
+
+def _read(text: str) -> Any:
+    """JSON or Python where it can be read as such, a fraction such as 8/255 as its value, else the text itself."""
+    for read in (json.loads, literal_eval, _fraction):
+        with suppress(ValueError, SyntaxError, ZeroDivisionError):
+            return read(text)
+    return text
+
+
+def _fraction(text: str) -> float:
+    numerator, _, denominator = text.partition("/")
+    return float(numerator) / float(denominator)
 
 
 def absolute(path):

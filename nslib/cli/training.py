@@ -73,7 +73,7 @@ def evaluate(
 
     settings = settings_of(
         profile, imagenet, device, set, weights=weights, models=model, suite__protocol=protocol,
-        suite__columns=columns.split(",") if columns else "",
+        suite__columns=[c.strip() for c in columns.split(",")] if columns else "",
     )  # fmt: skip
     with processes(settings.device) as (share, place):
         settings = replace(settings, device=str(place))
