@@ -7,6 +7,7 @@ import pytest
 
 from nslib.cli import main
 from nslib.cli.options import overrides, settings_of
+from nslib.config import WEIGHTS
 
 
 @pytest.fixture
@@ -35,6 +36,34 @@ def test_a_folder_is_never_passed_over(tmp_path):
     with pytest.raises(ValueError, match="--imagenet goes with --profile imagenet or imagenet_small, got profile 'sm"):
         settings_of("smoke", str(tmp_path), "auto", ())
     assert settings_of("imagenet_small", str(tmp_path), "auto", ()).data.kind == "folder"
+
+
+@pytest.fixture
+def folders_of_all_names(monkeypatch, tmp_path):
+    """A working directory with a folder named as each word that a setting knows."""
+    monkeypatch.chdir(tmp_path)
+    for name in (*WEIGHTS, "shapes", "folder"):
+        (tmp_path / name).mkdir()
+    return tmp_path
+
+
+def test_a_folder_of_its_name_takes_no_words_meaning(folders_of_all_names):
+    for word in WEIGHTS:
+        told = (f"weights={word}", f"surrogate_weights={word}")
+        assert set(overrides((told,)).values()) == set(overrides((), weights=word).values()) == {word}
+    assert overrides((("data.kind=shapes",),)) == {"data.kind": "shapes"}
+    assert settings_of("imagenet", ".", "auto", (("data.kind=folder",),)).data.kind == "folder"
+
+
+def test_folders_of_images_and_of_weights_are_told_in_full(folders_of_all_names):
+    here = folders_of_all_names
+    found = overrides((("data.a=train", "surrogate_weights=./random"),), data__root="train", weights="./pretrained")
+    assert found == {
+        "data.root": str(here / "train"),
+        "data.a": str(here / "train"),
+        "weights": str(here / "pretrained"),
+        "surrogate_weights": str(here / "random"),
+    }
 
 
 def test_device_and_further_options():

@@ -12,6 +12,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import tyro
 
+from nslib.config import WEIGHTS
 from nslib.profiles import REAL, Settings, resolve
 
 Given = tuple[tuple[str, ...], ...]  # what stands after each time that an option is given
@@ -66,8 +67,14 @@ def overrides(settings: Given, *, within: str = "", **options) -> dict:
             raise ValueError(f"--set takes NAME=VALUE such as images=500, got {item!r}")
         name = prefix + name.strip()
         chosen[name] = _value(text, _hint(name))
-    # Notebooks run in a folder of their own, where a relative path would lead elsewhere.
-    return {k: absolute(v) if k.startswith("data.") or k.endswith("weights") else v for k, v in chosen.items()}
+    return {name: _placed(name, value) for name, value in chosen.items()}
+
+
+def _placed(name: str, value: Any) -> Any:
+    """Paths in full: notebooks run in a folder of their own, where a relative one would lead elsewhere."""
+    if name.startswith("data.") and name != "data.kind":
+        return absolute(value)
+    return absolute_weights(value) if name.endswith("weights") else value
 
 
 def _hint(name: str) -> Any:
@@ -105,6 +112,11 @@ def absolute(path):
     if not (isinstance(path, str) and path and Path(path).expanduser().exists()):
         return path
     return str(Path(path).expanduser().resolve())
+
+
+def absolute_weights(weights):
+    """As `absolute`, but a word such as `pretrained` keeps its meaning where a folder of that name lies."""
+    return weights if weights in WEIGHTS else absolute(weights)
 
 
 def show(table) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from nslib.cli.options import Setting, absolute, settings_of, show
+from nslib.cli.options import Setting, absolute_weights, settings_of, show
 
 
 def pretrain(
@@ -87,7 +87,7 @@ def evaluate(
         found = evaluate_model(bench.model, bench.source, settings.suite, surrogate=bench.surrogate, share=share)
         table = found.table()
         if against:
-            other = bench.of(open_model(replace(settings, weights=absolute(against))))
+            other = bench.of(open_model(replace(settings, weights=absolute_weights(against))))
             base = evaluate_model(other.model, other.source, settings.suite, surrogate=other.surrogate, share=share)
             base = replace(base, model=Path(against).stem)
             table = table.merge(differences(found, base).drop(columns=["n", "seeds"]), on="column", how="left")
