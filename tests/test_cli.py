@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import resource
 import subprocess
@@ -139,6 +140,14 @@ def test_a_reader_that_has_enough_is_no_error():
     assert (done.returncode, done.stderr) == (141, "")  # as of any tool of Unix that SIGPIPE stops
 
 
+def test_a_reader_that_has_enough_is_no_error_without_the_signal():
+    """On Windows, whose Python has no SIGPIPE."""
+    run = "import signal; del signal.SIGPIPE; import sys; from nslib.cli import main; sys.exit(main())"
+    command = f"{sys.executable} -c '{run}' nulldim | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
 def test_traceback_on_request(call, monkeypatch):
     monkeypatch.setenv("NSLIB_TRACEBACK", "1")
     with pytest.raises(ValueError, match="profile must be one of"):
@@ -234,6 +243,25 @@ def test_reproduce_hands_on_what_was_asked_for(call, paper, tmp_path):
             "synthesis.noise.lr": 0.5,
         },
     }
+
+
+def test_folders_of_the_environment_are_named_in_full(call, paper, monkeypatch, tmp_path):
+    """Kernels run in another folder than the command."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "random").mkdir()
+    given = {"STORE": "made/store", "FIGURES": "~/figures", "IMAGENET": "images", "WEIGHTS": "random"}
+    for name, place in given.items():
+        monkeypatch.setenv(f"NSLIB_{name}", place)
+    assert call("reproduce")[0] == 0
+    assert {name: os.environ[f"NSLIB_{name}"] for name in given} == {
+        "STORE": str(tmp_path / "made" / "store"),
+        "FIGURES": str(tmp_path / "home" / "figures"),
+        "IMAGENET": str(tmp_path / "images"),
+        "WEIGHTS": "random",  # a word, whatever lies there
+    }
+    monkeypatch.setenv("NSLIB_WEIGHTS", "weights")
+    call("reproduce")
+    assert os.environ["NSLIB_WEIGHTS"] == str(tmp_path / "weights")
 
 
 def test_reproduce_by_default_is_all_at_laptop(call, paper):
