@@ -80,6 +80,11 @@ def paper(monkeypatch):
         (("nulldim", "--model", "resnet18", "--weights", "random"), "expected a timm VisionTransformer"),
         (("nulldim", "--weights", "random", "--tol", "-1"), "tol must be >= 0, got -1"),
         (("noise", "--weights", "random", "--heldout", "0"), "0 < heldout"),
+        (
+            ("noise", "--weights", "random", "--pool", "2", "--heldout", "1", "--out", "n.json"),
+            "--out must end in .safetensors, got n.json: its record goes beside it as .json",
+        ),
+        (("evaluate", "--columns", "clean", "--out", "w.json"), "--out must end in .csv, got w.json: its record goes"),
         (("noise", "--weights", "random", "--device", "gpu"), "pass auto, cpu, cuda or mps"),
         (
             ("noise", "--model", "vit_tiny_patch16_224", "--weights", "random", "--imagenet", "x"),

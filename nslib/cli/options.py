@@ -119,6 +119,18 @@ def absolute_weights(weights):
     return weights if weights in WEIGHTS else absolute(weights)
 
 
+def check_out(out: str, suffix: str, *, beside: str) -> None:
+    """Refuse, before anything is computed, a file to write that may bear the name of its own or another's record.
+
+    Args:
+        beside: what stands in the suffix's place in the name of its record.
+    Raises:
+        ValueError: it ends in another suffix.
+    """
+    if Path(out).suffix != suffix:
+        raise ValueError(f"--out must end in {suffix}, got {out}: its record goes beside it as {beside}")
+
+
 def show(table) -> None:
     """Print a table of columns, and under it a line for each that is missing."""
     absent = table.missing != ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from nslib.cli.options import Setting, absolute_weights, settings_of, show
+from nslib.cli.options import Setting, absolute_weights, check_out, settings_of, show
 
 
 def pretrain(
@@ -71,6 +71,8 @@ def evaluate(
     from nslib.report.record import portable, without_paths
     from nslib.runtime import run_record, to_json, write_text
 
+    if out:
+        check_out(out, ".csv", beside=".evaluation.json")
     settings = settings_of(
         profile, imagenet, device, set, weights=weights, models=model, suite__protocol=protocol,
         suite__columns=[c.strip() for c in columns.split(",")] if columns else "",
