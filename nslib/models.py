@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from timm.models import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from nslib.runtime import atomic_path, data_path
 from nslib.staged import EXPECTED, StagedViT
@@ -29,12 +29,21 @@ def build_model(name: str, *, num_classes: int | None = None, img_size: int | No
         ValueError: timm knows no such model.
         TypeError: it is no VisionTransformer.
     """
+    given = {k: v for k, v in kwargs.items() if not k.startswith("pretrained")}
     kwargs |= {k: v for k, v in (("num_classes", num_classes), ("img_size", img_size)) if v is not None}
     if name == SHAPES_VIT:
-        vit = VisionTransformer(**(_SHAPES_VIT_ARCHITECTURE | kwargs))
-        return StagedViT(vit, mean=(0.5,) * 3, std=(0.5,) * 3, name=name)
+        vit, mean, std = VisionTransformer(**(_SHAPES_VIT_ARCHITECTURE | kwargs)), (0.5,) * 3, (0.5,) * 3
+    else:
+        vit = _of_timm(name, kwargs)
+        mean, std = (vit.pretrained_cfg[key] for key in ("mean", "std"))
+    model = StagedViT(vit, mean=mean, std=std, name=name)
+    model.architecture = given
+    return model
+
+
+def _of_timm(name: str, kwargs: dict) -> nn.Module:
     try:
-        vit = timm.create_model(name, **kwargs)
+        return timm.create_model(name, **kwargs)
     except TypeError as error:
         raise TypeError(f"{name} cannot be made with {kwargs} ({error}): {EXPECTED}") from error
     except RuntimeError as error:
@@ -50,8 +59,6 @@ def build_model(name: str, *, num_classes: int | None = None, img_size: int | No
         raise ValueError(
             f"no model named {name!r} in timm {timm.__version__}; near it: {near or SHAPES_VIT}"
         ) from error
-    cfg = vit.pretrained_cfg
-    return StagedViT(vit, mean=cfg["mean"], std=cfg["std"], name=name)
 
 
 def load_model(
@@ -185,7 +192,9 @@ def put_weights(
         )
     model.vit.load_state_dict(state)
     if normalisation:
+        given = model.architecture
         model = StagedViT(model.vit, **normalisation, name=model.name)
+        model.architecture = given
     model.stored_dtype = state["patch_embed.proj.weight"].dtype
     return model
 
