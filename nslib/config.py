@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+WEIGHTS = ("shipped", "pretrained", "random", "train")  # words for weights; anything else is a file or folder
+
 
 def _require(holds: bool, name: str, expected: str, received: object) -> None:
     if not holds:

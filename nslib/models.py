@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from timm.models import VisionTransformer
+from torch import Tensor, nn
 
 from nslib.runtime import atomic_path, data_path
 from nslib.staged import EXPECTED, StagedViT
@@ -28,12 +29,21 @@ def build_model(name: str, *, num_classes: int | None = None, img_size: int | No
         ValueError: timm knows no such model.
         TypeError: it is no VisionTransformer.
     """
+    given = {k: v for k, v in kwargs.items() if not k.startswith("pretrained")}
     kwargs |= {k: v for k, v in (("num_classes", num_classes), ("img_size", img_size)) if v is not None}
     if name == SHAPES_VIT:
-        vit = VisionTransformer(**(_SHAPES_VIT_ARCHITECTURE | kwargs))
-        return StagedViT(vit, mean=(0.5,) * 3, std=(0.5,) * 3, name=name)
+        vit, mean, std = VisionTransformer(**(_SHAPES_VIT_ARCHITECTURE | kwargs)), (0.5,) * 3, (0.5,) * 3
+    else:
+        vit = _of_timm(name, kwargs)
+        mean, std = (vit.pretrained_cfg[key] for key in ("mean", "std"))
+    model = StagedViT(vit, mean=mean, std=std, name=name)
+    model.architecture = given
+    return model
+
+
+def _of_timm(name: str, kwargs: dict) -> nn.Module:
     try:
-        vit = timm.create_model(name, **kwargs)
+        return timm.create_model(name, **kwargs)
     except TypeError as error:
         raise TypeError(f"{name} cannot be made with {kwargs} ({error}): {EXPECTED}") from error
     except RuntimeError as error:
@@ -49,8 +59,6 @@ def build_model(name: str, *, num_classes: int | None = None, img_size: int | No
         raise ValueError(
             f"no model named {name!r} in timm {timm.__version__}; near it: {near or SHAPES_VIT}"
         ) from error
-    cfg = vit.pretrained_cfg
-    return StagedViT(vit, mean=cfg["mean"], std=cfg["std"], name=name)
 
 
 def load_model(
@@ -94,13 +102,25 @@ def _from_hub(name: str, kwargs: dict) -> StagedViT:
         raise ValueError(f"{SHAPES_VIT} is not on a hub: pass weights='shipped', 'random' or a safetensors file")
     build_model(name, **kwargs)  # an unknown name is told apart from a network that is down
     try:
-        return build_model(name, **kwargs, pretrained=True)
+        model = build_model(name, **kwargs, pretrained=True)
     except (OSError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConnectionError(
-            f"pretrained weights of {name} could not be fetched ({first}): "
+            f"pretrained weights of {name} could not be fetched ({first_line(error)}): "
             f"pass weights= a safetensors file or a folder with {name}.safetensors, or 'random'"
         ) from error
+    model.stored_dtype = _shortest_type(model.vit.patch_embed.proj.weight)
+    return model
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in short; its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _shortest_type(weight: Tensor) -> torch.dtype:
+    """The type in which a hub's file must have held weights, which timm has converted: the coarsest that holds them."""
+    halves = (torch.bfloat16, torch.float16)
+    return next((dtype for dtype in halves if torch.equal(weight.to(dtype).to(weight), weight)), weight.dtype)
 
 
 def weights_path(name: str, weights: str | Path) -> Path:
@@ -141,6 +161,22 @@ def _with_weights(model: StagedViT, path: Path, *, any_head: bool) -> StagedViT:
         raise ValueError(
             f"{path} ({size} bytes) is truncated or no safetensors file ({error}): fetch it again"
         ) from error
+    normalisation = json.loads(metadata.get(_NORMALISATION, "{}"))
+    return put_weights(model, state, path, any_head=any_head, normalisation=normalisation)
+
+
+def put_weights(
+    model: StagedViT, state: dict[str, Tensor], path: str | Path, *, any_head: bool, normalisation: dict
+) -> StagedViT:
+    """A model with weights by timm's names; they are loaded into the one that is given.
+
+    Args:
+        path: the file that they come from, for errors.
+        any_head: whether the head may have another number of classes than the model's, which then takes it.
+        normalisation: mean and std of the file; empty where it has none, for the model's own.
+    Raises:
+        ValueError: they belong to another architecture.
+    """
     classes = len(state["head.weight"]) if "head.weight" in state else model.num_classes
     if any_head and classes != model.num_classes:
         model.vit.reset_classifier(classes)
@@ -155,8 +191,10 @@ def _with_weights(model: StagedViT, path: Path, *, any_head: bool) -> StagedViT:
             f"{path} does not fit {model.name}: tensors {', '.join(told)}; name the model that it was made for"
         )
     model.vit.load_state_dict(state)
-    if _NORMALISATION in metadata:
-        model = StagedViT(model.vit, **json.loads(metadata[_NORMALISATION]), name=model.name)
+    if normalisation:
+        given = model.architecture
+        model = StagedViT(model.vit, **normalisation, name=model.name)
+        model.architecture = given
     model.stored_dtype = state["patch_embed.proj.weight"].dtype
     return model
 

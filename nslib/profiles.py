@@ -9,6 +9,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from nslib.config import (
     TABLE2,
+    WEIGHTS,
     ApproximateStudy,
     ClosureStudy,
     DataConfig,
@@ -55,12 +56,11 @@ class Settings:
     surrogate_weights: str = "shipped"  # shipped, pretrained, train, a file or folder
 
 
-_EVERY = (
-    *("nullspace", "plain", "random", "permuted", "random_boundary", "madry", "madry_authors", "trades"),
-    *("mixup", "randaugment", "augmix", "sam"),
-)
+_EVERY = ("nullspace", "plain", "random", "permuted", "random_boundary", "madry", "madry_authors", "trades", "mixup",
+          "randaugment", "augmix", "sam")  # fmt: skip
 
 _PAPER = {"finetune.rounds": 20, "finetune.steps": 40, "finetune.lr": 1e-5, "finetune.lr_min": 1e-6}
+_CLOSURE = {"closure.judged_images": 2000, "closure.images": 512, "closure.grid_images": 32}
 
 _IMAGENET: dict[str, Any] = {
     **_PAPER,
@@ -76,9 +76,7 @@ _IMAGENET: dict[str, Any] = {
     "synthesis.noise.lr": 0.005,
     "synthesis.noise.steps": 3000,
     "closure.noise.batch": 128,
-    "closure.judged_images": 2000,
-    "closure.images": 512,
-    "closure.grid_images": 32,
+    **_CLOSURE,
     "fingerprint.trained": 0,  # pretrained models stand there instead
     "robustness.images": 1000,
     "robustness.authors_images": 1000,
@@ -169,9 +167,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "synthesis.noise.lr": 0.02,
         "synthesis.noise.steps": 400,
         "approximate.starts": 10,
-        "closure.judged_images": 2000,
-        "closure.images": 512,
-        "closure.grid_images": 32,
+        **_CLOSURE,
     },
     "gpu": {
         "models": ("vit_small_patch32_224", "vit_base_patch32_224"),
@@ -285,11 +281,13 @@ def _real_input(overrides: dict[str, Any]) -> dict[str, Any]:
     """Fill in folders from the environment, and models from the folder of weights."""
     environment = {"data.root": os.environ.get("NSLIB_IMAGENET"), "weights": os.environ.get("NSLIB_WEIGHTS")}
     chosen = {k: v for k, v in environment.items() if v} | overrides
-    folder = Path(chosen.get("weights", ""))
+    weights = chosen.get("weights", "")
+    if weights in ("", *WEIGHTS) or not (folder := Path(weights)).is_dir():
+        return chosen
     surrogate = chosen.get("surrogate", _IMAGENET["surrogate"])
     if "surrogate_weights" not in chosen and surrogate and (folder / f"{surrogate}.safetensors").is_file():
         chosen["surrogate_weights"] = str(folder)
-    if "models" not in chosen and chosen.get("weights") and folder.is_dir():
+    if "models" not in chosen:
         found = tuple(sorted(p.stem for p in folder.glob("vit_*.safetensors")))
         if not found:
             raise ValueError(f"no vit_*.safetensors in {folder}: name the models with --set models=TAG")

@@ -43,6 +43,7 @@ class StagedViT(nn.Module):
         _check_architecture(vit, name)
         self.vit = vit
         self.name = name
+        self.architecture: dict = {}  # arguments of timm's model, such as num_heads, that say otherwise than its name
         self.stored_dtype: torch.dtype | None = None  # of the patch embedding in the file that weights came from
         channels = vit.patch_embed.proj.in_channels
         if not len(mean) == len(std) == channels:
@@ -189,8 +190,9 @@ def renormalised(model: StagedViT, *, mean: tuple[float, ...], std: tuple[float,
     Raises:
         ValueError: mean or std of another number of channels.
     """
-    name = f"{model.name}_renormalised"
-    return StagedViT(deepcopy(model.vit), mean=mean, std=std, name=name).to(model.device).eval()
+    copy = StagedViT(deepcopy(model.vit), mean=mean, std=std, name=f"{model.name}_renormalised")
+    copy.architecture = model.architecture
+    return copy.to(model.device).eval()
 
 
 @torch.no_grad()

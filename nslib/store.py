@@ -46,9 +46,14 @@ def tensor_digest(*tensors: Tensor) -> str:
 
 
 def model_digest(model: nn.Module) -> str:
-    """Digest of all parameters and buffers, names included; also of those, such as mean and std, that no file holds."""
+    """Digest of all parameters and buffers, names included; also of those, such as mean and std, that no file holds.
+
+    And of the arguments with which a `StagedViT` was built beyond its name: no tensor tells how many heads there are.
+    """
     state = model.state_dict() | dict(model.named_buffers())
-    return digest([sorted(state), tensor_digest(*(state[k] for k in sorted(state)))])
+    given = getattr(model, "architecture", {})
+    told = [repr(sorted(given.items()))] if given else []  # else as before there were any, for records that are kept
+    return digest([sorted(state), tensor_digest(*(state[k] for k in sorted(state))), *told])
 
 
 def cached(kind: str, key: dict[str, Any], compute: Callable[[], dict[str, Any]], *, version: int) -> dict[str, Any]:

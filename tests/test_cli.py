@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import resource
 import subprocess
@@ -79,6 +80,11 @@ def paper(monkeypatch):
         (("nulldim", "--model", "resnet18", "--weights", "random"), "expected a timm VisionTransformer"),
         (("nulldim", "--weights", "random", "--tol", "-1"), "tol must be >= 0, got -1"),
         (("noise", "--weights", "random", "--heldout", "0"), "0 < heldout"),
+        (
+            ("noise", "--weights", "random", "--pool", "2", "--heldout", "1", "--out", "n.json"),
+            "--out must end in .safetensors, got n.json: its record goes beside it as .json",
+        ),
+        (("evaluate", "--columns", "clean", "--out", "w.json"), "--out must end in .csv, got w.json: its record goes"),
         (("noise", "--weights", "random", "--device", "gpu"), "pass auto, cpu, cuda or mps"),
         (
             ("noise", "--model", "vit_tiny_patch16_224", "--weights", "random", "--imagenet", "x"),
@@ -137,6 +143,14 @@ def test_a_reader_that_has_enough_is_no_error():
     command = f"{sys.executable} -m nslib nulldim | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (141, "")  # as of any tool of Unix that SIGPIPE stops
+
+
+def test_a_reader_that_has_enough_is_no_error_without_the_signal():
+    """On Windows, whose Python has no SIGPIPE."""
+    run = "import signal; del signal.SIGPIPE; import sys; from nslib.cli import main; sys.exit(main())"
+    command = f"{sys.executable} -c '{run}' nulldim | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_traceback_on_request(call, monkeypatch):
@@ -236,6 +250,25 @@ def test_reproduce_hands_on_what_was_asked_for(call, paper, tmp_path):
     }
 
 
+def test_folders_of_the_environment_are_named_in_full(call, paper, monkeypatch, tmp_path):
+    """Kernels run in another folder than the command."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "random").mkdir()
+    given = {"STORE": "made/store", "FIGURES": "~/figures", "IMAGENET": "images", "WEIGHTS": "random"}
+    for name, place in given.items():
+        monkeypatch.setenv(f"NSLIB_{name}", place)
+    assert call("reproduce")[0] == 0
+    assert {name: os.environ[f"NSLIB_{name}"] for name in given} == {
+        "STORE": str(tmp_path / "made" / "store"),
+        "FIGURES": str(tmp_path / "home" / "figures"),
+        "IMAGENET": str(tmp_path / "images"),
+        "WEIGHTS": "random",  # a word, whatever lies there
+    }
+    monkeypatch.setenv("NSLIB_WEIGHTS", "weights")
+    call("reproduce")
+    assert os.environ["NSLIB_WEIGHTS"] == str(tmp_path / "weights")
+
+
 def test_reproduce_by_default_is_all_at_laptop(call, paper):
     call("reproduce")
     assert [list(paper.args[0]), paper.args[1]] == [[], "laptop"]
@@ -244,7 +277,7 @@ def test_reproduce_by_default_is_all_at_laptop(call, paper):
 
 def test_settings_are_json_where_they_can_be():
     given = ["a=1", "b=0.5", "c=[1, 2]", "d=null", "e=text", "f=vit.tag=x", 'g="1"']
-    assert overrides(given, data__root="here", empty="") == {
+    assert overrides((given,), data__root="here", empty="") == {
         "a": 1, "b": 0.5, "c": [1, 2], "d": None, "e": "text", "f": "vit.tag=x", "g": "1", "data.root": "here",
     }  # fmt: skip
 
@@ -473,6 +506,8 @@ def test_fingerprint_knows_the_model_of_a_key(call, tmp_path, key):
     assert code == 0
     rows = [line.split() for line in printed.splitlines()[1:]]
     assert {row[0]: row[4] for row in rows} == suspects
+    one_by_one = [part for told in suspects for part in ("--models", told)]
+    assert call("fingerprint", "--key", key, *one_by_one)[1] == printed
     assert (rows[-1][1], " ".join(rows[-1][5:])) == ("NaN", "patches of 768 pixels, key of 432")
 
 

@@ -5,7 +5,7 @@ from operator import attrgetter
 
 import pytest
 
-from nslib.config import TABLE2, NoiseConfig, PretrainConfig
+from nslib.config import TABLE2, WEIGHTS, NoiseConfig, PretrainConfig
 from nslib.profiles import PROFILES, REAL, Settings, resolve
 
 FOLDERS = ("NSLIB_IMAGENET", "NSLIB_WEIGHTS")
@@ -193,3 +193,17 @@ def test_imagenet_small_asks_the_same_of_less():
 def test_folder_of_weights_without_a_vit(tmp_path):
     with pytest.raises(ValueError, match=r"no vit_\*\.safetensors in .*: name the models with --set models=TAG"):
         resolve("imagenet", overrides={"weights": str(tmp_path)})
+
+
+@pytest.mark.parametrize("word", [*WEIGHTS, ""])
+def test_a_folder_of_its_name_takes_no_words_meaning(tmp_path, monkeypatch, word):
+    """Nor is the working directory a folder of weights where none is named."""
+    monkeypatch.chdir(tmp_path)
+    home = tmp_path / word
+    home.mkdir(exist_ok=True)
+    for name in ("vit_b.x", "deit_tiny_patch16_224.fb_in1k"):
+        (home / f"{name}.safetensors").touch()
+    settings = resolve("imagenet", overrides={"weights": word} if word else {})
+    assert settings == dataclasses.replace(resolve("imagenet"), weights=word or "pretrained")
+    assert settings.models == PROFILES["imagenet"]["models"]
+    assert settings.surrogate_weights == "pretrained"

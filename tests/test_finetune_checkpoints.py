@@ -6,8 +6,11 @@ from collections import OrderedDict
 import pytest
 import torch
 from conftest import make_vit, random_images
+from safetensors.torch import save_file
 
 from nslib.finetune.checkpoints import load_checkpoint, read_checkpoint
+from nslib.models import load_model
+from nslib.nullspace.patch import PatchNullspace
 
 TINY = dict(img_size=24, embed_dim=24, depth=2, num_heads=2)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -75,10 +78,34 @@ def test_average_that_was_not_kept(model, tmp_path):
 @pytest.mark.parametrize("change", [dict(depth=3), dict(embed_dim=48), dict(num_classes=7)])
 def test_another_architecture_is_refused(model, tmp_path, change):
     path = save(tmp_path / "c.pth.tar", {"state_dict": with_normalisation(model)})
-    with pytest.raises(
-        ValueError, match=r"c\.pth\.tar does not fit shapes_vit .*: name the model that it was made for"
-    ):
+    with pytest.raises(ValueError, match=r"c\.pth\.tar does not fit shapes_vit: tensors .*; name the model that"):
         load_checkpoint(path, "shapes_vit", **TINY | change)
+
+
+def test_head_has_the_classes_of_the_file_unless_others_are_asked_for(model, tmp_path):
+    seven = make_vit("shapes_vit", **TINY, num_classes=7, spread=0.1)
+    path = save(tmp_path / "c.pth", {"state_dict": with_normalisation(seven)})
+    found = load_checkpoint(path, "shapes_vit", **TINY)
+    assert found.num_classes == 7
+    assert torch.equal(found.vit.head.weight, seven.vit.head.weight)
+    with pytest.raises(ValueError, match=r"2 of another shape \(head\.bias \(7,\), expected \(10,\)\)"):
+        load_checkpoint(path, "shapes_vit", num_classes=10, **TINY)
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["bare", "behind a normalisation"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_rank_is_that_of_the_same_weights_as_safetensors(model, tmp_path, dtype, wrapped):
+    """Half of the patch embedding's rows are sums of others but for the rounding to a short type."""
+    weight = model.vit.patch_embed.proj.weight.data
+    weight[12:] = weight[:12] + weight[:12].roll(1, 0)
+    short = {k: v.to(dtype) for k, v in model.vit.state_dict().items()}
+    save_file(short, tmp_path / "c.safetensors")
+    state = with_normalisation(load_model("shapes_vit", tmp_path / "c.safetensors", **TINY)) if wrapped else short
+    path = save(tmp_path / "c.pth", {k: v.to(dtype) for k, v in state.items()})
+    found = load_checkpoint(path, "shapes_vit", **TINY)
+    assert found.stored_dtype == dtype
+    nulls = [PatchNullspace(m) for m in (found, load_model("shapes_vit", tmp_path / "c.safetensors", **TINY))]
+    assert [null.rank for null in nulls] == [12, 12]
 
 
 class Surprise:
@@ -95,9 +122,12 @@ def test_code_in_a_checkpoint_is_not_run(model, tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_damaged_checkpoint(model, tmp_path):
-    path = save(tmp_path / "c.pth.tar", {"state_dict": model.vit.state_dict()})
-    path.write_bytes(path.read_bytes()[:1000])
+@pytest.mark.parametrize("kept", [0, 10, 1000])
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "as torch saved before 1.6"])
+def test_damaged_checkpoint(model, tmp_path, zipped, kept):
+    path = tmp_path / "c.pth.tar"
+    torch.save({"state_dict": model.vit.state_dict()}, path, _use_new_zipfile_serialization=zipped)
+    path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(ValueError, match=r"c\.pth\.tar is damaged"):
         read_checkpoint(path)
 

@@ -12,7 +12,7 @@ from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from nslib.config import DataConfig, FinetuneConfig, NoiseConfig, SuiteConfig
-from nslib.data.folders import FolderImages, eval_transform, label_of, wnids
+from nslib.data.folders import FolderImages, eval_transform, label_of, own_labels, wnids
 from nslib.data.source import open_source
 from nslib.evaluate.suite import evaluate_model
 from nslib.finetune.rounds import finetune_model
@@ -202,6 +202,34 @@ def test_unknown_wnid(image_tree, vit):
     (image_tree / "val" / "goldfish").mkdir()
     with pytest.raises(ValueError, match=r"1 of 4 folders in .* are no wnid of ImageNet-1k \(goldfish\): expected"):
         FolderImages(image_tree, "val", vit)
+
+
+def test_classes_of_ones_own_before_a_head_of_imagenet_are_told_the_option(own_classes):
+    source = open_source(DataConfig(kind="folder", root=str(own_classes)), make_vit(num_classes=1000))
+    told = r"3 of 3 folders in .*train are no wnid of ImageNet-1k .*, or, for classes of your own, .*--num-classes 3$"
+    with pytest.raises(ValueError, match=told):
+        source.take("train", 1)
+
+
+def test_hidden_names_are_no_classes_and_no_images(image_tree, own_classes, vit):
+    before = FolderImages(image_tree, "val", vit).identity()
+    for home in (image_tree / "val", own_classes / "train"):
+        (home / ".ipynb_checkpoints").mkdir()
+    (image_tree / "val" / WNIDS[0] / "._image_0.JPEG").write_bytes(b"what a Mac leaves beside a file")
+    assert FolderImages(image_tree, "val", vit).identity() == before
+    assert list(own_labels(own_classes, 3)) == ["cat", "dog", "emu"]
+
+
+@pytest.mark.parametrize(("place", "name"), [("", "n01443537"), (WNIDS[0], "image_9.JPEG")])
+def test_links_that_lead_nowhere_are_counted_and_named(image_tree, vit, place, name):
+    folder = image_tree / "val" / place
+    link = folder / name
+    link.symlink_to(image_tree / "gone")
+    with pytest.raises(OSError, match=rf"1 links in {folder} lead nowhere \({name}\): mend or remove them"):
+        FolderImages(image_tree, "val", vit)
+    link.unlink()
+    link.symlink_to(folder / WNIDS[1] if not place else folder / "image_0.JPEG")
+    assert len(FolderImages(image_tree, "val", vit)) == (13 if place else 16)
 
 
 def test_no_root(vit):

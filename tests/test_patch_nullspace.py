@@ -3,7 +3,7 @@
 import pytest
 import scipy.linalg
 import torch
-from conftest import make_vit, random_images, real_folder
+from conftest import SMALL, make_vit, random_images, real_folder
 from safetensors.torch import save_file
 from timm.models import VisionTransformer
 
@@ -249,3 +249,16 @@ def test_default_tolerance_follows_the_type_in_the_file(tmp_path):
         assert (
             (null.dim, null.rank) == (exact.dim, exact.rank) == (304, 128)
         )  # all that the trained weights see is kept
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_type_in_a_file_of_the_hub(tmp_path, dtype):
+    """timm converts what it has fetched, for which a file here stands; that of the file shows in the numbers."""
+    tag = "vit_tiny_patch16_224"
+    state = {k: v.to(dtype) for k, v in make_vit(tag).vit.state_dict().items()}
+    save_file(state, tmp_path / "w.safetensors")
+    overlay = dict(file=str(tmp_path / "w.safetensors"), num_classes=10)
+    fetched = load_model(tag, "pretrained", pretrained_cfg_overlay=overlay, **SMALL)
+    assert torch.equal(fetched.vit.patch_embed.proj.weight, state["patch_embed.proj.weight"].float())
+    assert fetched.stored_dtype == dtype
+    assert PatchNullspace(fetched).tol == PatchNullspace(load_model(tag, tmp_path / "w.safetensors", **SMALL)).tol

@@ -8,16 +8,21 @@ import stat
 import subprocess
 import sys
 import textwrap
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, SMALL
 
 from nslib.config import NoiseConfig
-from nslib.models import load_model
+from nslib.finetune.checkpoints import load_checkpoint
+from nslib.finetune.cut import cut_at
+from nslib.models import build_model, load_model, save_weights
 from nslib.profiles import Settings
 from nslib.runtime import atomic_path, figures_path, pick_device, run_record, store_path, to_json, versions, write_text
+from nslib.staged import renormalised
 from nslib.store import cached, digest, model_digest, tensor_digest
 
 
@@ -221,6 +226,41 @@ def test_model_digest_follows_the_weights():
     with torch.no_grad():
         model.vit.head.bias[0] += 1
     assert model_digest(model) != before
+
+
+def test_model_digest_follows_what_no_weight_tells(tmp_path):
+    """Eight heads of sixteen numbers and four of thirty-two have the same weights, and other logits."""
+    model, other = load_model(), load_model(num_heads=8)
+    images = torch.rand(2, *model.image_shape)
+    assert not torch.allclose(model(images), other(images), atol=1e-2)
+    mean, std = (0.4,) * 3, (0.2,) * 3
+    save_weights(renormalised(model, mean=mean, std=std), tmp_path / "w.safetensors")
+    torch.save(
+        {"0.mean": torch.tensor(mean), "0.std": torch.tensor(std)}
+        | {f"1.{k}": v for k, v in model.vit.state_dict().items()},
+        tmp_path / "w.pth",
+    )
+    ways = {
+        "shipped": lambda **given: load_model(**given),
+        "random": lambda **given: load_model(weights="random", **given),
+        "file with a normalisation": lambda **given: load_model(weights=tmp_path / "w.safetensors", **given),
+        "checkpoint": lambda **given: load_checkpoint(tmp_path / "w.pth", "shapes_vit", **given),
+        "renormalised": lambda **given: renormalised(load_model(**given), mean=mean, std=std),
+        "cut": lambda **given: cut_at(load_model(**given), 2),
+        "copy": lambda **given: deepcopy(load_model(**given)),
+    }
+    for way, made in ways.items():
+        assert model_digest(made()) == model_digest(made()), way
+        assert model_digest(made(num_heads=8)) == model_digest(made(num_heads=8)) != model_digest(made()), way
+
+
+def test_model_digest_of_ordinary_models_is_that_of_records_kept():
+    """Also where the number of classes and the size are given, which weights tell, or weights are fetched."""
+    kept = json.loads((ROOT / "figures/full/records/jobs/shapes_vit_plain_seed0.json").read_text())["config"]["weights"]
+    assert model_digest(load_model()) == kept
+    assert model_digest(load_model(num_classes=10, img_size=48)) == kept
+    fetched = build_model("vit_tiny_patch16_224", **SMALL, pretrained=False, pretrained_cfg_overlay={"url": "far"})
+    assert fetched.architecture == {"embed_dim": 48, "depth": 2, "num_heads": 3}
 
 
 # Atomic files

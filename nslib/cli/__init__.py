@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 
 import tyro
 
@@ -12,13 +13,17 @@ from nslib.cli.nullspaces import noise, nulldim
 from nslib.cli.paper import notebooks, report, reproduce
 from nslib.cli.pictures import disguise, fingerprint, watermark
 from nslib.cli.training import evaluate, finetune, pretrain
+from nslib.config import WEIGHTS
 
 _ALL = (reproduce, report, evaluate, finetune, pretrain, nulldim, noise, watermark, disguise, fingerprint, notebooks)
 COMMANDS = {command.__name__: command for command in _ALL}
+_PLACES = ("NSLIB_STORE", "NSLIB_FIGURES", "NSLIB_IMAGENET", "NSLIB_WEIGHTS")
+_SIGPIPE = getattr(signal, "SIGPIPE", 13)  # Windows has none
 
 
 def main() -> int:
     """Run a command; mistakes of the user are one line, not a traceback."""
+    _name_places_in_full()
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # else every kernel prints the debugger's warning
     try:
         status = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="nslib", description=__doc__)
@@ -26,7 +31,7 @@ def main() -> int:
         return status
     except BrokenPipeError:  # the reader, such as `head`, has all that it wants
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        return 128 + _SIGPIPE
     except KeyboardInterrupt:
         print("\nnslib: stopped; the same command goes on from what is kept", file=sys.stderr)
         return 128 + signal.SIGINT
@@ -35,3 +40,11 @@ def main() -> int:
             raise
         print(f"nslib: {error}", file=sys.stderr)
         return 2
+
+
+def _name_places_in_full() -> None:
+    """Make the folders in the environment absolute: notebooks run in a folder of their own."""
+    for name in _PLACES:
+        place = os.environ.get(name)
+        if place and not (name == "NSLIB_WEIGHTS" and place in WEIGHTS):
+            os.environ[name] = str(Path(place).expanduser().absolute())

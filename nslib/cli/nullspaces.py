@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
+from nslib.cli.options import check_out
 from nslib.config import DataConfig, NoiseConfig
 
 
@@ -61,6 +62,7 @@ def noise(
     from nslib.progress import noise_bar
     from nslib.runtime import atomic_path, generator, pick_device, run_record, to_json, write_text
 
+    check_out(out, ".safetensors", beside=".json")
     vit = load_model(model, weights or None, device=pick_device(device))
     data = DataConfig(kind="folder" if imagenet else "shapes", root=imagenet, seed=seed)
     images, _ = open_source(data, vit).take("train", pool + heldout)

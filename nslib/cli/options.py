@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
-import re
-from fractions import Fraction
+from ast import literal_eval
+from contextlib import suppress
+from dataclasses import is_dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import tyro
 
+from nslib.config import WEIGHTS
 from nslib.profiles import REAL, Settings, resolve
 
-Setting = Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="NAME=VALUE")]
+Given = tuple[tuple[str, ...], ...]  # what stands after each time that an option is given
+Setting = Annotated[Given, tyro.conf.UseAppendAction, tyro.conf.arg(name="set", metavar="NAME=VALUE ...")]
+Suspects = Annotated[Given, tyro.conf.UseAppendAction, tyro.conf.arg(metavar="MODEL ...")]
 
 
-def settings_of(
-    profile: str, imagenet: str, device: str, settings: tuple[str, ...], *, within: str = "", **options
-) -> Settings:
+def settings_of(profile: str, imagenet: str, device: str, settings: Given, *, within: str = "", **options) -> Settings:
     """What a command works with: a profile, by default the one that fits the data, with what was said otherwise.
 
     Args:
@@ -46,10 +49,11 @@ def check_images(profile: str, imagenet: str) -> None:
         raise FileNotFoundError(f"--imagenet: no folder {imagenet}; expected one with train/ and val/ in it")
 
 
-def overrides(settings: tuple[str, ...], *, within: str = "", **options) -> dict:
+def overrides(settings: Given, *, within: str = "", **options) -> dict:
     """`synthesis.noise.steps=100` -> {"synthesis.noise.steps": 100}; values as `_value` reads them.
 
     Args:
+        settings: all count, whether they stand after one --set or several; of two of one name the last.
         within: the task, such as `finetune`, that all of the settings are of.
         options: further ones by full name with `__` for the dot; empty ones are left out.
     Raises:
@@ -57,23 +61,50 @@ def overrides(settings: tuple[str, ...], *, within: str = "", **options) -> dict
     """
     prefix = within and f"{within}."
     chosen = {name.replace("__", "."): value for name, value in options.items() if value}
-    for item in settings:
+    for item in chain.from_iterable(settings):
         name, equals, text = item.partition("=")
         if not equals:
             raise ValueError(f"--set takes NAME=VALUE such as images=500, got {item!r}")
-        chosen[prefix + name] = _value(text)
-    # Notebooks run in a folder of their own, where a relative path would lead elsewhere.
-    return {k: absolute(v) if k.startswith("data.") or k.endswith("weights") else v for k, v in chosen.items()}
+        name = prefix + name.strip()
+        chosen[name] = _value(text, _hint(name))
+    return {name: _placed(name, value) for name, value in chosen.items()}
 
 
-def _value(text: str):
-    """JSON where it can be read as such, a fraction such as 8/255 as its value, else the text itself."""
-    if re.fullmatch(r"\d+/[1-9]\d*", text):
-        return float(Fraction(text))
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
+def _placed(name: str, value: Any) -> Any:
+    """Paths in full: notebooks run in a folder of their own, where a relative one would lead elsewhere."""
+    if name.startswith("data.") and name != "data.kind":
+        return absolute(value)
+    return absolute_weights(value) if name.endswith("weights") else value
+
+
+def _hint(name: str) -> Any:
+    """The type of a setting, None where there is none of this name."""
+    hint = Settings
+    for part in name.split("."):
+        hint = get_type_hints(hint).get(part) if is_dataclass(hint) else None
+    return hint
+
+
+def _value(text: str, hint: Any) -> Any:
+    """What a text means for a setting of this type; where several values are meant they are parted by commas."""
+    text = text.strip()
+    value = _read(text)
+    if get_origin(hint) is tuple and not isinstance(value, list | tuple):
+        return [_value(part, get_args(hint)[0]) for part in text.strip("[]()").split(",")]
+    return text if hint is str and not isinstance(value, str) else value
+
+
+def _read(text: str) -> Any:
+    """JSON or Python where it can be read as such, a fraction such as 8/255 as its value, else the text itself."""
+    for read in (json.loads, literal_eval, _fraction):
+        with suppress(ValueError, SyntaxError, ZeroDivisionError):
+            return read(text)
+    return text
+
+
+def _fraction(text: str) -> float:
+    numerator, _, denominator = text.partition("/")
+    return float(numerator) / float(denominator)
 
 
 def absolute(path):
@@ -81,6 +112,23 @@ def absolute(path):
     if not (isinstance(path, str) and path and Path(path).expanduser().exists()):
         return path
     return str(Path(path).expanduser().resolve())
+
+
+def absolute_weights(weights):
+    """As `absolute`, but a word such as `pretrained` keeps its meaning where a folder of that name lies."""
+    return weights if weights in WEIGHTS else absolute(weights)
+
+
+def check_out(out: str, suffix: str, *, beside: str) -> None:
+    """Refuse, before anything is computed, a file to write that may bear the name of its own or another's record.
+
+    Args:
+        beside: what stands in the suffix's place in the name of its record.
+    Raises:
+        ValueError: it ends in another suffix.
+    """
+    if Path(out).suffix != suffix:
+        raise ValueError(f"--out must end in {suffix}, got {out}: its record goes beside it as {beside}")
 
 
 def show(table) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
+
+from nslib.cli.options import Suspects
 
 
 def watermark(
@@ -48,7 +51,7 @@ def _laid_over(source: str, target: str, out: str, model: str, weights: str, str
     return 0
 
 
-def fingerprint(key: str, models: tuple[str, ...] = (), model: str = "shapes_vit", weights: str = "") -> int:
+def fingerprint(key: str, models: Suspects = (), model: str = "shapes_vit", weights: str = "") -> int:
     """Make the key of a model from its nullspace; or, with --models, tell which models a key belongs to.
 
     Args:
@@ -61,9 +64,10 @@ def fingerprint(key: str, models: tuple[str, ...] = (), model: str = "shapes_vit
     from nslib.analysis.fingerprint import fingerprint_table, make_key, read_key, write_key
     from nslib.models import load_model
 
-    if models:
+    named = list(chain.from_iterable(models))
+    if named:
         kept = read_key(key)
-        suspects = {told: load_model(*_tag_and_weights(told, model, weights)) for told in models}
+        suspects = {told: load_model(*_tag_and_weights(told, model, weights)) for told in named}
         print(fingerprint_table(kept, suspects).round(4).to_string(index=False))
     elif Path(key).exists():
         raise FileExistsError(f"{key} is there already: name models to compare with it by --models, or another --key")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from nslib.cli.options import Setting, absolute, settings_of, show
+from nslib.cli.options import Setting, absolute_weights, check_out, settings_of, show
 
 
 def pretrain(
@@ -71,9 +71,11 @@ def evaluate(
     from nslib.report.record import portable, without_paths
     from nslib.runtime import run_record, to_json, write_text
 
+    if out:
+        check_out(out, ".csv", beside=".evaluation.json")
     settings = settings_of(
         profile, imagenet, device, set, weights=weights, models=model, suite__protocol=protocol,
-        suite__columns=columns.split(",") if columns else "",
+        suite__columns=[c.strip() for c in columns.split(",")] if columns else "",
     )  # fmt: skip
     with processes(settings.device) as (share, place):
         settings = replace(settings, device=str(place))
@@ -87,7 +89,7 @@ def evaluate(
         found = evaluate_model(bench.model, bench.source, settings.suite, surrogate=bench.surrogate, share=share)
         table = found.table()
         if against:
-            other = bench.of(open_model(replace(settings, weights=absolute(against))))
+            other = bench.of(open_model(replace(settings, weights=absolute_weights(against))))
             base = evaluate_model(other.model, other.source, settings.suite, surrogate=other.surrogate, share=share)
             base = replace(base, model=Path(against).stem)
             table = table.merge(differences(found, base).drop(columns=["n", "seeds"]), on="column", how="left")

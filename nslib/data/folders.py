@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -138,7 +139,8 @@ class FolderImages(ImageFiles):
     ):
         folder = Path(root).expanduser() / split
         kind, layout = ("wnid of ImageNet-1k", _LAYOUT) if labels is None else ("class of the model", _OWN_LAYOUT)
-        files = class_files(folder, label_of() if labels is None else labels, kind=kind, layout=layout)
+        named = label_of() if labels is None else labels
+        files = class_files(folder, named, kind=kind, layout=layout, own=labels is None)
         if classes is not None:
             kept = set(classes)
             files = [(path, label) for path, label in files if label in kept]
@@ -174,12 +176,15 @@ def own_labels(root: str | Path, num_classes: int) -> dict[str, int]:
     return {path.name: label for label, path in enumerate(classes)}
 
 
-def class_files(folder: Path, labels: Mapping[str, int], *, kind: str, layout: str) -> list[tuple[Path, int]]:
+def class_files(
+    folder: Path, labels: Mapping[str, int], *, kind: str, layout: str, own: bool = False
+) -> list[tuple[Path, int]]:
     """The images of `folder/<class>/` with their labels.
 
     Args:
         labels: of each name that a class folder may have.
         kind: what such a name is, for errors.
+        own: whether other names may be classes of the user's own, for whose use errors then give the option.
     Raises:
         FileNotFoundError: no such folder.
         ValueError: a class folder has none of these names.
@@ -189,19 +194,42 @@ def class_files(folder: Path, labels: Mapping[str, int], *, kind: str, layout: s
     classes = subfolders(folder)
     unknown = [p.name for p in classes if p.name not in labels]
     if unknown:
+        remedy = f", or, for classes of your own, finetune with --num-classes {len(classes)}" if own else ""
         raise ValueError(f"{len(unknown)} of {len(classes)} folders in {folder} are no {kind} "
-                         f"({', '.join(unknown[:3])}): expected {layout}")  # fmt: skip
+                         f"({', '.join(unknown[:3])}): expected {layout}{remedy}")  # fmt: skip
     return [(f, labels[c.name]) for c in classes for f in image_files(c)]
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders that lie in a folder, by name."""
-    return sorted(p for p in folder.iterdir() if p.is_dir())
+    """The folders that lie in a folder, by name, without hidden ones such as .ipynb_checkpoints.
+
+    Raises:
+        OSError: as `_entries`.
+    """
+    return sorted(folder / entry.name for entry in _entries(folder) if entry.is_dir())
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The images that lie in a folder itself, by name."""
-    return sorted(f for f in folder.iterdir() if f.suffix.lower() in _SUFFIXES)
+    """The images that lie in a folder itself, by name, without hidden files such as ._image.JPEG.
+
+    Raises:
+        OSError: as `_entries`.
+    """
+    return sorted(folder / e.name for e in _entries(folder) if Path(e.name).suffix.lower() in _SUFFIXES)
+
+
+def _entries(folder: Path) -> list[os.DirEntry]:
+    """What lies in a folder and is not hidden.
+
+    Raises:
+        OSError: links lead nowhere; counts and names them, none is skipped in silence.
+    """
+    with os.scandir(folder) as found:
+        entries = [e for e in found if not e.name.startswith(".")]
+    lost = sorted(e.name for e in entries if e.is_symlink() and not os.path.exists(e.path))
+    if lost:
+        raise OSError(f"{len(lost)} links in {folder} lead nowhere ({', '.join(lost[:3])}): mend or remove them")
+    return entries
 
 
 def eval_transform(model: StagedViT, *, resize: bool = True) -> Callable[[Image.Image], Tensor]:

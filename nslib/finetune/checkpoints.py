@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nslib.models import build_model
+from nslib.models import build_model, first_line, put_weights
 from nslib.staged import StagedViT
 
 _NORMALISATION = re.compile(r"^0\.(mean|std)$")
@@ -44,10 +44,9 @@ def read_checkpoint(path: str | Path, *, averaged: bool = True) -> Checkpoint:
         with torch.serialization.safe_globals([argparse.Namespace]):  # timm keeps its arguments in one
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
-        first = str(error).strip().splitlines()[0]
         raise ValueError(
-            f"{path} is damaged or holds more than tensors and plain values, which could run code ({first}): "
-            "open it where you trust it, and save its state dict alone"
+            f"{path} is damaged or holds more than tensors and plain values, which could run code "
+            f"({first_line(error)}): open it where you trust it, and save its state dict alone"
         ) from error
     names = (*(("state_dict_ema",) if averaged else ()), "state_dict", "model")
     state = (
@@ -80,18 +79,14 @@ def load_checkpoint(
 
     Args:
         name: of the architecture, `shapes_vit` or a tag of timm.
+        num_classes: default: as the file's head.
     Raises:
         ValueError: the checkpoint is of another architecture, or as `read_checkpoint`.
     """
     found = read_checkpoint(path, averaged=averaged)
     model = build_model(name, num_classes=num_classes, img_size=img_size, **architecture)
-    try:
-        model.vit.load_state_dict(found.weights)
-    except RuntimeError as error:
-        told = " ".join(str(error).split())[:300]
-        raise ValueError(f"{path} does not fit {name} ({told}): name the model that it was made for") from error
-    if found.mean and found.std:
-        model = StagedViT(model.vit, mean=found.mean, std=found.std, name=name)
+    normalisation = {"mean": found.mean, "std": found.std} if found.mean and found.std else {}
+    model = put_weights(model, found.weights, path, any_head=num_classes is None, normalisation=normalisation)
     return model.to(device).eval()
 
 
