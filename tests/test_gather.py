@@ -156,6 +156,24 @@ def test_the_notebook_of_all_claims_tells_what_is_outdated_and_goes_on():
     assert (gather("smoke").folder / "records" / "12_claims.json").is_file()
 
 
+def test_the_notebook_of_all_claims_counts_its_own_record_in_no_run(monkeypatch):
+    """So that every folder gets the same tables, in whatever order they are made."""
+    code = compile((ROOT / "paper_nb" / "12_claims.py").read_text(), "12_claims.py", "exec")
+    for run in (RUN, "other"):
+        leave("02_noise_synthesis", match(0.985), run=run)
+    of_version(monkeypatch, "later")
+    for run in (RUN, "other", "alone"):
+        leave("12_claims", run=run, overrides={"images": 7})
+    tables = []
+    for _ in range(2):
+        exec(code, cells := {})
+        tables.append(cells["overview"])
+    plt.close("all")
+    assert tables[0].equals(tables[1])
+    assert tables[0].set_index("run").loc[[RUN, "other"], ["records", "versions"]].to_numpy().tolist() == [[1, 1]] * 2
+    assert not tables[0].run.isin(["alone", "smoke"]).any()
+
+
 def test_an_estimate_without_an_interval_is_kept_as_such():
     record = leave("05_finetuning", ("C18", "share", t_estimate([0.3]))).folder / "records" / "05_finetuning.json"
     (verdict,) = json.loads(record.read_text(), parse_constant=pytest.fail)["verdicts"]  # NaN is no JSON

@@ -154,12 +154,14 @@ def gather(run_name: str, root: Path | None = None) -> GatheredRun:
     return GatheredRun(run_name, folder, tuple(_read(path, titles) for path in paths), titles)
 
 
-def gather_all(*roots: Path) -> list[GatheredRun]:
+def gather_all(*roots: Path, without: str = "") -> list[GatheredRun]:
     """Every run below the folders of figures, in the order of the profiles, then by name; there may be none.
 
     By default those of `figure_folders`. Where two hold a run of the same name, the first alone is read: they are not
     blended.
 
+    Args:
+        without: a notebook whose records are left out, and with them runs that hold no other.
     Raises:
         ValueError: a record is damaged; names it.
     """
@@ -167,7 +169,10 @@ def gather_all(*roots: Path) -> list[GatheredRun]:
     for root in roots or figure_folders():
         found |= {name: gather(name, root) for name in recorded_runs(root) if name not in found}
     order = {profile: place for place, profile in enumerate(PROFILES)}
-    return sorted(found.values(), key=lambda run: (order.get(run.profiles[0], len(order)), run.run_name))
+    runs = [replace(run, records=tuple(r for r in run.records if r.name != without)) for run in found.values()]
+    return sorted(
+        (run for run in runs if run.records), key=lambda run: (order.get(run.profiles[0], len(order)), run.run_name)
+    )
 
 
 def claims_of(run: GatheredRun | None) -> pd.DataFrame:
