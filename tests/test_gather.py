@@ -106,6 +106,38 @@ def test_a_file_that_two_records_list_and_one_that_is_gone_are_told():
     assert gather(RUN).absent == ("06_robustness_numbers.csv",)
 
 
+def test_a_file_that_its_record_did_not_leave_is_told():
+    record = leave("02_noise_synthesis")
+    figure = plt.figure()
+    drawn = Record("09_watermark", resolve("laptop", RUN))
+    drawn.figure("figure6", figure, None)
+    plt.close(figure)
+    drawn.save()
+    assert gather(RUN).altered == ()
+    for file in ("02_noise_synthesis_numbers.csv", "09_watermark_figure6.png", "09_watermark_figure6.pdf"):
+        path = record.folder / file
+        was = path.read_bytes()
+        path.write_bytes(was + b" ")
+        assert gather(RUN).altered == (file,)
+        path.unlink()
+        assert (gather(RUN).altered, gather(RUN).absent) == ((), (file,))
+        path.write_bytes(was)
+
+
+def test_of_an_older_record_and_a_contested_file_nothing_is_said():
+    folder = leave("06_robustness").folder
+    (folder / "06_robustness_numbers.csv").write_text("x\n3\n")
+    assert gather(RUN).altered == ("06_robustness_numbers.csv",)
+    (folder / "records" / "06_robustness_numbers.json").write_text(to_json(run_record(resolve("imagenet"))))
+    assert gather(RUN).altered == ()
+    (folder / "records" / "06_robustness_numbers.json").unlink()
+    path = folder / "records" / "06_robustness.json"
+    older = json.loads(path.read_text())
+    del older["hashes"]
+    path.write_text(to_json(older))
+    assert gather(RUN).altered == ()
+
+
 def test_a_notebook_that_is_gone_counts_nowhere():
     leave("02_noise", match(0.99))
     run = gather(RUN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -35,6 +36,7 @@ class StoredRecord:
     minutes: float | None  # of the notebook's own run
     verdicts: tuple[Verdict, ...]
     files: tuple[str, ...]
+    hashes: dict[str, str]  # of the files as they were left; empty in older records and those of commands
     facts: dict[str, Any]
 
 
@@ -73,6 +75,12 @@ class GatheredRun:
     def absent(self) -> tuple[str, ...]:
         """Files that a record lists and that are not there."""
         return tuple(file for file in self._files if not (self.folder / file).is_file())
+
+    @property
+    def altered(self) -> tuple[str, ...]:
+        """Files that are not those that their record left; of a record without hashes, or contested, none is told."""
+        left = {file: told for r in self.records for file, told in r.hashes.items() if file not in self.contested}
+        return tuple(f for f in sorted(left.keys() - {*self.absent}) if short_hash(self.folder / f) != left[f])
 
     @property
     def outdated(self) -> tuple[str, ...]:
@@ -211,6 +219,11 @@ def all_claims(runs: Sequence[GatheredRun]) -> pd.DataFrame:
     return pd.concat([claims_of(run) for run in runs or [None]], ignore_index=True)
 
 
+def short_hash(path: Path) -> str:
+    """By which a file is known again: the beginning of its SHA-256."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
 def _judged_again(record: StoredRecord, verdict: Verdict) -> Verdict:
     """The rule of claims.csv as it is now, on the numbers that decided then; without any its words do not matter."""
     v = verdict
@@ -247,6 +260,7 @@ def _read(path: Path, titles: dict[str, str]) -> StoredRecord:
             minutes=None if by_command else float(stored["minutes"]),
             verdicts=verdicts,
             files=(f"{path.stem}.csv",) if by_command else tuple(stored["files"]),
+            hashes=dict(stored.get("hashes", {})),
             facts=stored.get("facts", {}),
         )
     except KeyError as error:
