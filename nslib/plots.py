@@ -167,6 +167,30 @@ def symmetric(noise: Tensor, peak: float | None = None) -> Tensor:
     return noise / (2 * (peak or noise.abs().max())) + 0.5
 
 
+def scale_of(noise: Tensor) -> float:
+    """The 99 % quantile of its absolute values: divided by it, noise is seen although a few pixels are far larger."""
+    return noise.abs().flatten().quantile(0.99).item()
+
+
+def saliency_sheet(images: Mapping[str, Tensor], maps: Mapping[str, Tensor]) -> plt.Figure:
+    """A line for each image, (3, H, W), with its maps, (B, H, W) by each method, all scaled by their own `scale_of`."""
+    size = (1.1 * (1 + len(maps)) + 0.5, 1.2 * len(images))
+    figure, axes = plt.subplots(len(images), 1 + len(maps), figsize=size, squeeze=False)
+    for ax, (name, image) in zip(axes[:, 0], images.items(), strict=True):
+        picture(image, ax, name)
+    for column, (method, drawn) in zip(axes.T[1:], maps.items(), strict=True):
+        for ax, one in zip(column, drawn, strict=True):
+            shades = ax.imshow((one / (scale_of(one) or 1)).numpy(), cmap="RdBu_r", vmin=-1, vmax=1)
+            ax.set_axis_off()
+        column[0].set_title(method)
+    for ax in axes.flat:
+        ax.title.set(fontsize=6)
+    bar = figure.colorbar(shades, ax=axes, aspect=40, pad=0.01)
+    bar.set_ticks([-1, 0, 1], labels=["−1", "0", "+1"])
+    bar.set_label("relative to the map's 99 % quantile")
+    return figure
+
+
 def caption(figure: plt.Figure, text: str) -> None:
     """What stands under the figure: n, seeds, and what the bands mean; in as many lines as its width asks for."""
     letters = int(20 * figure.get_size_inches()[0])  # of 6 points
@@ -214,10 +238,12 @@ def rows_of_table2(ours: pd.DataFrame, printed: pd.DataFrame, ax: Axes) -> Axes:
     return ax
 
 
-def heat(table: pd.DataFrame, ax: Axes, *, label: str) -> Axes:
-    """A table of percentages as a heat map with its numbers."""
-    return seaborn.heatmap(table, ax=ax, vmin=0, vmax=100, cmap="viridis", annot=True, fmt=".0f",
-                           annot_kws={"size": 6}, cbar_kws={"label": label})  # fmt: skip
+def heat(table: pd.DataFrame, ax: Axes, *, label: str, high: float = 100, digits: int = 0) -> Axes:
+    """A table, such as of percentages, as a heat map with its numbers; colours go from 0 to `high`."""
+    seaborn.heatmap(table, ax=ax, vmin=0, vmax=high, cmap="viridis", annot=True, fmt=f".{digits}f",
+                    annot_kws={"size": 6}, cbar_kws={"label": label})  # fmt: skip
+    ax.tick_params(axis="y", labelrotation=0)
+    return ax
 
 
 def answers(examples: Mapping[str, Any], class_names: Sequence[str]) -> plt.Figure:
@@ -234,8 +260,12 @@ def answers(examples: Mapping[str, Any], class_names: Sequence[str]) -> plt.Figu
     return figure
 
 
-def points(table: pd.DataFrame, ax: Axes, *, x: str, by: str = "noise") -> Axes:
-    """Values and intervals (columns `value`, `low`, `high`), for each x a mark for every method, side by side."""
+def points(table: pd.DataFrame, ax: Axes, *, x: str, by: str = "noise", told: str = "") -> Axes:
+    """Values and intervals (columns `value`, `low`, `high`), for each x a mark for every method, side by side.
+
+    Args:
+        told: format of the values that are written over the marks, such as .2g; empty: none.
+    """
     groups, methods = list(dict.fromkeys(table[x])), list(dict.fromkeys(table[by]))
     for i, name in enumerate(methods):
         rows = table[table[by] == name].set_index(x).reindex(groups)
@@ -243,6 +273,9 @@ def points(table: pd.DataFrame, ax: Axes, *, x: str, by: str = "noise") -> Axes:
         reach = [(rows.value - rows.low).clip(lower=0), (rows.high - rows.value).clip(lower=0)]
         mark = MARKERS.get(name, "o")
         ax.errorbar(place, rows.value, reach, fmt=mark, color=COLOURS.get(name), capsize=1.5, label=name)
+        for at, value, high in zip(place, rows.value, rows["high"], strict=True) if told else ():
+            ax.annotate(f"{value:{told}}", (at, high), (0, 3), textcoords="offset points", ha="center", fontsize=5.5)
+    ax.margins(y=0.12 if told else None)
     ax.set_xticks(range(len(groups)), groups)
     ax.set_xlim(-0.5, len(groups) - 0.5)
     ax.grid(axis="x", visible=False)

@@ -86,9 +86,9 @@ models += [judge] if isinstance(judge, nslib.StagedViT) else []
 symmetry = pd.concat([attention_survey.symmetry_table(model) for model in models])
 figure, axes = plt.subplots(1, len(models), figsize=(4.4 * len(models), 2.8), squeeze=False)
 for ax, (name, rows) in zip(axes[0], symmetry.groupby("model", sort=False), strict=True):
-    sns.heatmap(rows.pivot(index="block", columns="head", values="asymmetry"), ax=ax, vmin=0, vmax=1.2, annot=True, fmt=".2f", cmap="mako", annot_kws={"size": 6})  # fmt: skip
-    ax.set_title(name, fontsize=7)
-plots.caption(figure, "‖A − Aᵀ‖ / ‖A + Aᵀ‖ of A = QKᵀ, head by head; 0: symmetric, 1: independent Q and K")
+    grid = rows.pivot(index="block", columns="head", values="asymmetry")
+    plots.heat(grid, ax, label="‖A − Aᵀ‖ / ‖A + Aᵀ‖", high=1.2, digits=2).set_title(name, fontsize=7)
+plots.caption(figure, "A = QKᵀ, head by head; 0: symmetric, 1: independent Q and K")
 record.figure("symmetry", figure, symmetry)
 
 # %% [markdown]
@@ -99,7 +99,8 @@ record.figure("symmetry", figure, symmetry)
 spectrum = pd.concat([attention_survey.spectrum_table(model) for model in models])
 figure, axes = plt.subplots(1, len(models), figsize=(4.0 * len(models), 2.6), squeeze=False)
 for ax, (name, rows) in zip(axes[0], spectrum.groupby("model", sort=False), strict=True):
-    sns.lineplot(rows, x="rank", y="value", hue="block", palette="crest", linewidth=0.8, ax=ax)
+    sns.lineplot(rows, x="rank", y="value", hue="block", palette="crest", linewidth=0.8, legend="full", ax=ax)
+    sns.move_legend(ax, "lower left", ncols=-(-rows.block.nunique() // 6))
     ax.axhline(rows.tol.max(), color="0.3", linewidth=0.8, linestyle=":")
     ax.set(yscale="log", xlabel="number of the singular value", ylabel="relative to the largest")
     ax.set_title(name, fontsize=7)
@@ -119,14 +120,14 @@ over = remains.groupby(["model", "stage", "direction"], sort=False).value
 over = over.agg(value="mean", low="min", high="max").reset_index()
 figure, axes = plt.subplots(1, len(models), figsize=(4.8 * len(models), 2.6), sharey=True, squeeze=False)
 for ax, (name, rows) in zip(axes[0], over.groupby("model", sort=False), strict=True):
-    plots.points(rows, ax, x="stage", by="direction").set(yscale="log", ylabel="relative change of the output")
+    plots.points(rows, ax, x="stage", by="direction", told=".2g")
+    ax.set(yscale="log", ylabel="relative change of the output")
     ax.set_title(name, fontsize=7)
 plots.legend_above(figure, axes[0, 0])
-plots.caption(figure, "marks: mean over blocks, whiskers: their range; W as large as the tokens; n = 8 images, float64")
+plots.caption(figure, "means over blocks, whiskers: their range; W as large as the tokens; n = 8 images, float64")
 record.figure("remains", figure, remains)
-over.pivot(index=["model", "direction"], columns="stage", values="value")[list(attention_survey.STAGES)].map(
-    "{:.2g}".format
-)
+means = over.pivot(index=["model", "direction"], columns="stage", values="value")
+means[list(attention_survey.STAGES)].map("{:.2g}".format)
 
 # %% [markdown]
 # ## Verdicts

@@ -65,6 +65,7 @@ examples = source[:6] if settings.data.kind == "shapes" else photographs.open_ph
 aim = watermark.blend(examples, mark[:6], strength)
 free = watermark.nearest(null, examples, aim)
 made = watermark.disguise(null, examples, mark[:6], strength=strength)
+scale = plots.scale_of(made - examples)
 print(f"closed form: pixels from {free.min():.2f} to {free.max():.2f}; legal: {made.min():.2f} to {made.max():.2f}")
 
 # %%
@@ -73,13 +74,14 @@ shown = {
     "aim": aim,
     "closed form": free,
     "legal, 8 bits": made,
-    "difference": plots.symmetric(made - examples),
+    "difference": plots.symmetric(made - examples, scale),
 }
 names = bench.source.names()
 titles = {name: plots.answer_titles(batched_logits(model, shown[name]), names) for name in ("source", "legal, 8 bits")}
 figure = plots.contact_sheet({name: rows.cpu() for name, rows in shown.items()}, titles=titles, columns=6)
 plots.caption(
-    figure, f"over the pictures: the answer of {model.name} and its confidence; mark at strength {strength:g}"
+    figure,
+    f"over the pictures: the answer of {model.name} and its confidence; mark at strength {strength:g}; closed form: what leaves [0, 1] is clipped for display; difference: grey is 0, white and black ±{scale:.2f}, its 99 % quantile",
 )
 record.figure("figure6", figure, None)
 
@@ -106,8 +108,13 @@ plots.curves(table[["strength", "way", "logits"]], axes[1], x="strength", y="log
     xlabel="strength", ylabel="largest change of a logit"
 )
 axes[1].set_yscale("log")
+near = table[table.way != "blend"]
+axes[0].set_ylim(near.low.min() - 0.02, 1.01)
 plots.legend_above(figure, axes[0])
-plots.caption(figure, f"{model.name}, n = {len(source)} images; bands left: 95 % interval")
+plots.caption(
+    figure,
+    f"{model.name}, n = {len(source)} images; bands left: 95 % interval; left, the axis is cut below: the blend goes down to {table.value.min():.3g}",
+)
 record.figure("strength", figure, table)
 
 # %% [markdown]

@@ -39,11 +39,10 @@ record = nslib.Record("12_claims", settings)
 
 # %% [markdown]
 # ## The runs
-# Those in `figures/`, the committed ones among them. A run whose records were made by several versions, or that lacks some notebooks, says so here; its page `figures/<run>/index.html` tells which. `no longer by the rule` lists verdicts that claims.csv, applied again to the recorded number, does not give: their notebooks have to run again.
+# Those in `figures/`, the committed ones among them; what this notebook itself left there counts in none. A run whose records were made by several versions, or that lacks some notebooks, says so here; its page `figures/<run>/index.html` tells which. `no longer by the rule` lists verdicts that claims.csv, applied again to the recorded number, does not give: their notebooks have to run again.
 
 # %% tags=["reads-records"]
-(record.folder / "records" / f"{record.notebook}.json").unlink(missing_ok=True)  # what it found before is no news
-runs = gather_all()
+runs = gather_all(without=record.notebook)
 claims = all_claims(runs)
 claims["claim part"] = claims.claim + " " + claims.part
 not_run = (claims.verdict == "not run").groupby(claims.profile).sum()

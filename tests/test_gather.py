@@ -106,6 +106,38 @@ def test_a_file_that_two_records_list_and_one_that_is_gone_are_told():
     assert gather(RUN).absent == ("06_robustness_numbers.csv",)
 
 
+def test_a_file_that_its_record_did_not_leave_is_told():
+    record = leave("02_noise_synthesis")
+    figure = plt.figure()
+    drawn = Record("09_watermark", resolve("laptop", RUN))
+    drawn.figure("figure6", figure, None)
+    plt.close(figure)
+    drawn.save()
+    assert gather(RUN).altered == ()
+    for file in ("02_noise_synthesis_numbers.csv", "09_watermark_figure6.png", "09_watermark_figure6.pdf"):
+        path = record.folder / file
+        was = path.read_bytes()
+        path.write_bytes(was + b" ")
+        assert gather(RUN).altered == (file,)
+        path.unlink()
+        assert (gather(RUN).altered, gather(RUN).absent) == ((), (file,))
+        path.write_bytes(was)
+
+
+def test_of_an_older_record_and_a_contested_file_nothing_is_said():
+    folder = leave("06_robustness").folder
+    (folder / "06_robustness_numbers.csv").write_text("x\n3\n")
+    assert gather(RUN).altered == ("06_robustness_numbers.csv",)
+    (folder / "records" / "06_robustness_numbers.json").write_text(to_json(run_record(resolve("imagenet"))))
+    assert gather(RUN).altered == ()
+    (folder / "records" / "06_robustness_numbers.json").unlink()
+    path = folder / "records" / "06_robustness.json"
+    older = json.loads(path.read_text())
+    del older["hashes"]
+    path.write_text(to_json(older))
+    assert gather(RUN).altered == ()
+
+
 def test_a_notebook_that_is_gone_counts_nowhere():
     leave("02_noise", match(0.99))
     run = gather(RUN)
@@ -154,6 +186,24 @@ def test_the_notebook_of_all_claims_tells_what_is_outdated_and_goes_on():
         "Verdicts",
     ]
     assert (gather("smoke").folder / "records" / "12_claims.json").is_file()
+
+
+def test_the_notebook_of_all_claims_counts_its_own_record_in_no_run(monkeypatch):
+    """So that every folder gets the same tables, in whatever order they are made."""
+    code = compile((ROOT / "paper_nb" / "12_claims.py").read_text(), "12_claims.py", "exec")
+    for run in (RUN, "other"):
+        leave("02_noise_synthesis", match(0.985), run=run)
+    of_version(monkeypatch, "later")
+    for run in (RUN, "other", "alone"):
+        leave("12_claims", run=run, overrides={"images": 7})
+    tables = []
+    for _ in range(2):
+        exec(code, cells := {})
+        tables.append(cells["overview"])
+    plt.close("all")
+    assert tables[0].equals(tables[1])
+    assert tables[0].set_index("run").loc[[RUN, "other"], ["records", "versions"]].to_numpy().tolist() == [[1, 1]] * 2
+    assert not tables[0].run.isin(["alone", "smoke"]).any()
 
 
 def test_an_estimate_without_an_interval_is_kept_as_such():

@@ -303,6 +303,14 @@ def test_only_listed_files_are_shown_and_lost_ones_are_told():
     assert "12345" not in text
     assert "Listed in a record, but not there: 02_noise_synthesis_lost.csv." in text
     assert "02_noise_synthesis_lost.csv is listed in the record, but it is not there." in text
+    assert "Not the file that its record lists" not in text
+
+
+def test_a_file_of_another_run_in_the_place_of_a_listed_one_is_told():
+    folder = leave("02_noise_synthesis", figures={"norms": {"x": [1]}}).folder
+    Image.new("RGB", (9, 9)).save(folder / "02_noise_synthesis_norms.png")
+    told = "Not the file that its record lists, but of another run, or changed: 02_noise_synthesis_norms.png."
+    assert told in shown().text
 
 
 # Tables and figures

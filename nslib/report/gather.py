@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -35,6 +36,7 @@ class StoredRecord:
     minutes: float | None  # of the notebook's own run
     verdicts: tuple[Verdict, ...]
     files: tuple[str, ...]
+    hashes: dict[str, str]  # of the files as they were left; empty in older records and those of commands
     facts: dict[str, Any]
 
 
@@ -73,6 +75,12 @@ class GatheredRun:
     def absent(self) -> tuple[str, ...]:
         """Files that a record lists and that are not there."""
         return tuple(file for file in self._files if not (self.folder / file).is_file())
+
+    @property
+    def altered(self) -> tuple[str, ...]:
+        """Files that are not those that their record left; of a record without hashes, or contested, none is told."""
+        left = {file: told for r in self.records for file, told in r.hashes.items() if file not in self.contested}
+        return tuple(f for f in sorted(left.keys() - {*self.absent}) if short_hash(self.folder / f) != left[f])
 
     @property
     def outdated(self) -> tuple[str, ...]:
@@ -154,12 +162,14 @@ def gather(run_name: str, root: Path | None = None) -> GatheredRun:
     return GatheredRun(run_name, folder, tuple(_read(path, titles) for path in paths), titles)
 
 
-def gather_all(*roots: Path) -> list[GatheredRun]:
+def gather_all(*roots: Path, without: str = "") -> list[GatheredRun]:
     """Every run below the folders of figures, in the order of the profiles, then by name; there may be none.
 
     By default those of `figure_folders`. Where two hold a run of the same name, the first alone is read: they are not
     blended.
 
+    Args:
+        without: a notebook whose records are left out, and with them runs that hold no other.
     Raises:
         ValueError: a record is damaged; names it.
     """
@@ -167,7 +177,10 @@ def gather_all(*roots: Path) -> list[GatheredRun]:
     for root in roots or figure_folders():
         found |= {name: gather(name, root) for name in recorded_runs(root) if name not in found}
     order = {profile: place for place, profile in enumerate(PROFILES)}
-    return sorted(found.values(), key=lambda run: (order.get(run.profiles[0], len(order)), run.run_name))
+    runs = [replace(run, records=tuple(r for r in run.records if r.name != without)) for run in found.values()]
+    return sorted(
+        (run for run in runs if run.records), key=lambda run: (order.get(run.profiles[0], len(order)), run.run_name)
+    )
 
 
 def claims_of(run: GatheredRun | None) -> pd.DataFrame:
@@ -206,6 +219,11 @@ def all_claims(runs: Sequence[GatheredRun]) -> pd.DataFrame:
     return pd.concat([claims_of(run) for run in runs or [None]], ignore_index=True)
 
 
+def short_hash(path: Path) -> str:
+    """By which a file is known again: the beginning of its SHA-256."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
 def _judged_again(record: StoredRecord, verdict: Verdict) -> Verdict:
     """The rule of claims.csv as it is now, on the numbers that decided then; without any its words do not matter."""
     v = verdict
@@ -242,6 +260,7 @@ def _read(path: Path, titles: dict[str, str]) -> StoredRecord:
             minutes=None if by_command else float(stored["minutes"]),
             verdicts=verdicts,
             files=(f"{path.stem}.csv",) if by_command else tuple(stored["files"]),
+            hashes=dict(stored.get("hashes", {})),
             facts=stored.get("facts", {}),
         )
     except KeyError as error:

@@ -103,6 +103,7 @@ def render(run: GatheredRun, links: dict[str, str]) -> str:
                 run.differences,
                 run.contested,
                 run.absent,
+                run.altered,
                 run.outdated,
             )
         ),

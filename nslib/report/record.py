@@ -13,6 +13,7 @@ import pandas as pd
 from nslib.intervals import Estimate
 from nslib.profiles import Settings
 from nslib.report.claims import Verdict, judge
+from nslib.report.gather import short_hash
 from nslib.runtime import atomic_path, figures_path, run_record, to_json, write_text
 
 
@@ -67,6 +68,7 @@ class Record:
             minutes=round((time.monotonic() - self._started) / 60, 2),
             verdicts=[asdict(v) for v in self.verdicts],
             files=sorted(self._files),
+            hashes={file: short_hash(self.folder / file) for file in sorted(self._files)},
             facts=facts,
         )
         text = without_paths(to_json(record), self.settings)
