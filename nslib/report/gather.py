@@ -16,7 +16,7 @@ from nslib.intervals import Estimate
 from nslib.profiles import PROFILES
 from nslib.report.claims import FAILS, HOLDS, UNTESTABLE, Verdict, judge, read_claims
 from nslib.report.conditions import SettingDifference, VersionGroup, setting_differences, version_groups
-from nslib.runtime import checkout, figures_path
+from nslib.runtime import checkout, figures_path, whole_files
 
 NOT_RUN = "not run"
 VERDICTS = (HOLDS, FAILS, UNTESTABLE, NOT_RUN)
@@ -135,7 +135,7 @@ def notebook_titles() -> dict[str, str]:
 
 def recorded_runs(root: Path | None = None) -> list[str]:
     """Names of the runs with records below a folder of figures, by default `$NSLIB_FIGURES` or `figures/`."""
-    return sorted({path.parent.parent.name for path in (root or figures_path("")).glob("*/records/*.json")})
+    return sorted({path.parent.parent.name for path in whole_files(root or figures_path(""), "*/records/*.json")})
 
 
 def figure_folders() -> tuple[Path, ...]:
@@ -153,7 +153,7 @@ def gather(run_name: str, root: Path | None = None) -> GatheredRun:
     """
     folder = (root or figures_path("")) / run_name
     titles = notebook_titles()
-    paths = sorted((folder / "records").glob("*.json"))
+    paths = whole_files(folder / "records", "*.json")
     if not paths:
         there = ", ".join(recorded_runs(folder.parent)) or "none"
         raise FileNotFoundError(
