@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from nslib.evaluate.suite import VERSION as EVALUATION_VERSION
 from nslib.evaluate.suite import Evaluation, evaluate_model
 from nslib.finetune.objectives import with_recipe
 from nslib.finetune.rounds import Finetuned, finetune_model
-from nslib.finetune.state import Round, rounds_of
+from nslib.finetune.state import Round, being_made, rounds_of
 from nslib.finetune.updates import precision_of
 from nslib.kept import jobs_path, kept, packed, read_kept, rounded, unpacked
 from nslib.nullspace.encoder import VERSION as NOISE_VERSION
@@ -61,19 +62,33 @@ def finetuned(bench: Bench, settings: Settings, objective: str, *, seed: int = 0
     """
     cfg = config_of(settings, objective, seed, **changes)
     traced = objective in TRACED
-    asked = _trace(settings) if traced else None
-    inputs = [VERSION, NOISE_VERSION, cfg, model_digest(bench.model), bench.source.identity("train"), asked]
-    if (kind := precision_of(cfg, bench.model.device)) != "float32":
-        inputs.append(kind)
-    target = store_path() / "finetune" / digest(inputs) / f"{objective}.safetensors"
 
     def measure(number: int, model: StagedViT) -> dict[str, float]:
         return _traced(evaluate_model(model, bench.source, trace_suite(settings), progress=False))
 
     with finetune_bar(cfg, f"{objective}, seed {cfg.seed}") as on_step:
         return finetune_model(
-            bench.model, bench.source, cfg, target=target, on_step=on_step, on_round=measure if traced else None
-        )
+            bench.model, bench.source, cfg, target=_target(bench, settings, cfg), on_step=on_step,
+            on_round=measure if traced else None,
+        )  # fmt: skip
+
+
+def in_turn(bench: Bench, settings: Settings, objectives: Sequence[str]) -> Iterator[str]:
+    """Each objective once, those last whose model another process is making then: two that want the same share them."""
+    left = list(objectives)
+    while left:
+        name = next((o for o in left if not being_made(_target(bench, settings, config_of(settings, o)))), left[0])
+        left.remove(name)
+        yield name
+
+
+def _target(bench: Bench, settings: Settings, cfg: FinetuneConfig) -> Path:
+    """Where in the store a finetuned model lies."""
+    asked = _trace(settings) if cfg.objective in TRACED else None
+    inputs = [VERSION, NOISE_VERSION, cfg, model_digest(bench.model), bench.source.identity("train"), asked]
+    if (kind := precision_of(cfg, bench.model.device)) != "float32":
+        inputs.append(kind)
+    return store_path() / "finetune" / digest(inputs) / f"{cfg.objective}.safetensors"
 
 
 def _trace(settings: Settings) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from nslib.experiment import open_bench
 from nslib.finetune.objectives import OBJECTIVES
 from nslib.finetune.result import history_table
 from nslib.intervals import Estimate, slope_estimate, t_estimate
-from nslib.jobs import BASE, Job, base_row, config_of, eps_set, row_suite, run
+from nslib.jobs import BASE, Job, base_row, config_of, eps_set, in_turn, row_suite, run
 from nslib.profiles import Settings
 
 OF_OTHERS = ("plain", "nullspace")  # with which a profile's further models are finetuned
@@ -110,7 +110,8 @@ def seed_jobs(bench: Bench, settings: Settings, objective: str, seeds: int = 0, 
 def rows(bench: Bench, settings: Settings, objectives: Sequence[str]) -> dict[str, Evaluation]:
     """Rows of several objectives by name, the base model's first; those that the study leaves out are not there."""
     chosen = [o for o in objectives if o in settings.finetuning.objectives]
-    return {name: row(bench, settings, name) for name in (BASE, *chosen)}
+    found = {name: row(bench, settings, name) for name in (BASE, *in_turn(bench, settings, chosen))}
+    return {name: found[name] for name in (BASE, *chosen)}
 
 
 def other_models(settings: Settings) -> dict[str, Evaluation]:

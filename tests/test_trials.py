@@ -16,6 +16,7 @@ from nslib.data.source import open_source
 from nslib.evaluate.bench import Bench
 from nslib.evaluate.comparison import mean_difference, pool_seeds
 from nslib.evaluate.suite import Evaluation
+from nslib.finetune.state import only_maker
 from nslib.profiles import Settings, resolve
 from nslib.staged import renormalised
 
@@ -82,6 +83,18 @@ def test_rows_begin_with_the_base_and_leave_out_what_the_study_does(bench, train
     assert table.model.tolist() == ["base", "plain"]
     assert table["mean"][0] == pytest.approx(table.loc[0, ["clean", "fgsm", "a"]].mean())
     assert table.seeds.tolist() == [1, 1]
+
+
+def test_models_that_another_process_is_making_come_last(bench):
+    with only_maker(jobs._target(bench, TINY, jobs.config_of(TINY, "plain")), writes=True):
+        turns = jobs.in_turn(bench, TINY, ("plain", "nullspace", "random"))
+        assert [next(turns), next(turns)] == ["nullspace", "random"]
+    assert list(turns) == ["plain"]
+
+
+def test_rows_stand_as_asked_in_whatever_order_they_are_made(bench, monkeypatch):
+    monkeypatch.setattr(trials, "in_turn", lambda bench, settings, objectives: reversed(objectives))
+    assert list(trials.rows(bench, TINY, ("plain", "random"))) == ["base", "plain", "random"]
 
 
 def test_seeds_are_pooled_image_by_image(bench, trainings):

@@ -47,6 +47,23 @@ class Place:
     history: list[Round] = field(default_factory=list)
 
 
+def _lock_of(target: Path) -> FileLock:
+    path = store_path() / "finetune" / f"{digest(str(target.absolute()))}.lock"  # beside the target it would stay
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path)
+
+
+def being_made(target: Path) -> bool:
+    """Whether a run is making this target now."""
+    lock = _lock_of(target)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
 @contextmanager
 def only_maker(target: Path | None, *, writes: bool) -> Iterator[None]:
     """One run at a time makes a target: a second waits, says so, and finds it made or goes on with it.
@@ -57,9 +74,7 @@ def only_maker(target: Path | None, *, writes: bool) -> Iterator[None]:
     if target is None or not writes:
         yield
         return
-    path = store_path() / "finetune" / f"{digest(str(target.absolute()))}.lock"  # beside the target it would stay
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
+    lock = _lock_of(target)
     try:
         lock.acquire(timeout=0)
     except Timeout:
