@@ -16,7 +16,7 @@
 #
 # **Claims.** C15: a learned noise scaled by |s| ≤ 1 stays ε-approximate. C16: convex combinations of two of them stay below .033, a little above ε = .03.
 #
-# *Paper: Appendix D, Figure 5, arXiv:2403.10476.* An exact nullspace is closed under all of it. Here everything is judged on images that neither taught nor stopped the noises, beside the same noises permuted; and further than in the paper: plain sums, more members, and how many noises may be mixed freely. Curves and maps are drawn from a few images, spread evenly over the many on which the two claims are judged, at fewer points.
+# *Paper: Appendix D, Figure 5, arXiv:2403.10476.* An exact nullspace is closed under all of it. Here everything is judged on images that neither taught nor stopped the noises, beside the same noises permuted; and further than in the paper: plain sums, more members, and how many noises may be mixed freely. Curves and maps are drawn from a few images, as hard and as easy as the many on which the two claims are judged, at fewer points.
 
 # %% tags=["parameters"]
 profile = "smoke"  # smoke, laptop, full, gpu, imagenet or imagenet_small
@@ -47,12 +47,12 @@ settings.models, study
 # %%
 lab = open_experiment(settings)
 judged = lab.clean[: study.judged_images]
-clean = closure.spread(judged, study.images)
 noises = closure.closure_noises(lab.model, lab.pool, study, seed=settings.seed)
+clean = closure.typical(judged, closure.gap_matrix(lab.model, judged, noises["learned"]).mean(0), study.images)
 count = len(noises["learned"])
 norms = noises["learned"].flatten(1).norm(dim=1)
 print(f"{count} of {study.noises} noises inside ε = {eps}, norm {norms.min():.1f} to {norms.max():.1f}")
-print(f"n = {len(judged)} images where a claim is judged, n = {len(clean)} spread over them for everything else")
+print(f"n = {len(judged)} images where a claim is judged, n = {len(clean)} typical of them for everything else")
 
 # %% [markdown]
 # ## Figure 5a: one noise, scaled

@@ -9,7 +9,7 @@ from conftest import ROOT
 
 from nslib.analysis import closure, mixtures
 from nslib.config import ClosureStudy, NoiseConfig
-from nslib.nullspace.membership import agreement, noise_gap, permute
+from nslib.nullspace.membership import CleanPass, agreement, noise_gap, permute
 from nslib.runtime import generator
 
 EPS = 0.03
@@ -83,15 +83,21 @@ def test_measures_by_hand(vit, clean, monkeypatch):
     assert found["low"] <= found["value"] <= found["high"]
 
 
-def test_images_shown_are_spread_evenly_over_those_judged(clean):
-    for images, expected in ((4, [0, 6, 12, 18]), (5, [0, 4, 9, 14, 19]), (24, list(range(24))), (99, list(range(24)))):
-        assert torch.equal(closure.spread(clean, images).tokens, clean.tokens[expected])
-        assert torch.equal(closure.spread(clean, images).logits, clean.logits[expected])
+def test_images_shown_are_as_hard_as_those_judged(clean):
+    gaps = torch.arange(24.0).flip(0) ** 2  # the last image is the easiest
+    for images, expected in ((4, [2, 8, 14, 20]), (1, [11]), (24, list(range(24))), (99, list(range(24)))):
+        found = closure.typical(clean, gaps, images)
+        assert torch.equal(found.tokens, clean.tokens[expected])
+        assert torch.equal(found.logits, clean.logits[expected])
+    mixed, numbers = torch.rand(24, generator=torch.Generator().manual_seed(0)), torch.arange(24)
+    kept = closure.typical(CleanPass(numbers, numbers), mixed, 8).tokens
+    assert kept.tolist() == sorted(kept.tolist())  # so that neighbours are not alike
+    assert mixed[kept].mean().item() == pytest.approx(mixed.mean().item(), abs=0.03)
 
 
-def test_the_notebook_shows_images_from_all_over_those_judged():
+def test_the_notebook_shows_typical_images():
     source = (ROOT / "paper_nb" / "04_closure.py").read_text(encoding="utf-8")
-    assert "clean = closure.spread(judged, study.images)" in source
+    assert "clean = closure.typical(judged, " in source
 
 
 # The tables
