@@ -85,7 +85,7 @@ def in_turn(bench: Bench, settings: Settings, objectives: Sequence[str]) -> Iter
 def _target(bench: Bench, settings: Settings, cfg: FinetuneConfig) -> Path:
     """Where in the store a finetuned model lies."""
     asked = _trace(settings) if cfg.objective in TRACED else None
-    inputs = [VERSION, NOISE_VERSION, cfg, model_digest(bench.model), bench.source.identity("train"), asked]
+    inputs = [VERSION, NOISE_VERSION, cfg, model_digest(bench.model), bench.identity("train"), asked]
     if (kind := precision_of(cfg, bench.model.device)) != "float32":
         inputs.append(kind)
     return store_path() / "finetune" / digest(inputs) / f"{cfg.objective}.safetensors"

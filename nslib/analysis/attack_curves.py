@@ -45,7 +45,7 @@ def attack_curves(
     attacks: dict[str, tuple[Attack, dict[str, int]]] = {
         "random signs": (lambda x, y, eps: random_signs(x, eps, seed=seed), {"seed": seed}),
         "FGSM": (lambda x, y, eps: fgsm(model, x, y, eps=eps), {}),
-        "PGD": (lambda x, y, eps: pgd(model, x, y, eps=eps, step=eps / 4, steps=steps), {"steps": steps}),
+        "PGD": (_pgd(model, steps), {"steps": steps}),
     }
     rows = []
     for name, (attack, asked) in attacks.items():
@@ -61,11 +61,11 @@ def pgd_hits(
     model: StagedViT, images: Tensor, labels: Tensor, *, eps: float, steps: int, batch: int = 64
 ) -> np.ndarray:
     """Which images (M, C, H, W) the model gets right under PGD in steps of eps / 4, (M,) bool."""
+    return _hits(model, images, labels, _pgd(model, steps), eps, {"attack": "PGD", "steps": steps}, batch=batch)
 
-    def attack(x: Tensor, y: Tensor, eps: float) -> Tensor:
-        return pgd(model, x, y, eps=eps, step=eps / 4, steps=steps)
 
-    return _hits(model, images, labels, attack, eps, {"attack": "PGD", "steps": steps}, batch=batch)
+def _pgd(model: StagedViT, steps: int) -> Attack:
+    return lambda x, y, eps: pgd(model, x, y, eps=eps, step=eps / 4, steps=steps)
 
 
 def _hits(
