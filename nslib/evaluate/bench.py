@@ -128,7 +128,7 @@ class Bench:
         return masked
 
     def corrupted(self, name: str, severity: int, start: int, stop: int) -> Batch:
-        """Images start ... stop of val under a corruption; the last GB of them is kept for the models that follow."""
+        """Images start ... stop of val under a corruption; the last 4 GB of them are kept for the models that follow."""
         levels = _corrupted(self, name, severity, start, stop)
         images, labels = self.take("val", start, stop)
         return Batch(levels.to(images.device).float() / 255, labels)
@@ -153,7 +153,7 @@ class Bench:
 
 
 @cachetools.cached(
-    cachetools.LRUCache(2**30, getsizeof=lambda levels: levels.nbytes),
+    cachetools.LRUCache(2**32, getsizeof=lambda levels: levels.nbytes),
     key=lambda bench, *part: digest([bench.identity("val"), bench.suite.seed, *part]),
 )
 def _corrupted(bench: Bench, name: str, severity: int, start: int, stop: int) -> Tensor:
