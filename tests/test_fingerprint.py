@@ -4,7 +4,9 @@ import json
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
+from conftest import make_vit
 from safetensors.torch import save_file
 from test_patch_nullspace import tiny
 
@@ -13,6 +15,7 @@ from nslib.config import FingerprintStudy
 from nslib.data.shapes import render
 from nslib.experiment import open_model, open_stranger
 from nslib.models import build_model, weights_record
+from nslib.nullspace.patch import PatchNullspace
 from nslib.pretrain import accuracy
 from nslib.profiles import resolve
 from nslib.runtime import generator, store_path
@@ -68,6 +71,19 @@ def test_angles_by_hand():
     assert angles[:15].max() < 1e-4
     assert angles[15] == pytest.approx(30, abs=1e-4)
     assert fingerprint.leak(model, key) == pytest.approx(np.sin(np.pi / 6) ** 2 / 16 * 48 / 32, rel=1e-5)
+
+
+@pytest.mark.parametrize(("wide", "rank"), [(16, 16), (16, 7), (40, 40)])
+def test_angles_are_those_of_the_row_spaces(wide, rank):
+    """Also where the suspect sees fewer directions than the key's model, or more of them than the key has."""
+    small = dict(img_size=16, patch_size=4, embed_dim=wide, depth=1, num_heads=2)
+    model, suspect = (make_vit("shapes_vit", seed=seed, **small) for seed in (0, 1))
+    own = PatchNullspace(model)
+    suspect.vit.patch_embed.proj.weight.data[rank:] = 0
+    found = fingerprint.principal_angles(suspect, fingerprint.make_key(model))
+    expected = np.degrees(scipy.linalg.subspace_angles(PatchNullspace(suspect).seen.T, own.seen.T))
+    assert len(found) == rank
+    np.testing.assert_allclose(found, expected[::-1], atol=1e-5)
 
 
 def test_finetuning_leaks_by_how_much_the_weights_moved(model, key):

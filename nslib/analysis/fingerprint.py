@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import scipy.linalg
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -82,11 +81,15 @@ def principal_angles(model: StagedViT, key: Tensor) -> np.ndarray:
     """Angles in degrees, rising, between what a patch embedding sees and what the key's model saw.
 
     The row spaces are compared and not the nullspaces, which must share directions where R > C P P / 2. All are 0 for
-    the key's own model.
+    the key's own model. Their sines are the singular values of what the suspect sees of the key, so that the row space
+    of the key's model, a decomposition of (C P P, R), is not needed.
     """
     seen = PatchNullspace(model).seen
-    own = scipy.linalg.null_space(key.T.numpy())
-    return np.degrees(scipy.linalg.subspace_angles(seen.T.numpy(), own))[::-1]
+    pixels, dim = key.shape
+    sines = np.zeros(len(seen))
+    of_key = torch.linalg.svdvals(seen @ key).numpy()
+    sines[: len(of_key)] = of_key.clip(0, 1)
+    return np.degrees(np.arcsin(np.sort(sines)))[: pixels - dim]
 
 
 def fingerprint_table(key: Tensor, suspects: Mapping[str, StagedViT], *, threshold: float = THRESHOLD) -> pd.DataFrame:

@@ -128,7 +128,7 @@ class Bench:
         return masked
 
     def corrupted(self, name: str, severity: int, start: int, stop: int) -> Batch:
-        """Images start ... stop of val under a corruption; the last 4 GB of them are kept for the models that follow."""
+        """Images start ... stop of val under a corruption; the last 4 GB of them are kept for later models."""
         levels = _corrupted(self, name, severity, start, stop)
         images, labels = self.take("val", start, stop)
         return Batch(levels.to(images.device).float() / 255, labels)
