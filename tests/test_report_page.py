@@ -121,6 +121,13 @@ def test_a_large_picture_is_made_small_and_stays_what_it_shows(tmp_path):
         assert np.abs(np.asarray(seen, dtype=float) - noisy).mean() < 16
 
 
+def test_a_picture_that_is_not_large_is_shown_as_it_is(tmp_path):
+    drawn = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    Image.fromarray(drawn).save(path := tmp_path / "small.png")
+    with Image.open(BytesIO(base64.b64decode(page_module._data_uri(path).partition(",")[2]))) as seen:
+        assert np.array_equal(np.asarray(seen), drawn)
+
+
 def test_page_needs_no_other_file_and_no_network():
     leave_all()
     html = render(gather(RUN), {"02_noise_synthesis": "../../runs/trial/02_noise_synthesis.html"})
@@ -128,7 +135,7 @@ def test_page_needs_no_other_file_and_no_network():
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
     sources = [attrs["src"] for _, attrs in page.tags if "src" in attrs]
     assert sources
-    assert all(s.startswith("data:image/png;base64,") for s in sources)
+    assert all(s.startswith("data:image/webp;base64,") for s in sources)
     addresses = {attrs["href"] for _, attrs in page.tags if "href" in attrs}
     assert {a for a in addresses if "//" in a} == {ARXIV}
     assert re.findall(r"https?:[^\"'<\s]+", html) == [ARXIV]
