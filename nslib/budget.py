@@ -14,22 +14,17 @@ from nslib.evaluate.suite import dry_run
 from nslib.experiment import open_bench
 from nslib.finetune.estimate import Estimate, estimate
 from nslib.jobs import TRACED, config_of, row_suite, trace_suite
+from nslib.plan import planned
 from nslib.profiles import Settings
 from nslib.trials import OF_OTHERS
 
-_ASTRAY = Counter(nullspace=1, plain=1)  # of notebook 11: behind the wrong mean and std
-_VARIANTS = Counter(nullspace=4, plain=2)  # of notebook 11
 _COLUMNS = ["model", "work", "runs", "images", "noise_steps", "noise_hours", "hours", "memory"]
 
 
 def finetunings(settings: Settings) -> Counter[str]:
     """How many models notebooks 05 to 08 and 11 finetune from the first one, by objective, the search of 11 apart."""
-    study = settings.finetuning
-    models = Counter({o: study.seeds if o in study.seeded else 1 for o in study.objectives})
-    further = len(set(study.eps) - {settings.finetune.noise.eps})
-    models += Counter(nullspace=further, random=further)
-    models += Counter(nullspace=bool(study.fixed_steps))
-    return models + _ASTRAY + (_VARIANTS if study.variants else Counter())
+    alone = replace(settings, models=settings.models[:1])
+    return Counter(p.objective for p in planned(alone, depth=1))
 
 
 def budget(settings: Settings) -> pd.DataFrame:

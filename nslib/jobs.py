@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from nslib.analysis.epsilon import eps_noises, reach_table
-from nslib.config import FinetuneConfig, SuiteConfig
+from nslib.config import FinetuneConfig, NoiseConfig, SuiteConfig
 from nslib.data.corruptions import VERSION as CORRUPTIONS_VERSION
 from nslib.evaluate.bench import TRANSFER_VERSION, Bench
 from nslib.evaluate.columns import COLUMNS, missing_of
@@ -143,6 +143,11 @@ def config_of(settings: Settings, objective: str, seed: int = 0, **changes) -> F
     """The configuration of one of the runs, with its objective's recipe; its seed is added to the settings' own."""
     seed += settings.finetune.seed
     return with_recipe(replace(settings.finetune, objective=objective, seed=seed, **changes))
+
+
+def fixed_noise(settings: Settings) -> NoiseConfig:
+    """The noise of the run without early stopping (claim C19): a fixed number of steps."""
+    return replace(settings.finetune.noise, eps=None, steps=settings.finetuning.fixed_steps)
 
 
 def base_row(bench: Bench, settings: Settings) -> Evaluation:

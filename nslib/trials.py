@@ -16,7 +16,7 @@ from nslib.experiment import open_bench
 from nslib.finetune.objectives import OBJECTIVES
 from nslib.finetune.result import history_table
 from nslib.intervals import Estimate, slope_estimate, t_estimate
-from nslib.jobs import BASE, Job, base_row, config_of, eps_set, in_turn, row_suite, run
+from nslib.jobs import BASE, Job, base_row, config_of, eps_set, fixed_noise, in_turn, row_suite, run
 from nslib.profiles import Settings
 
 OF_OTHERS = ("plain", "nullspace")  # with which a profile's further models are finetuned
@@ -172,9 +172,8 @@ def fixed_against_early(bench: Bench, settings: Settings) -> list[Estimate]:
     study = settings.finetuning
     if not study.fixed_steps:
         return []
-    noise = replace(settings.finetune.noise, eps=None, steps=study.fixed_steps)
     early = run(bench, settings, "nullspace").evaluation
-    fixed = row(bench, settings, "nullspace", noise=noise)
+    fixed = row(bench, settings, "nullspace", noise=fixed_noise(settings))
     return [mean_difference(fixed, early, shown({"fixed": fixed, "early": early}, study.columns)).absolute()]
 
 

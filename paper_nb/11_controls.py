@@ -28,8 +28,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 import nslib
-from nslib import jobs, plots, search, trials
-from nslib.staged import renormalised
+from nslib import jobs, plan, plots, search, trials
 
 plots.use_style()
 settings = nslib.resolve(profile, run_name, overrides)
@@ -77,8 +76,7 @@ by_column.pivot(index=["model", "seed"], columns="column", values="value").round
 # The same weights behind the mean and std of ImageNet instead of their own: accuracy falls, and finetuning without any noise wins it back. A gain over such a base model says nothing about noise.
 
 # %%
-wrong = renormalised(bench.model, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-astray = bench.of(wrong)
+astray = plan.astray(bench)
 repaired = {name: trials.row(astray, settings, name, seeds=1) for name in (trials.BASE, "plain", "nullspace")}
 confound = trials.rows_table({"right mean and std": trials.row(bench, settings, trials.BASE), **repaired})
 confound["model"] = ["base, its own mean and std", "base, ImageNet's", "plain from there", "nullspace from there"]
@@ -90,15 +88,7 @@ confound.round(2)
 # The learned noise is one tensor added to the tokens of all images, as the position embedding is. How much does training that embedding alone give, on clean images? At the recipe's rate it hardly moves, so a second row has thirty times that. Below them what goes beyond the paper: several noises in a round, a search that begins at the last round's noise, noise in the middle of the network, and one noise for each half of the classes. Profiles `laptop`, `gpu` and `imagenet_small` leave these out.
 
 # %%
-own, embedding = settings.finetune, {"trainable": "pos_embed"}
-beyond = {
-    "plain, position embedding only": embedding,
-    "plain, position embedding, lr x 30": embedding | {"lr": 30 * own.lr, "lr_min": 30 * own.lr_min},
-    "nullspace, 4 noises": {"noises": 4},
-    "nullspace, warm start": {"warm_start": 1.2},
-    "nullspace, middle block": {"block": len(bench.model.vit.blocks) // 2},
-    "nullspace, 2 groups of classes": {"groups": 2},
-}
+beyond = plan.beyond(settings.finetune, depth=len(bench.model.vit.blocks))
 variants = {"nullspace": {}, "plain": {}, **(beyond if settings.finetuning.variants else {})}
 list(variants)
 

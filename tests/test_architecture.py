@@ -22,6 +22,7 @@ FLOORS = (
     {"experiment", "kept"},
     {"jobs"},
     {"trials", "search"},
+    {"plan"},
     {"report", "plots", "budget"},
     {"reproduce", "explore"},
     {"cli"},

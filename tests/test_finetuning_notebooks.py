@@ -1,12 +1,14 @@
 """Notebooks 05, 07, 08 and 11 where columns and objectives are missing, and what they save."""
 
 import json
+from collections import Counter
 
 import matplotlib.pyplot as plt
 import pytest
 from conftest import ROOT
 
 from nslib.budget import finetunings
+from nslib.plan import prepare
 from nslib.profiles import resolve
 from nslib.runtime import store_path
 
@@ -97,16 +99,18 @@ def test_11_without_the_variants(execute):
     assert "nullspace, 4 noises" in noted
     assert cells["gains"].model.tolist() == ["nullspace"]
     assert len(cells["confound"]) == 4
-    made = [path.stem for path in (store_path() / "finetune").glob("*/*.safetensors")]
+    made = (store_path() / "finetune").glob("*/*.safetensors")
     few = finetunings(resolve("smoke", overrides=FEW | {"finetuning.variants": False, "finetuning.eps": []}))
-    assert {name: made.count(name) for name in set(made)} == dict(few)
+    assert Counter(path.stem for path in made) == few
 
 
 @pytest.mark.filterwarnings("ignore:round 0. 20 noise steps did not reach eps")
-def test_the_models_that_a_dry_run_counts_are_those_that_are_finetuned(execute):
+def test_the_models_that_are_planned_are_those_that_are_finetuned(execute):
     asked = {"finetuning.eps": [0.1, 0.2], "finetuning.fixed_steps": 2, "finetune.noise.steps": 20}
     settings = resolve("smoke", overrides=FEW | asked)
     for name in ("05_finetuning", "07_adversarial_finetuning", "08_epsilon_ablation", "11_controls"):
         execute(name, **asked)
-    made = [path.stem for path in (store_path() / "finetune").glob("*/*.safetensors")]
-    assert {name: made.count(name) for name in set(made)} == dict(finetunings(settings))
+    made = sorted((store_path() / "finetune").glob("*/*.safetensors"))
+    assert Counter(path.stem for path in made) == finetunings(settings)
+    assert prepare(settings, jobs=1) == []
+    assert sorted((store_path() / "finetune").glob("*/*.safetensors")) == made

@@ -10,12 +10,13 @@ from pathlib import Path
 import tyro
 
 from nslib.cli.nullspaces import noise, nulldim
-from nslib.cli.paper import notebooks, report, reproduce
+from nslib.cli.paper import notebooks, prepare, report, reproduce
 from nslib.cli.pictures import disguise, fingerprint, watermark
 from nslib.cli.training import evaluate, finetune, pretrain
 from nslib.config import WEIGHTS
 
-_ALL = (reproduce, report, evaluate, finetune, pretrain, nulldim, noise, watermark, disguise, fingerprint, notebooks)
+_ALL = (reproduce, prepare, report, evaluate, finetune, pretrain, nulldim, noise, watermark, disguise, fingerprint,
+        notebooks)  # fmt: skip
 COMMANDS = {command.__name__: command for command in _ALL}
 _PLACES = ("NSLIB_STORE", "NSLIB_FIGURES", "NSLIB_IMAGENET", "NSLIB_WEIGHTS")
 _SIGPIPE = getattr(signal, "SIGPIPE", 13)  # Windows has none

@@ -70,6 +70,33 @@ def reproduce(
     return 1 if FAILED in statuses else 3 if LEFT in statuses else 0
 
 
+def prepare(
+    profile: str = "laptop",
+    run_name: str = "",
+    imagenet: str = "",
+    weights: str = "",
+    device: str = "auto",
+    set: Setting = (),
+    jobs: int = 0,
+) -> int:
+    """Make all models of a profile's notebooks, many at a time, for `reproduce` to find. Exit status 1 if one failed.
+
+    On a GPU twelve at a time take a fraction of the time of one after another, with NVIDIA's MPS started before
+    (nvidia-cuda-mps-control -d). Stopped in any way, the same command goes on.
+
+    Args:
+        profile, run_name, imagenet, weights, device, set: as of `reproduce`.
+        jobs: processes at a time; default: one a core, and 4 on a GPU.
+    """
+    from nslib.plan import prepare as make
+    from nslib.profiles import resolve
+
+    check_images(profile, imagenet)
+    options = {"data__root": imagenet, "weights": weights, "device": "" if device == "auto" else device}
+    failed = make(resolve(profile, run_name, overrides(set, **options)), jobs=jobs)
+    return 1 if failed else 0
+
+
 def report(run_name: Annotated[str, tyro.conf.Positional] = "") -> int:
     """Write figures/RUN_NAME/index.html: every verdict, figure and table of a run, the paper's tables beside ours.
 

@@ -1,0 +1,147 @@
+"""The finetuned models that the notebooks of a profile ask for, and how to make them beforehand, many at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from nslib.config import FinetuneConfig
+from nslib.evaluate.bench import Bench
+from nslib.experiment import open_bench, open_model, open_stranger
+from nslib.finetune.objectives import OBJECTIVES
+from nslib.jobs import fixed_noise, run
+from nslib.profiles import Settings
+from nslib.runtime import pick_device
+from nslib.staged import renormalised
+from nslib.trials import OF_OTHERS
+from nslib.workers import KILLED, threads, workers
+
+_OF_EPS = ("nullspace", "random")  # measured at every eps of the study
+_ON_A_GPU = 4  # processes, by default: each holds its own model and images there
+_IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One finetuning, of a model of the settings; `astray`: of that model behind the wrong mean and std."""
+
+    model: str
+    objective: str
+    seed: int = 0
+    changes: dict[str, Any] = field(default_factory=dict)  # of settings.finetune
+    astray: bool = False
+
+    def __str__(self) -> str:
+        changed = ", ".join(self.changes) + ", " * bool(self.changes)
+        return f"{self.model}: {self.objective}, {changed}{'wrong mean and std, ' * self.astray}seed {self.seed}"
+
+
+def planned(settings: Settings, *, depth: int) -> list[Planned]:
+    """What notebooks 05 to 08, 11 and 13 finetune, each once; the search of 11 apart.
+
+    Args:
+        depth: of the first model, in blocks.
+    """
+    first, *others = settings.models
+    study, own = settings.finetuning, settings.finetune
+    found = [
+        Planned(first, o, seed) for o in study.objectives for seed in range(study.seeds if o in study.seeded else 1)
+    ]
+    noises = [replace(own.noise, eps=eps) for eps in study.eps if eps != own.noise.eps]
+    found += [Planned(first, o, changes={"noise": noise}) for noise in noises for o in _OF_EPS]
+    if study.fixed_steps:
+        found.append(Planned(first, "nullspace", changes={"noise": fixed_noise(settings)}))
+    found += [Planned(first, o, astray=True) for o in OF_OTHERS]
+    if study.variants:
+        found += [Planned(first, name.split(",")[0], changes=c) for name, c in beyond(own, depth=depth).items()]
+    return found + [Planned(other, o) for other in others for o in OF_OTHERS]
+
+
+def beyond(own: FinetuneConfig, *, depth: int) -> dict[str, dict[str, Any]]:
+    """Changes of the recipe that notebook 11 measures, by a name that begins with the objective."""
+    embedding = {"trainable": "pos_embed"}
+    return {
+        "plain, position embedding only": embedding,
+        "plain, position embedding, lr x 30": embedding | {"lr": 30 * own.lr, "lr_min": 30 * own.lr_min},
+        "nullspace, 4 noises": {"noises": 4},
+        "nullspace, warm start": {"warm_start": 1.2},
+        "nullspace, middle block": {"block": depth // 2},
+        "nullspace, 2 groups of classes": {"groups": 2},
+    }
+
+
+def astray(bench: Bench) -> Bench:
+    """The same model behind the mean and std of ImageNet instead of its own."""
+    return bench.of(renormalised(bench.model, **_IMAGENET))
+
+
+def prepare(settings: Settings, *, jobs: int = 0) -> list[str]:
+    """Train, finetune and measure all models of a profile's notebooks, which then find them made.
+
+    What is there already is not made again, and what was stopped goes on. A line is printed for each.
+
+    Args:
+        jobs: processes at a time; 0: one a thread of torch's, on a GPU four.
+    Returns:
+        what could not be made and why, a line each.
+    Raises:
+        ValueError: negative jobs.
+    """
+    if jobs < 0:
+        raise ValueError(f"jobs must be >= 0, got {jobs}")
+    jobs = jobs or (threads() if pick_device(settings.device).type == "cpu" else _ON_A_GPU)
+    strangers = range(1, settings.fingerprint.trained + 1)
+    first = [(f"{name} and its surrogate", _open, settings, name) for name in settings.models]
+    first += [(f"stranger {i} of notebook 13", _stranger, settings, i) for i in strangers]
+    failed = _each(first, jobs)
+    if failed:
+        return failed
+    models = planned(settings, depth=len(open_model(settings).vit.blocks))
+    models.sort(key=lambda p: not OBJECTIVES[p.objective].attack)  # those take longest
+    return _each([(str(p), _make, settings, p) for p in models], jobs)
+
+
+def _each(tasks: Sequence[tuple], jobs: int) -> list[str]:
+    """Do all tasks (name, function, *arguments), so many at a time; returns a line for each that failed."""
+    lines: list[tuple[str, str]] = []  # of those that ended: what is told, and the error
+
+    def ended(name: str, future: Future) -> None:
+        try:
+            minutes, error = future.result()
+        except KILLED:
+            minutes, error = 0.0, "its process was killed, or one beside it: try fewer --jobs"
+        told = f"{name}: FAILED, {error}" if error else f"{name}: {minutes:.1f} min"
+        lines.append((told, error))
+        print(f"[{len(lines)}/{len(tasks)}] {told}", flush=True)
+
+    with workers(min(jobs, len(tasks))) as submit:
+        for name, *work in tasks:
+            submit(_timed, *work).add_done_callback(partial(ended, name))
+    return [told for told, error in lines if error]
+
+
+def _timed(function: Callable[..., None], *args) -> tuple[float, str]:
+    """(minutes, error): one that fails does not stop the others."""
+    started = time.monotonic()
+    try:
+        function(*args)
+    except Exception as error:
+        return 0.0, f"{type(error).__name__}: {error}"
+    return (time.monotonic() - started) / 60, ""
+
+
+def _open(settings: Settings, name: str) -> None:
+    open_bench(settings, name)
+
+
+def _stranger(settings: Settings, seed: int) -> None:
+    open_stranger(settings, seed)
+
+
+def _make(settings: Settings, one: Planned) -> None:
+    bench = open_bench(settings, one.model)
+    run(astray(bench) if one.astray else bench, settings, one.objective, seed=one.seed, **one.changes)

@@ -1,0 +1,100 @@
+"""The models of a profile, made beforehand: which they are, and that one that fails does not stop the others."""
+
+from types import SimpleNamespace
+
+import pytest
+from conftest import ROOT
+
+from nslib import jobs, plan
+from nslib.cli import main
+from nslib.plan import Planned, planned, prepare
+from nslib.profiles import resolve
+
+TINY = {
+    "finetune.rounds": 1,
+    "finetune.steps": 1,
+    "finetune.batch": 4,
+    "finetune.pool": 8,
+    "finetune.heldout": 4,
+    "finetuning.objectives": ["plain", "madry"],
+    "finetuning.columns": ["clean"],
+    "finetuning.images": 4,
+    "finetuning.trace_images": 4,
+    "finetuning.variants": False,
+    "finetune.attack_steps": 1,
+    "finetune.noise.steps": 1,
+}
+
+
+@pytest.mark.parametrize("profile", ["full", "gpu"])
+def test_the_runs_that_are_kept_are_those_that_are_planned(profile):
+    settings = resolve(profile)
+    depth = {"full": 6, "gpu": 12}[profile]
+    names = set()
+    for p in planned(settings, depth=depth):
+        bench = SimpleNamespace(model=SimpleNamespace(name=p.model + "_renormalised" * p.astray))
+        names.add(jobs._file(bench, settings, jobs.config_of(settings, p.objective, p.seed, **p.changes)).name)
+    kept = {path.name for path in (ROOT / "figures" / profile / "records" / "jobs").glob("*.json")}
+    search = {name for name in kept if "rounds-" in name}
+    assert names == {name for name in kept - search if "reach-" not in name}
+    assert len(names) == len(planned(settings, depth=depth))
+
+
+@pytest.mark.filterwarnings("ignore:round 0. 1 noise steps did not reach eps")
+def test_all_are_made_once_and_one_that_fails_does_not_stop_the_others(monkeypatch, capsys):
+    settings, made = resolve("smoke", overrides=TINY), []
+
+    def failing(bench, settings, objective, **rest):
+        made.append(objective)
+        if objective == "madry":
+            raise ValueError("no such luck")
+        return jobs.run(bench, settings, objective, **rest)
+
+    monkeypatch.setattr(plan, "run", failing)
+    failed = prepare(settings, jobs=1)
+    assert failed == ["shapes_vit: madry, seed 0: FAILED, ValueError: no such luck"]
+    assert made == [
+        "madry",
+        "plain",
+        "plain",
+        "nullspace",
+    ]  # what takes longest first, last those of wrong mean and std
+    told = capsys.readouterr().out
+    assert "[1/4] shapes_vit: madry, seed 0: FAILED" in told
+    assert "[4/4] shapes_vit: nullspace, wrong mean and std, seed 0: " in told
+
+
+def test_where_no_base_model_is_to_be_had_nothing_is_finetuned(monkeypatch, tmp_path):
+    monkeypatch.setattr(plan, "run", lambda *a, **k: pytest.fail("finetuned"))
+    settings = resolve(
+        "smoke", overrides=TINY | {"weights": str(tmp_path / "none.safetensors"), "fingerprint.trained": 0}
+    )
+    failed = prepare(settings, jobs=1)
+    assert "none.safetensors" in failed[0]
+
+
+def test_processes_make_what_one_would(capsys):
+    settings = resolve("smoke", overrides=TINY | {"finetuning.objectives": ["plain"], "finetuning.keep": True})
+    with pytest.warns(UserWarning, match="did not reach eps"):
+        assert prepare(settings, jobs=1) == []
+    kept = {p.name: p.read_text() for p in jobs.jobs_path("smoke").glob("*.json")}
+    assert len(kept) == 3
+    assert prepare(settings, jobs=2) == []
+    assert {p.name: p.read_text() for p in jobs.jobs_path("smoke").glob("*.json")} == kept  # they are not made again
+
+
+def test_a_planned_run_says_what_it_is():
+    one = Planned("shapes_vit", "nullspace", 2, {"noises": 4}, astray=True)
+    assert str(one) == "shapes_vit: nullspace, noises, wrong mean and std, seed 2"
+
+
+def test_the_command_says_what_failed(monkeypatch, capsys):
+    assert _status(monkeypatch, "--jobs", "-1") == 2
+    assert "jobs must be >= 0" in capsys.readouterr().err
+    monkeypatch.setattr(plan, "prepare", lambda settings, jobs: ["a model"])
+    assert _status(monkeypatch) == 1
+
+
+def _status(monkeypatch, *options: str) -> int:
+    monkeypatch.setattr("sys.argv", ["nslib", "prepare", "--profile", "smoke", *options])
+    return main()
