@@ -90,7 +90,7 @@ pictures |= {"complement noise": plots.symmetric(seen), "clean + complement": vi
 for ax, (name, picture) in zip(axes, pictures.items(), strict=True):
     plots.picture(picture[0].cpu(), ax, name)
 if settings.data.kind == "shapes":
-    record.figure("vit_views", figure, None)
+    record.pictures("vit_views", figure)
 
 # %% [markdown]
 # ## The embedded data set
@@ -98,7 +98,7 @@ if settings.data.kind == "shapes":
 
 # %%
 sheet = {split: nslib.render(split, range(10), seed=settings.data.seed).images for split in SPLITS}
-record.figure("shapes", plots.contact_sheet(sheet), None)
+record.pictures("shapes", plots.contact_sheet(sheet))
 
 # %% [markdown]
 # ## The model

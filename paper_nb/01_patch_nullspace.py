@@ -77,7 +77,7 @@ titles = ("image", f"nullspace noise, peak {settings.patch.peak:g}", "image + no
 for ax, picture, title in zip(axes, (images[0], plots.symmetric(noise[0]), images[0] + noise[0]), titles, strict=True):
     plots.picture(picture.cpu(), ax, title)
 if settings.data.kind == "shapes":
-    record.figure("figure2", figure, None)
+    record.pictures("figure2", figure)
 
 # %% [markdown]
 # ## How strong may it be?

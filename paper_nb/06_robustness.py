@@ -118,7 +118,7 @@ conflict.round(1)
 examples = column_examples(bench, 2)
 figure = plots.answers(examples, bench.source.names())
 if settings.data.kind == "shapes":
-    record.figure("examples", figure, None)
+    record.pictures("examples", figure)
 base.missing or "no column is missing"
 
 # %% [markdown]

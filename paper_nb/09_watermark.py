@@ -83,7 +83,7 @@ plots.caption(
     figure,
     f"over the pictures: the answer of {model.name} and its confidence; mark at strength {strength:g}; closed form: what leaves [0, 1] is clipped for display; difference: grey is 0, white and black ±{scale:.2f}, its 99 % quantile",
 )
-record.figure("figure6", figure, None)
+record.pictures("figure6", figure)
 
 # %% [markdown]
 # Licence and source of those photographs, which notebook 10 shows too. They are resized, cropped, and changed as the rows say.

@@ -68,7 +68,7 @@ plots.caption(
     figure,
     f"over the pictures: the answer of {model.name} and its confidence; noise: grey is 0, white and black ±{scale:.2f}, its 99 % quantile",
 )
-record.figure("figure7", figure, None)
+record.pictures("figure7", figure)
 
 # %% [markdown]
 # What both networks answer to these pictures: to the other one, with another first layer, the noise is no nullspace noise.
@@ -112,7 +112,7 @@ if len(changed) and settings.data.kind == "shapes":
     titles = {name: [names[c] for c in seen[changed]] for name, seen in zip(rows, last[:2], strict=True)}
     figure = plots.contact_sheet({name: shown.cpu() for name, shown in rows.items()}, titles=titles, columns=6)
     plots.caption(figure, f"over the pictures: the answer of {settings.surrogate}; that of {model.name} stays")
-    record.figure("changed", figure, None)
+    record.pictures("changed", figure)
 moved, control_moved = ((last[0] != answer).float().mean().item() for answer in (last[1], last[4]))
 print(f"{len(changed)} shown; {list(judges)[-1]} changes {moved:.1%} of its answers, {control_moved:.1%} if permuted")
 
@@ -132,7 +132,7 @@ plots.caption(
     figure,
     f"{model.name}, for the class it answers; each map from − to + its own 99 % quantile, blue to red; Grad-CAM and attention rollout are never negative",
 )
-record.figure("figure10", figure, None)
+record.pictures("figure10", figure)
 
 # %% [markdown]
 # ## How alike are the maps?

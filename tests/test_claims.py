@@ -237,13 +237,13 @@ def test_figures_are_the_same_bytes_every_time(folders):
         ax.plot([0, 1], [1, 0])
         record = Record("00_overview", resolve("smoke", run))
         record.figure("line", figure, pd.DataFrame({"x": [0, 1]}))
-        record.figure("picture", figure, None)
+        record.pictures("picture", figure)
         plt.close(figure)
         files = sorted((folders / "figures" / run).iterdir())
         contents.append([(f.name, f.read_bytes()) for f in files])
     assert contents[0] == contents[1]
     names = [name for name, _ in contents[0]]
-    assert names == [f"00_overview_{n}" for n in ("line.csv", "line.pdf", "line.png", "picture.pdf", "picture.png")]
+    assert names == [f"00_overview_{n}" for n in ("line.csv", "line.pdf", "line.png", "picture.png")]
 
 
 def test_a_record_names_no_folder_of_this_machine(tmp_path):

@@ -120,7 +120,8 @@ def test_a_file_that_its_record_did_not_leave_is_told():
         path.write_bytes(was + b" ")
         assert gather(RUN).altered == (file,)
         path.unlink()
-        assert (gather(RUN).altered, gather(RUN).absent) == ((), (file,))
+        told = () if path.suffix == ".pdf" else (file,)  # earlier records have PDFs of pictures beside the PNG
+        assert (gather(RUN).altered, gather(RUN).absent) == ((), told)
         path.write_bytes(was)
 
 

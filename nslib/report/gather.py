@@ -73,14 +73,16 @@ class GatheredRun:
 
     @property
     def absent(self) -> tuple[str, ...]:
-        """Files that a record lists and that are not there."""
-        return tuple(file for file in self._files if not (self.folder / file).is_file())
+        """Files that a record lists and that are not there. PDFs of pictures, which old records have, do not count."""
+        gone = [file for file in self._files if not (self.folder / file).is_file()]
+        return tuple(f for f in gone if not (f.endswith(".pdf") and (self.folder / f).with_suffix(".png").is_file()))
 
     @property
     def altered(self) -> tuple[str, ...]:
         """Files that are not those that their record left; of a record without hashes, or contested, none is told."""
         left = {file: told for r in self.records for file, told in r.hashes.items() if file not in self.contested}
-        return tuple(f for f in sorted(left.keys() - {*self.absent}) if short_hash(self.folder / f) != left[f])
+        there = (f for f in sorted(left) if (self.folder / f).is_file())
+        return tuple(f for f in there if short_hash(self.folder / f) != left[f])
 
     @property
     def outdated(self) -> tuple[str, ...]:

@@ -20,7 +20,8 @@ from nslib.runtime import atomic_path, figures_path, run_record, to_json, write_
 class Record:
     """Collects the results of one notebook under `figures/<run name>/`.
 
-    `<notebook>_<name>.png`, `.pdf` and `.csv` for figures, `.csv` for tables, `records/<notebook>.json` for the rest.
+    `<notebook>_<name>.png`, `.pdf` and `.csv` for figures, `.png` for pictures, `.csv` for tables, and
+    `records/<notebook>.json` for the rest.
     """
 
     def __init__(self, notebook: str, settings: Settings):
@@ -40,14 +41,20 @@ class Record:
         self._files.append(file)
 
     def figure(self, name: str, figure: plt.Figure, table: pd.DataFrame | None) -> None:
-        """Save a figure as PNG and PDF, byte-stable, with the table that was drawn beside it; None for pictures."""
-        for suffix, metadata in ((".png", {"Software": None}), (".pdf", {"CreationDate": None, "Producer": None})):
-            file = f"{self.notebook}_{name}{suffix}"
-            with atomic_path(self.folder / file) as partial:
-                figure.savefig(partial, metadata=metadata)
-            self._files.append(file)
+        """Save a figure as PNG and PDF, byte-stable, and the table that was drawn, unless it is saved elsewhere."""
+        self.pictures(name, figure)
+        self._save(figure, f"{self.notebook}_{name}.pdf", {"CreationDate": None, "Producer": None})
         if table is not None:
             self.table(name, table)
+
+    def pictures(self, name: str, figure: plt.Figure) -> None:
+        """Save a figure of pictures, byte-stable: as PNG alone, for a PDF would hold the same pixels once more."""
+        self._save(figure, f"{self.notebook}_{name}.png", {"Software": None})
+
+    def _save(self, figure: plt.Figure, file: str, metadata: dict[str, None]) -> None:
+        with atomic_path(self.folder / file) as partial:
+            figure.savefig(partial, metadata=metadata)
+        self._files.append(file)
 
     def judge(self, claim: str, part: str, estimates: Estimate | Sequence[Estimate]) -> Verdict:
         """Apply the claim's written rule and keep the verdict."""
