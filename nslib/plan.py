@@ -36,8 +36,8 @@ class Planned:
     astray: bool = False
 
     def __str__(self) -> str:
-        changed = ", ".join(self.changes) + ", " * bool(self.changes)
-        return f"{self.model}: {self.objective}, {changed}{'wrong mean and std, ' * self.astray}seed {self.seed}"
+        others = ["wrong mean and std"] if self.astray else []
+        return f"{self.model}: " + ", ".join([self.objective, *self.changes, *others, f"seed {self.seed}"])
 
 
 def planned(settings: Settings, *, depth: int) -> list[Planned]:
@@ -95,8 +95,8 @@ def prepare(settings: Settings, *, jobs: int = 0) -> list[str]:
         raise ValueError(f"jobs must be >= 0, got {jobs}")
     jobs = jobs or (threads() if pick_device(settings.device).type == "cpu" else _ON_A_GPU)
     strangers = range(1, settings.fingerprint.trained + 1)
-    first = [(f"{name} and its surrogate", _open, settings, name) for name in settings.models]
-    first += [(f"stranger {i} of notebook 13", _stranger, settings, i) for i in strangers]
+    first = [(f"{name} and its surrogate", open_bench, settings, name) for name in settings.models]
+    first += [(f"stranger {i} of notebook 13", open_stranger, settings, i) for i in strangers]
     failed = _each(first, jobs)
     if failed:
         return failed
@@ -124,22 +124,14 @@ def _each(tasks: Sequence[tuple], jobs: int) -> list[str]:
     return [told for told, error in lines if error]
 
 
-def _timed(function: Callable[..., None], *args) -> tuple[float, str]:
-    """(minutes, error): one that fails does not stop the others."""
+def _timed(function: Callable[..., object], *args) -> tuple[float, str]:
+    """(minutes, error): one that fails does not stop the others. What is made stays in the store alone."""
     started = time.monotonic()
     try:
         function(*args)
     except Exception as error:
         return 0.0, f"{type(error).__name__}: {error}"
     return (time.monotonic() - started) / 60, ""
-
-
-def _open(settings: Settings, name: str) -> None:
-    open_bench(settings, name)
-
-
-def _stranger(settings: Settings, seed: int) -> None:
-    open_stranger(settings, seed)
 
 
 def _make(settings: Settings, one: Planned) -> None:

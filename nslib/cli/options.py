@@ -20,20 +20,22 @@ Setting = Annotated[Given, tyro.conf.UseAppendAction, tyro.conf.arg(name="set", 
 Suspects = Annotated[Given, tyro.conf.UseAppendAction, tyro.conf.arg(metavar="MODEL ...")]
 
 
-def settings_of(profile: str, imagenet: str, device: str, settings: Given, *, within: str = "", **options) -> Settings:
+def settings_of(
+    profile: str, imagenet: str, device: str, settings: Given, *, run_name: str = "", within: str = "", **options
+) -> Settings:
     """What a command works with: a profile, by default the one that fits the data, with what was said otherwise.
 
     Args:
         imagenet: the folder of images, empty for the embedded data.
+        run_name: as of `resolve`.
         settings, within, options: as `overrides`.
     Raises:
         ValueError, FileNotFoundError: as `check_images`, `overrides` and `resolve`.
     """
     check_images(profile, imagenet)
     options |= {"data__root": imagenet, "device": "" if device == "auto" else device}
-    return resolve(
-        profile or ("imagenet" if imagenet else "laptop"), overrides=overrides(settings, within=within, **options)
-    )
+    chosen = overrides(settings, within=within, **options)
+    return resolve(profile or ("imagenet" if imagenet else "laptop"), run_name, chosen)
 
 
 def check_images(profile: str, imagenet: str) -> None:

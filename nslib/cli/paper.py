@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from nslib.cli.options import Setting, check_images, overrides
+from nslib.cli.options import Setting, check_images, overrides, settings_of
 
 
 def reproduce(
@@ -89,12 +89,9 @@ def prepare(
         jobs: processes at a time; default: one a core, and 4 on a GPU.
     """
     from nslib.plan import prepare as make
-    from nslib.profiles import resolve
 
-    check_images(profile, imagenet)
-    options = {"data__root": imagenet, "weights": weights, "device": "" if device == "auto" else device}
-    failed = make(resolve(profile, run_name, overrides(set, **options)), jobs=jobs)
-    return 1 if failed else 0
+    settings = settings_of(profile, imagenet, device, set, run_name=run_name, weights=weights)
+    return 1 if make(settings, jobs=jobs) else 0
 
 
 def report(run_name: Annotated[str, tyro.conf.Positional] = "") -> int:

@@ -163,6 +163,7 @@ def _entries(run: GatheredRun, record: StoredRecord) -> list[Entry]:
 
 def _entry(run: GatheredRun, record: StoredRecord, stem: str, files: list[str]) -> Entry:
     there = [f for f in files if (run.folder / f).is_file()]
+    gone = [f for f in files if f not in there]
     picture, data = f"{stem}.png", f"{stem}.csv"
     drawn = picture in there
     return Entry(
@@ -171,7 +172,7 @@ def _entry(run: GatheredRun, record: StoredRecord, stem: str, files: list[str]) 
         figure=_data_uri(run.folder / picture) if drawn else "",
         figure_file=picture if drawn else "",
         files=tuple(there),
-        absent=tuple(f for f in files if f in run.absent),
+        absent=tuple(f for f in gone if f in run.absent),
         table=read_cells(run.folder / data, most=CAP) if data in there else None,
     )
 
