@@ -13,6 +13,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nslib.last_block import prefix_after
+
 EXPECTED = "expected a timm VisionTransformer whose patch embedding is one convolution, such as vit_tiny_patch16_224"
 
 
@@ -102,8 +104,7 @@ class StagedViT(nn.Module):
     def logits_from_tokens(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, K).
 
-        A head that reads the class token alone needs of the last block no patch token: its MLP, two thirds of its
-        work, is computed for the prefix tokens only.
+        A head that reads the class token alone needs of the last block no patch token: see `nslib.last_block`.
         """
         vit = self.vit
         *blocks, last = vit.blocks[self.block :]
@@ -112,10 +113,7 @@ class StagedViT(nn.Module):
         x = self._enter(tokens)
         for block in blocks:
             x = block(x)
-        x = x + last.drop_path1(last.ls1(last.attn(last.norm1(x))))
-        x = x[:, : vit.num_prefix_tokens]
-        x = x + last.drop_path2(last.ls2(last.mlp(last.norm2(x))))
-        return self.classify(vit.norm(x))
+        return self.classify(vit.norm(prefix_after(last, x, vit.num_prefix_tokens)))
 
     def _enter(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, T, D), what enters block `self.block`."""

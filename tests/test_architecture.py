@@ -14,7 +14,7 @@ NAMES = [str(f.relative_to(PACKAGE)) for f in FILES]
 # From the ground up. A room may import those on floors below it, and itself.
 FLOORS = (
     {"config", "intervals"},
-    {"profiles", "progress", "replay", "runtime", "workers"},
+    {"last_block", "profiles", "progress", "replay", "runtime", "workers"},
     {"store", "processes", "staged"},
     {"models"},
     {"data", "nullspace", "attacks"},

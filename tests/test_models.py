@@ -350,6 +350,27 @@ def test_image_smaller_than_a_patch():
         build_model("vit_tiny_patch16_224", img_size=8)
 
 
+@pytest.mark.parametrize("kind", [{"qk_norm": True}, {"qkv_bias": False}, {"scale_attn_norm": True}])
+def test_last_block_with_every_kind_of_attention(kind):
+    model = make_vit(spread=0.05, **kind)
+    tokens = model.embed(random_images(model, 3))
+    assert torch.allclose(model.logits_from_tokens(tokens), model.classify(model.encode(tokens)), atol=1e-5)
+
+
+def test_last_block_honours_a_layer_put_in_place_of_the_query():
+    class Adapted(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + x.repeat(1, 1, 3)
+
+    model = make_vit(spread=0.05)
+    tokens = model.embed(random_images(model, 3))
+    before = model.logits_from_tokens(tokens)
+    model.vit.blocks[-1].attn.qkv.__class__ = Adapted
+    after = model.logits_from_tokens(tokens)
+    assert not torch.allclose(after, before, atol=1e-3)
+    assert torch.allclose(after, model.classify(model.encode(tokens)), atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "vit_small_patch14_dinov2"])
 def test_what_the_last_block_leaves_out_changes_no_gradient(name):
     model = make_vit(name, spread=0.05, **FAMILIES[name])
