@@ -24,7 +24,7 @@ from nslib.report.reference import printed
 from nslib.runtime import write_text
 
 SYMBOLS = {HOLDS: "✓", FAILS: "✗", UNTESTABLE: "○", NOT_RUN: "–"}
-LONG, CAP = 30, 200  # rows above which a table is folded, and at which it ends
+LONG, CAP = 30, 100  # rows above which a table is folded, and at which it ends
 _LARGE = 1 << 18  # bytes of a PNG, which no plot has
 
 # Which numbers of the paper belong beside which tables of which notebook.

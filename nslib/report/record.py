@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from PIL import Image
 
 from nslib.intervals import Estimate
 from nslib.profiles import Settings
@@ -43,17 +46,24 @@ class Record:
     def figure(self, name: str, figure: plt.Figure, table: pd.DataFrame | None) -> None:
         """Save a figure as PNG and PDF, byte-stable, and the table that was drawn, unless it is saved elsewhere."""
         self.pictures(name, figure)
-        self._save(figure, f"{self.notebook}_{name}.pdf", {"CreationDate": None, "Producer": None})
+        with self._file(f"{name}.pdf") as partial:
+            figure.savefig(partial, metadata={"CreationDate": None, "Producer": None})
         if table is not None:
             self.table(name, table)
 
     def pictures(self, name: str, figure: plt.Figure) -> None:
         """Save a figure of pictures, byte-stable: as PNG alone, for a PDF would hold the same pixels once more."""
-        self._save(figure, f"{self.notebook}_{name}.png", {"Software": None})
+        drawn = BytesIO()
+        figure.savefig(drawn, format="png")
+        with Image.open(drawn) as picture, self._file(f"{name}.png") as partial:  # without transparency a tenth less
+            picture.convert("RGB").save(partial, optimize=True, dpi=picture.info["dpi"])
 
-    def _save(self, figure: plt.Figure, file: str, metadata: dict[str, None]) -> None:
+    @contextmanager
+    def _file(self, name: str) -> Iterator[Path]:
+        """Where to write a file of this notebook, which is listed once it is whole."""
+        file = f"{self.notebook}_{name}"
         with atomic_path(self.folder / file) as partial:
-            figure.savefig(partial, metadata=metadata)
+            yield partial
         self._files.append(file)
 
     def judge(self, claim: str, part: str, estimates: Estimate | Sequence[Estimate]) -> Verdict:
