@@ -310,3 +310,9 @@ class FinetuningStudy:
     search_rounds: int = 5  # of each such run
     search_images: int = 1000  # of val that judge it, none of which is reported
     keep: bool = False  # results of each run as a small file beside the figures, from which a later call takes them
+
+    def __post_init__(self):
+        for name in ("seeds", "images", "trace_images", "fresh", "search_rounds", "search_images"):
+            _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
+        compared = {"plain", "nullspace"}
+        _require(compared <= {*self.objectives}, "objectives", "plain, nullspace and any others", self.objectives)

@@ -21,12 +21,12 @@ from nslib.finetune.objectives import with_recipe
 from nslib.finetune.rounds import Finetuned, finetune_model
 from nslib.finetune.state import Round, being_made, rounds_of
 from nslib.finetune.updates import precision_of
-from nslib.kept import jobs_path, kept, packed, read_kept, rounded, unpacked
+from nslib.kept import jobs_path, kept, packed, read_kept, rounded, taken, unpacked
 from nslib.nullspace.encoder import VERSION as NOISE_VERSION
 from nslib.nullspace.membership import clean_pass, make_pool
 from nslib.profiles import Settings
 from nslib.progress import finetune_bar
-from nslib.runtime import store_path, whole_files
+from nslib.runtime import store_path
 from nslib.staged import StagedViT
 from nslib.store import digest, model_digest
 
@@ -198,7 +198,7 @@ def _inputs(bench: Bench, settings: Settings, cfg: FinetuneConfig) -> dict[str, 
 
 
 def _measurement(bench: Bench, settings: Settings) -> dict[str, Any]:
-    """All on which its row depends besides: of the suite only what the columns that can be shown take."""
+    """All on which its row depends besides: of the suite numbers of images and what columns that can be shown take."""
     suite = row_suite(settings)
     shown = {name: COLUMNS[name] for name in suite.columns if not missing_of(name, bench)}
     asked = {"batch", "first", "images", "c_images", "costly_images"}.union(*(c.settings for c in shown.values()))
@@ -234,13 +234,13 @@ def row_suite(settings: Settings) -> SuiteConfig:
 
 
 def provenance(settings: Settings) -> list[dict[str, Any]]:
-    """Of each kept result of this run: its name, and the commit, versions, threads and day that made it.
+    """Of each kept result that this process has used: its name, and commit, versions, threads and day that made it.
 
     Raises:
         ValueError: a kept file is damaged.
     """
     made = []
-    for path in whole_files(jobs_path(settings.run_name), "*.json"):
+    for path in taken(jobs_path(settings.run_name)):
         record = read_kept(path)
         facts = {name: record[name] for name in ("commit", "versions", "made")}
         made.append({"job": path.stem, **facts, "threads": record["hardware"]["threads"]})

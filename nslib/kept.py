@@ -22,6 +22,7 @@ from nslib.evaluate.suite import Evaluation
 from nslib.runtime import figures_path, run_record, store_path, to_json, write_text
 from nslib.store import differences, sweep
 
+_taken: dict[Path, None] = {}  # files whose results this process has used
 _PLACE = {column: place for place, column in enumerate(COLUMNS)}
 _DEFAULTS = json.loads(
     to_json({"finetune": FinetuneConfig(), "suite": SuiteConfig(), "trace": SuiteConfig(), "reach": ApproximateStudy()})
@@ -63,10 +64,16 @@ def kept(path: Path | None, inputs: dict[str, Any], compute: Callable[[], dict[s
                     f"{path} was made from other inputs: {'; '.join(told)}; remove it to compute it anew, or take "
                     "another --run-name"
                 )
-            return record["result"]
-        record = run_record(inputs, result=compute())
-        write_text(path, to_json(record) + "\n")
+        else:
+            record = run_record(inputs, result=compute())
+            write_text(path, to_json(record) + "\n")
+    _taken[path] = None
     return record["result"]
+
+
+def taken(folder: Path) -> list[Path]:
+    """The files of a folder whose results this process has used so far, a notebook say, in the order of their names."""
+    return sorted(path for path in _taken if path.parent == folder)
 
 
 def read_kept(path: Path) -> dict[str, Any]:

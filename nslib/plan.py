@@ -12,12 +12,11 @@ from typing import Any
 from nslib.config import FinetuneConfig
 from nslib.evaluate.bench import Bench
 from nslib.experiment import open_bench, open_model, open_stranger
-from nslib.finetune.objectives import OBJECTIVES
-from nslib.jobs import fixed_noise, run
+from nslib.jobs import TRACED, finetuned, fixed_noise, run
 from nslib.profiles import Settings
 from nslib.runtime import pick_device
 from nslib.staged import renormalised
-from nslib.trials import OF_OTHERS
+from nslib.trials import ADVERSARIAL, OF_OTHERS
 from nslib.workers import KILLED, threads, workers
 
 _OF_EPS = ("nullspace", "random")  # measured at every eps of the study
@@ -48,9 +47,8 @@ def planned(settings: Settings, *, depth: int) -> list[Planned]:
     """
     first, *others = settings.models
     study, own = settings.finetuning, settings.finetune
-    found = [
-        Planned(first, o, seed) for o in study.objectives for seed in range(study.seeds if o in study.seeded else 1)
-    ]
+    objectives = dict.fromkeys((*study.objectives, *TRACED))
+    found = [Planned(first, o, seed) for o in objectives for seed in range(study.seeds if o in study.seeded else 1)]
     noises = [replace(own.noise, eps=eps) for eps in study.eps if eps != own.noise.eps]
     found += [Planned(first, o, changes={"noise": noise}) for noise in noises for o in _OF_EPS]
     if study.fixed_steps:
@@ -101,7 +99,7 @@ def prepare(settings: Settings, *, jobs: int = 0) -> list[str]:
     if failed:
         return failed
     models = planned(settings, depth=len(open_model(settings).vit.blocks))
-    models.sort(key=lambda p: not OBJECTIVES[p.objective].attack)  # those take longest
+    models.sort(key=lambda p: p.objective not in ADVERSARIAL)  # those take longest
     return _each([(str(p), _make, settings, p) for p in models], jobs)
 
 
@@ -137,3 +135,5 @@ def _timed(function: Callable[..., object], *args) -> tuple[float, str]:
 def _make(settings: Settings, one: Planned) -> None:
     bench = open_bench(settings, one.model)
     run(astray(bench) if one.astray else bench, settings, one.objective, seed=one.seed, **one.changes)
+    if one in [Planned(settings.models[0], o) for o in TRACED]:
+        finetuned(bench, settings, one.objective)  # 05 and 13 look at the models themselves, not only at kept rows

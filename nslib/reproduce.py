@@ -184,8 +184,8 @@ def _run(
     partial = final.with_suffix(".partial.ipynb")
     record = figures_path(parameters["run_name"]) / "records" / f"{notebook.stem}.json"
     key = _key(notebook, parameters, inputs)
-    if not force and final.is_file() and record.is_file() and _marked(marker) == key:
-        return Outcome(notebook.stem, SKIPPED, 0.0, *_told(record))
+    if not force and final.is_file() and _marked(marker) == key and (told := _told(record)):
+        return Outcome(notebook.stem, SKIPPED, 0.0, *told)
     if time.monotonic() >= deadline:
         return Outcome(notebook.stem, LEFT, 0.0)
     marker.unlink(missing_ok=True)
@@ -204,6 +204,10 @@ def _run(
             timeout_func=lambda cell: None if math.isinf(deadline) else max(1, deadline - time.monotonic()),
             shutdown_kernel="graceful" if math.isinf(deadline) else "immediate",
         )
+        _write_notebook(nbformat.read(partial, as_version=4), final)
+        partial.unlink()
+        seconds = time.monotonic() - started
+        write_text(marker, to_json({"key": key, "seconds": round(seconds, 1)}))
     except CellTimeoutError:
         partial.unlink(missing_ok=True)
         return Outcome(notebook.stem, LEFT, time.monotonic() - started)
@@ -214,11 +218,7 @@ def _run(
         return Outcome(
             notebook.stem, FAILED, time.monotonic() - started, error=f"{type(error).__name__}: {error}"[:160]
         )
-    _write_notebook(nbformat.read(partial, as_version=4), final)
-    partial.unlink()
-    seconds = time.monotonic() - started
-    write_text(marker, to_json({"key": key, "seconds": round(seconds, 1)}))
-    return Outcome(notebook.stem, DONE, seconds, *_told(record))
+    return Outcome(notebook.stem, DONE, seconds, *(_told(record) or ()))
 
 
 def _marked(marker: Path) -> str | None:
@@ -228,12 +228,16 @@ def _marked(marker: Path) -> str | None:
         return None
 
 
-def _told(path: Path) -> tuple[int, int, int]:
-    """(held, tested, missed) of a notebook's record: parts of claims, and rounds of finetuning that missed eps."""
-    if not path.is_file():
-        return 0, 0, 0
-    record = json.loads(path.read_text(encoding="utf-8"))
-    verdicts = [v["verdict"] for v in record["verdicts"]]
+def _told(path: Path) -> tuple[int, int, int] | None:
+    """(held, tested, missed) of a notebook's record: parts of claims, and rounds of finetuning that missed eps.
+
+    None where there is no record, or a damaged one.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        verdicts = [v["verdict"] for v in record["verdicts"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
     missed = record.get("facts", {}).get("missed_eps", {})
     return verdicts.count("holds"), len(verdicts) - verdicts.count("not testable"), sum(missed.values())
 

@@ -40,7 +40,8 @@ def settings_table(bench: Bench, settings: Settings) -> pd.DataFrame:
     """
     study = settings.finetuning
     short = replace(study, columns=VAL, images=study.search_images, trace_images=_TRACED)
-    settings = replace(settings, finetuning=short, suite=replace(settings.suite, first=study.images, c_images=0))
+    reported = max(study.images, settings.images, settings.suite.images)
+    settings = replace(settings, finetuning=short, suite=replace(settings.suite, first=reported, c_images=0))
     rows = []
     for recipe in recipes(settings):
         of_base = bench.of(open_stranger(settings, recipe.base)) if recipe.base else bench

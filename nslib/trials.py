@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 
 import pandas as pd
 
-from nslib.config import TABLE2, FinetuneConfig
+from nslib.config import TABLE2
 from nslib.evaluate.bench import Bench
 from nslib.evaluate.comparison import differences, mean_difference, pool_seeds, table2_row
 from nslib.evaluate.metrics import corruption_ratio
@@ -20,7 +20,6 @@ from nslib.jobs import BASE, Job, base_row, config_of, eps_set, fixed_noise, in_
 from nslib.profiles import Settings
 
 OF_OTHERS = ("plain", "nullspace")  # with which a profile's further models are finetuned
-ATTACKED = ("patchfool", "cw", "fgsm", "damagenet", "pgd", "autoattack")  # columns of adversarial images
 ADVERSARIAL = tuple(name for name, objective in OBJECTIVES.items() if objective.attack)  # that train on such images
 
 
@@ -177,32 +176,9 @@ def fixed_against_early(bench: Bench, settings: Settings) -> list[Estimate]:
     return [mean_difference(fixed, early, shown({"fixed": fixed, "early": early}, study.columns)).absolute()]
 
 
-def noise_as_paper(cfg: FinetuneConfig) -> bool:
-    """Whether noise starts and may go on as in the paper (A = 3, T = 3000), so that claims about both can be judged."""
-    return cfg.noise.limit == 3 and cfg.noise.steps >= 3000
-
-
-def as_paper(cfg: FinetuneConfig) -> bool:
-    """Whether rounds and steps are the paper's too (K = 20, S = 40)."""
-    return noise_as_paper(cfg) and (cfg.rounds, cfg.steps) == (20, 40)
-
-
-def whole(settings: Settings) -> bool:
-    """Whether claim C11 can be judged: the paper's rounds and steps, and every column of Table 2."""
-    return as_paper(settings.finetune) and set(TABLE2) <= set(settings.finetuning.columns)
-
-
 def shown(found: Mapping[str, Evaluation], columns: Sequence[str]) -> list[str]:
     """Of these columns those that every one of the models has: some need a data set, a library or a surrogate."""
     return [c for c in columns if all(c in evaluation.hits for evaluation in found.values())]
-
-
-def sides(columns: Sequence[str]) -> dict[str, list[str]]:
-    """Of these columns those of claim C12: natural ones, clean and shifted, against FGSM and DamageNet."""
-    return {
-        "natural": [c for c in columns if c not in ATTACKED],
-        "adversarial": [c for c in columns if c in ("fgsm", "damagenet")],
-    }
 
 
 def missed_eps(found: Mapping[str, Evaluation]) -> dict[str, int]:
@@ -286,8 +262,8 @@ def gains_over(found: Mapping[str, Evaluation], reference: str, columns: Sequenc
 
 
 def gains_by_seed(seeds: Mapping[str, Sequence[Row]], reference: str, columns: Sequence[str]) -> pd.DataFrame:
-    """`gains_over` of each seed of `seed_rows` on its own, among the models that have it, with a column seed."""
-    each = [{n: rows[i] for n, rows in seeds.items() if rows[i:]} for i in range(max(map(len, seeds.values())))]
+    """`gains_over` of each of the reference's `seed_rows` on its own, among models that have it; with a column seed."""
+    each = [{n: rows[i] for n, rows in seeds.items() if rows[i:]} for i in range(len(seeds[reference]))]
     return pd.concat([gains_over(f, reference, columns).assign(seed=i) for i, f in enumerate(each)], ignore_index=True)
 
 
@@ -296,6 +272,12 @@ def gains_of(found: Mapping[str, Evaluation], model: str, columns: Sequence[str]
     others = [name for name in found if name != model]
     tables = [gains_over({model: found[model], o: found[o]}, o, columns).assign(reference=o) for o in others]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def side_gains(found: Mapping[str, Evaluation], model: str, sides: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+    """`gains_of` over the columns of each side that has any, named in a column side."""
+    tables = [gains_of(found, model, columns).assign(side=side) for side, columns in sides.items() if columns]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"side": []})
 
 
 def half_widths(against: pd.DataFrame, settings: Settings) -> dict[str, float]:

@@ -66,7 +66,10 @@ for name, rows in table.groupby("model", sort=False):
     axes[0].set(title=name, ylabel="predictions unchanged")
     axes[1].set(ylabel="MSE probability")
     plots.legend_above(figure, axes[0])
-    plots.caption(figure, f"n = {rows.n.max()} images, starts: {rows.seeds.max()}; bands: 95 % interval over images")
+    plots.caption(
+        figure,
+        f"n = {rows.n.max()} images (pool: {rows[rows.noise == 'pool'].n.max()}), starts: {rows.seeds.max()}; bands: 95 % interval over images",
+    )
     record.figure(f"figure3a_{name}", figure, rows)
 
 # %% [markdown]

@@ -30,7 +30,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 import nslib
-from nslib import jobs, plots, trials
+from nslib import jobs, plots, testable, trials
 from nslib.evaluate.comparison import mean_difference
 from nslib.intervals import Estimate, share_estimate, t_estimate
 from nslib.report.reference import printed
@@ -144,24 +144,23 @@ learned.groupby("seed")[["norm", "steps", "gap_heldout", "converged"]].agg(["min
 
 # %%
 base, tuned = trials.row(bench, settings, trials.BASE), trials.row(bench, settings, "nullspace")
-measured = [c for c in trials.shown({"base": base, "tuned": tuned}, settings.finetuning.columns) if c != "clean"]
-rise = mean_difference(tuned, base, measured)
+measured = testable.risen(trials.shown({"base": base, "tuned": tuned}, settings.finetuning.columns))
+rise = [mean_difference(tuned, base, measured)] if measured else []
 fixed = trials.fixed_against_early(bench, settings)
-facts = {"value": rise.value, "low": rise.low, "high": rise.high, "seeds": rise.seeds}
-pd.DataFrame([{"columns": ", ".join(measured), **facts}]).round(2)
+pd.DataFrame([{"columns": ", ".join(measured), **vars(r)} for r in rise]).round(2)
 
 # %% [markdown]
 # ## Verdicts
 # By the rules that stand in `data/reference/claims.csv`.
 
 # %%
-paper, whole = trials.noise_as_paper(settings.finetune), trials.as_paper(settings.finetune)  # else not its claims
+paper, whole = testable.noise_as_paper(settings.finetune), testable.as_paper(settings.finetune)  # else not its claims
 growth = [Estimate(*row[2:]) for row in slopes.head(1).itertuples(index=False)]
-record.judge("C7", "after", [share_estimate(later.converged, seeds=count)] if paper else [])
+record.judge("C7", "after", [share_estimate(later.converged, seeds=count)] if paper and len(later) else [])
 above = (learned.gap_heldout - settings.finetune.noise.eps).max()
 record.judge("C8", "influence", [Estimate.exact(above, len(learned), count)] if paper else [])
 record.judge("C9", "slope", growth if whole else [])
-record.judge("C10", "rise", [rise] if whole else [])
+record.judge("C10", "rise", rise if whole else [])
 record.judge("C18", "cost", [epochs] if whole else [])
 record.judge("C18", "share", [noise_share] if paper else [])
 record.judge("C19", "fixed", fixed if whole else [])

@@ -27,7 +27,7 @@ overrides = {}  # settings by dotted name, such as {"suite.images": 500}
 import matplotlib.pyplot as plt
 
 import nslib
-from nslib import jobs, plots, trials
+from nslib import jobs, plots, testable, trials
 from nslib.analysis.attack_curves import attack_curves, pgd_hits, sanity_table
 from nslib.evaluate.comparison import mean_difference
 from nslib.evaluate.cue import cue_conflict_table
@@ -178,7 +178,7 @@ against_base.round(2)
 # By the rules that stand in `data/reference/claims.csv`.
 
 # %%
-whole = trials.whole(settings) and not found[trials.BASE].missing
+whole = testable.whole(settings) and not found[trials.BASE].missing
 shown = trials.shown(found, settings.finetuning.columns)
 record.judge("C11", "base", trials.column_gains(found["nullspace"], found[trials.BASE]) if whole else [])
 gain = mean_difference(found["nullspace"], found["plain"], shown)

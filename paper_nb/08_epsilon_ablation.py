@@ -29,7 +29,8 @@ from dataclasses import replace
 import matplotlib.pyplot as plt
 
 import nslib
-from nslib import jobs, plots, trials
+from nslib import jobs, plots, testable, trials
+from nslib.config import TABLE2
 from nslib.evaluate.comparison import mean_difference
 from nslib.report.reference import printed
 
@@ -91,7 +92,9 @@ by_seed.pivot(index="seed", columns="model", values="difference").round(2)
 
 # %%
 tried = gains[gains.model == "nullspace"].sort_values("difference").eps.tolist()
-whole = trials.as_paper(settings.finetune) and len(tried) > 2
+named = printed("table4")
+complete = set(named.eps) <= set(settings.finetuning.eps) and {c for c in named if c in TABLE2} <= set(columns)
+whole = testable.as_paper(settings.finetune) and complete
 best, worst = found[f"nullspace {tried[-1]}"], found[f"nullspace {tried[0]}"]
 without_c = [c for c in columns if c != "c"]
 against = [mean_difference(found[f"nullspace {e}"], found[f"random {e}"], without_c) for e in tried]

@@ -21,7 +21,7 @@ FLOORS = (
     {"evaluate", "finetune", "analysis", "pretrain"},
     {"experiment", "kept"},
     {"jobs"},
-    {"trials", "search"},
+    {"testable", "trials", "search"},
     {"plan"},
     {"report", "plots", "budget"},
     {"reproduce", "explore"},

@@ -15,9 +15,9 @@ from nslib.intervals import Estimate
 from nslib.profiles import PROFILES, resolve
 from nslib.report import claims
 from nslib.report.claims import judge, read_claims
-from nslib.report.record import Record
+from nslib.report.record import Record, without_paths
 from nslib.report.reference import printed
-from nslib.trials import as_paper, noise_as_paper, sides, whole
+from nslib.testable import as_paper, noise_as_paper, sides, whole
 
 CLAIMS = read_claims()
 EVERYWHERE = " ".join(PROFILES)
@@ -244,6 +244,12 @@ def test_figures_are_the_same_bytes_every_time(folders):
     assert contents[0] == contents[1]
     names = [name for name, _ in contents[0]]
     assert names == [f"00_overview_{n}" for n in ("line.csv", "line.pdf", "line.png", "picture.png")]
+
+
+def test_a_folder_is_named_by_its_own_setting(tmp_path):
+    given = {"data.root": str(tmp_path / "imagenet"), "data.a": str(tmp_path / "imagenet-a"), "models": "vit"}
+    settings = resolve("imagenet", overrides=given | {"weights": "random"})
+    assert without_paths(f"no folder {tmp_path}/imagenet-a", settings) == "no folder <data.a>"
 
 
 def test_a_record_names_no_folder_of_this_machine(tmp_path):

@@ -353,6 +353,13 @@ def test_evaluate_against_another_model(call, tmp_path):
     assert row.p < 1e-3
 
 
+def test_evaluate_opens_the_other_model_before_it_measures(call, monkeypatch):
+    monkeypatch.setattr("nslib.evaluate.suite.evaluate_model", lambda *a, **k: pytest.fail("measured"))
+    code, _, errors = call("evaluate", "--against", "none.safetensors", "--columns", "clean")
+    assert code == 2
+    assert "none.safetensors" in errors
+
+
 def test_evaluate_reads_a_training_checkpoint_behind_its_own_normalisation(call, tmp_path):
     """The same function as the shipped model's: images twice as far from 0.5 times half the patch weight."""
     state = load_model().vit.state_dict()
@@ -391,6 +398,22 @@ def test_finetune_writes_weights_that_load(call, tmp_path):
     assert load_model("shapes_vit", target).num_classes == 10
     assert json.loads(target.with_suffix(".json").read_text())["config"]["finetune"]["noise"]["eps"] == 0.5
     assert len(target.with_suffix(".jsonl").read_text().splitlines()) == 1
+
+
+def test_settings_name_the_model_and_the_objective_too(call, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(
+        "nslib.pretrain.pretrain",
+        lambda cfg, path, device: asked.update(model=cfg.model) or {"minutes": 0, "n": 0, "top1": {}},
+    )
+    assert call("pretrain", "--set", "model=vit_tiny_patch16_224")[0] == 0
+    assert asked["model"] == "vit_tiny_patch16_224"
+
+    def stop(vit, source, cfg, target, share, on_step):
+        raise ValueError(f"{cfg.objective} {target.name}")
+
+    monkeypatch.setattr("nslib.finetune.rounds.finetune_model", stop)
+    assert "plain shapes_vit_plain.safetensors" in call("finetune", "--set", "objective=plain")[2]
 
 
 def test_finetune_says_which_rounds_missed_eps(call, tmp_path):

@@ -313,13 +313,14 @@ def test_panel_tells_what_cannot_be_shown(explorer, subject, blind):
     assert picture.value == png([explorer.show(Choice("seeing", kind="random"))])
 
 
-def test_panel_tells_that_a_model_cannot_be_opened(subject, tmp_path):
+@pytest.mark.parametrize("error", [FileNotFoundError("no weights at far_away"), TypeError("no plain ViT")])
+def test_panel_tells_that_a_model_cannot_be_opened(subject, error):
     def fail():
-        raise FileNotFoundError("no weights at far_away")
+        raise error
 
     model, *_, told = parts(panel(Explorer({"small": lambda: subject, "lost": fail})))
     model.value = "lost"
-    assert told.value == "no weights at far_away"
+    assert told.value == str(error)
 
 
 def test_panel_without_ipywidgets(explorer, monkeypatch):

@@ -206,7 +206,7 @@ def test_the_search_looks_at_val_alone(bench, folder):
         table = search.settings_table(bench, settings)
     chosen_on = [json.loads(file.read_text())["config"] for file in folder.iterdir()]
     assert len(chosen_on) == 4  # plain and nullspace at each rate
-    assert {c["suite"]["first"] for c in chosen_on} == {KEEPING.finetuning.images}  # the first that is not reported
+    assert {c["suite"]["first"] for c in chosen_on} == {KEEPING.images}  # the first that notebooks do not report
     assert {c["suite"]["images"] for c in chosen_on} == {4}
     assert {name for c in chosen_on for name in c["shown"]} == {"val"}
     assert sorted(table[["lr", "eps"]].values.tolist()) == [[1e-4, 0.5], [1e-3, 0.5]]

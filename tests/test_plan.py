@@ -16,7 +16,7 @@ TINY = {
     "finetune.batch": 4,
     "finetune.pool": 8,
     "finetune.heldout": 4,
-    "finetuning.objectives": ["plain", "madry"],
+    "finetuning.objectives": ["plain", "nullspace", "madry"],
     "finetuning.columns": ["clean"],
     "finetuning.images": 4,
     "finetuning.trace_images": 4,
@@ -53,15 +53,11 @@ def test_all_are_made_once_and_one_that_fails_does_not_stop_the_others(monkeypat
     monkeypatch.setattr(plan, "run", failing)
     failed = prepare(settings, jobs=1)
     assert failed == ["shapes_vit: madry, seed 0: FAILED, ValueError: no such luck"]
-    assert made == [
-        "madry",
-        "plain",
-        "plain",
-        "nullspace",
-    ]  # what takes longest first, last those of wrong mean and std
+    # What takes longest first, then what 05 traces though the study leaves it out, last those of wrong mean and std.
+    assert made == ["madry", "plain", "nullspace", "random", "plain", "nullspace"]
     told = capsys.readouterr().out
-    assert "[1/4] shapes_vit: madry, seed 0: FAILED" in told
-    assert "[4/4] shapes_vit: nullspace, wrong mean and std, seed 0: " in told
+    assert "[1/6] shapes_vit: madry, seed 0: FAILED" in told
+    assert "[6/6] shapes_vit: nullspace, wrong mean and std, seed 0: " in told
 
 
 def test_where_no_base_model_is_to_be_had_nothing_is_finetuned(monkeypatch, tmp_path):
@@ -74,13 +70,25 @@ def test_where_no_base_model_is_to_be_had_nothing_is_finetuned(monkeypatch, tmp_
 
 
 def test_processes_make_what_one_would(capsys):
-    settings = resolve("smoke", overrides=TINY | {"finetuning.objectives": ["plain"], "finetuning.keep": True})
+    settings = resolve(
+        "smoke", overrides=TINY | {"finetuning.objectives": ["plain", "nullspace"], "finetuning.keep": True}
+    )
     with pytest.warns(UserWarning, match="did not reach eps"):
         assert prepare(settings, jobs=1) == []
     kept = {p.name: p.read_text() for p in jobs.jobs_path("smoke").glob("*.json")}
-    assert len(kept) == 3
+    assert len(kept) == 5
     assert prepare(settings, jobs=2) == []
     assert {p.name: p.read_text() for p in jobs.jobs_path("smoke").glob("*.json")} == kept  # they are not made again
+
+
+@pytest.mark.filterwarnings("ignore:round 0. 1 noise steps did not reach eps")
+def test_models_that_notebooks_look_at_are_made_though_their_rows_are_kept(monkeypatch):
+    few = {"finetuning.objectives": ["plain", "nullspace"], "finetuning.keep": True}
+    settings, made = resolve("smoke", overrides=TINY | few), []
+    assert prepare(settings, jobs=1) == []
+    monkeypatch.setattr(plan, "finetuned", lambda bench, settings, objective: made.append(objective))
+    assert prepare(settings, jobs=1) == []
+    assert made == ["plain", "nullspace", "random"]
 
 
 def test_a_planned_run_says_what_it_is():

@@ -176,6 +176,31 @@ def test_a_failure_does_not_stop_the_others(place, capsys):
     assert not {n for n in place.files("smoke") if "partial" in n}
 
 
+def test_a_disk_that_fills_after_the_last_cell_does_not_stop_the_others(place, monkeypatch):
+    place.add("01_first")
+    place.add("02_second")
+    write = runner._write_notebook
+
+    def full(notebook, path):
+        if path.stem == "01_first":
+            raise OSError(28, "No space left on device")
+        write(notebook, path)
+
+    monkeypatch.setattr(runner, "_write_notebook", full)
+    first, second = reproduce([], "smoke", jobs=1)
+    assert (first.status, second.status) == (FAILED, DONE)
+    assert "No space left" in first.error
+
+
+def test_a_damaged_record_is_made_anew(place):
+    place.add("01_first", RECORD)
+    assert statuses(reproduce([], "smoke")) == [DONE]
+    (record,) = (runner.figures_path("smoke") / "records").glob("*.json")
+    record.write_text("{")
+    assert statuses(reproduce([], "smoke")) == [DONE]
+    assert json.loads(record.read_text())["verdicts"] is not None
+
+
 def test_notebook_that_fails_after_a_success_is_not_skipped_later(place):
     place.add("01_first")
     reproduce([], "smoke")

@@ -17,7 +17,7 @@ from nslib.evaluate.bench import Bench
 from nslib.evaluate.comparison import mean_difference, pool_seeds
 from nslib.evaluate.suite import Evaluation
 from nslib.finetune.state import only_maker
-from nslib.profiles import Settings, resolve
+from nslib.profiles import Settings
 from nslib.staged import renormalised
 
 TINY = Settings(
@@ -76,7 +76,7 @@ def test_each_model_is_trained_once(bench, trainings):
 
 
 def test_rows_begin_with_the_base_and_leave_out_what_the_study_does(bench, trainings):
-    settings = replace(TINY, finetuning=replace(TINY.finetuning, objectives=("plain",)))
+    settings = replace(TINY, finetuning=replace(TINY.finetuning, objectives=("plain", "nullspace")))
     found = trials.rows(bench, settings, ("plain", "sam"))
     assert list(found) == ["base", "plain"]
     table = trials.rows_table(found)
@@ -139,16 +139,6 @@ def test_columns_that_every_model_has():
     assert trials.shown(found, ["fgsm", "c", "clean", "damagenet"]) == ["fgsm", "clean"]
 
 
-def test_the_sides_of_c12():
-    """Clean and shifted against the claim's own two attacks, also where the other attacks are measured."""
-    assert trials.sides(resolve("full").finetuning.columns) == {
-        "natural": ["clean", "a", "c", "v2", "r", "sketch", "stylized"],
-        "adversarial": ["fgsm", "damagenet"],
-    }
-    assert trials.sides(("clean", "pgd", "autoattack")) == {"natural": ["clean"], "adversarial": []}
-    assert set(trials.ADVERSARIAL) == {"madry", "madry_authors", "trades"}
-
-
 def test_traced_rounds_are_measured_on_every_column(bench):
     history = jobs.finetuned(bench, TINY, "plain").history
     assert [set(r.measured) for r in history] == [{"clean", "adversarial", "shifted"}] * 2
@@ -174,14 +164,6 @@ def test_fixed_steps_run_only_where_the_study_asks(bench):
     settings = replace(TINY, finetuning=replace(TINY.finetuning, fixed_steps=2))
     (found,) = trials.fixed_against_early(bench, settings)
     assert 0 <= found.low <= found.value <= found.high
-
-
-def test_what_counts_as_the_papers_settings():
-    paper = FinetuneConfig()
-    assert trials.as_paper(paper)
-    assert trials.noise_as_paper(replace(paper, rounds=5))
-    assert not trials.as_paper(replace(paper, rounds=5))
-    assert not trials.noise_as_paper(replace(paper, noise=NoiseConfig(limit=0.5)))
 
 
 def test_mean_difference_by_hand():
@@ -379,12 +361,6 @@ def test_finetuned_models_may_face_costly_attacks_on_fewer_images(asked, expecte
     assert (found.images, found.costly_images) == (TINY.finetuning.images, expected)
 
 
-def test_c11_needs_the_whole_table():
-    assert not trials.whole(TINY)
-    assert trials.whole(resolve("full"))
-    assert not trials.whole(resolve("full", overrides={"finetuning.columns": ["clean", "c"]}))
-
-
 def test_objectives_that_are_left_out_are_noted():
     found = {"base": evaluation("base", clean=[1, 0]), "plain": evaluation("plain", clean=[1, 1])}
     table = trials.with_absent(trials.rows_table(found), "laptop")
@@ -431,6 +407,15 @@ def test_slopes_and_gains_of_eps_sets_by_hand():
     )
     found = trials.eps_set_gains(sizes, ["base", "plain"]).set_index(["model", "reference"]).value
     assert found.to_dict() == {("nullspace", "base"): 4.0, ("plain", "base"): 0.5, ("nullspace", "plain"): 3.5}
+
+
+def test_gains_by_seed_where_the_reference_has_fewer():
+    def seeds(*hits):
+        return [trials.Row(**vars(evaluation("m", clean=h))) for h in hits]
+
+    each = {"plain": seeds([1, 0]), "nullspace": seeds([1, 1], [1, 0], [0, 0])}
+    table = trials.gains_by_seed(each, "plain", ["clean"])
+    assert table[["model", "seed", "difference"]].values.tolist() == [["nullspace", 0, 50.0]]
 
 
 def test_one_seed_is_compared_with_the_first_of_several():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from nslib.cli.options import check_out
@@ -73,7 +73,8 @@ def noise(
     facts = {k: v for k, v in asdict(learned).items() if k not in ("noise", "trace")}
     with atomic_path(Path(out)) as partial:
         save_file({"noise": learned.noise.cpu().contiguous()}, partial)
-    record = run_record(noise, model=model, data=data, pool=pool, heldout=heldout, seed=seed, result=facts)
+    told = {"weights": Path(weights).name, "data": replace(data, root=Path(imagenet).name)}  # where they lay is no fact
+    record = run_record(noise, model=model, **told, pool=pool, heldout=heldout, seed=seed, result=facts)
     write_text(Path(out).with_suffix(".json"), to_json(record) + "\n")
     print(f"{out}: " + ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items()))
     return 0

@@ -21,11 +21,12 @@ def pretrain(
         set: override a setting of the training, such as --set steps=500 lr=0.001.
     """
     from nslib.pretrain import pretrain as train
+    from nslib.profiles import resolve
     from nslib.runtime import pick_device, runs_path
 
     training = "surrogate_pretrain" if model == "surrogate_cnn" else "pretrain"
-    settings = settings_of(profile, "", "auto", set, within=training)
-    cfg = replace(getattr(settings, training), model=model or settings.models[0])
+    chosen = {f"{training}__model": model or resolve(profile).models[0]}
+    cfg = getattr(settings_of(profile, "", "auto", set, within=training, **chosen), training)
     path = Path(target) if target else runs_path("pretrain") / profile / f"{cfg.model}.safetensors"
     record = train(cfg, path, device=pick_device(device))
     print(f"{path}: {record['minutes']} minutes; top-1 of {record['n']} images a split:")
@@ -86,10 +87,10 @@ def evaluate(
                 show(planned)
                 print(f"{planned.minutes.sum():.1f} minutes on one process as fast as this one")
             return 0
+        other = against and bench.of(open_model(replace(settings, weights=absolute_weights(against))))
         found = evaluate_model(bench.model, bench.source, settings.suite, surrogate=bench.surrogate, share=share)
         table = found.table()
-        if against:
-            other = bench.of(open_model(replace(settings, weights=absolute_weights(against))))
+        if other:
             base = evaluate_model(other.model, other.source, settings.suite, surrogate=other.surrogate, share=share)
             base = replace(base, model=Path(against).stem)
             table = table.merge(differences(found, base).drop(columns=["n", "seeds"]), on="column", how="left")
@@ -149,7 +150,7 @@ def finetune(
         profile, imagenet, device, set, within="finetune", weights=weights, models=model, finetune__objective=objective
     )
     cfg = settings.finetune
-    path = Path(target or runs_path("finetune") / settings.profile / f"{model}_{objective}.safetensors")
+    path = Path(target or runs_path("finetune") / settings.profile / f"{model}_{cfg.objective}.safetensors")
     with processes(settings.device) as (share, place):
         vit = open_model(replace(settings, device=str(place)))
         if num_classes:
@@ -160,7 +161,7 @@ def finetune(
             if share.rank == 0:
                 print(*planned.lines(), sep="\n")
             return 0
-        with finetune_bar(cfg, f"{objective} {model}", disable=share.rank > 0) as on_step:
+        with finetune_bar(cfg, f"{cfg.objective} {model}", disable=share.rank > 0) as on_step:
             done = finetune_model(vit, source, cfg, target=path, share=share, on_step=on_step)
     if share.rank == 0:
         record, units = done.record, done.record["units"]

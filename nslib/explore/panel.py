@@ -56,7 +56,7 @@ def panel(explorer: Explorer) -> Any:
         started = time.perf_counter()
         try:
             picture.value = png([explorer.show(choice)])
-        except (ValueError, OSError, ArithmeticError) as error:
+        except (ValueError, TypeError, KeyError, OSError, ArithmeticError, ImportError) as error:
             told.value = str(error)
         else:
             told.value = f"{time.perf_counter() - started:.2f} s"

@@ -197,7 +197,7 @@ class _Stopping:
 
     The batch's gap is free, so it is asked first. The first test looks at all held-out images and then puts those
     with the largest gaps in front, so that later tests that fail are abandoned early, which changes no answer. The
-    longer the search, the rarer the tests, about 30 in the time in which the number of steps doubles.
+    longer the search, the rarer the tests, about 20 in the time in which the number of steps doubles.
     """
 
     def __init__(self, model: StagedViT, pool: Pool, cfg: NoiseConfig, share: Share):

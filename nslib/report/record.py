@@ -95,8 +95,9 @@ class Record:
 
 def without_paths(text: str, settings: Settings) -> str:
     """Folders of this machine, such as in the reason why a column is missing, by the setting that named them."""
-    for name, path in settings.data.paths().items():
-        text = text.replace(str(Path(path).expanduser()), f"<data.{name}>")
+    folders = {name: str(Path(path).expanduser()) for name, path in settings.data.paths().items()}
+    for name in sorted(folders, key=lambda n: -len(folders[n])):  # imagenet-a before imagenet
+        text = text.replace(folders[name], f"<data.{name}>")
     return text
 
 

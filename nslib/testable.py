@@ -1,0 +1,47 @@
+"""Which claims about finetuning a run can be judged by: those whose settings and columns it has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nslib.config import TABLE2, FinetuneConfig
+from nslib.profiles import Settings
+
+ATTACKED = ("patchfool", "cw", "fgsm", "damagenet", "pgd", "autoattack")  # columns of adversarial images
+_ON_TOKENS = ("noises", "warm_start", "block", "groups")  # settings that are beyond the paper where they differ
+
+
+def noise_as_paper(cfg: FinetuneConfig) -> bool:
+    """Whether noise is as claims about it have it: A = 3, T = 3000, eps = .03 on held-out images, one on the tokens."""
+    noise, usual = cfg.noise, FinetuneConfig()
+    plain = all(getattr(cfg, name) == getattr(usual, name) for name in _ON_TOKENS)
+    return plain and (noise.limit, noise.eps, noise.stop_on) == (3, 0.03, "heldout") and noise.steps >= 3000
+
+
+def as_paper(cfg: FinetuneConfig) -> bool:
+    """Whether all parameters are trained, in the paper's rounds and steps (K = 20, S = 40), with such noise."""
+    return noise_as_paper(cfg) and (cfg.rounds, cfg.steps, cfg.trainable) == (20, 40, "")
+
+
+def whole(settings: Settings) -> bool:
+    """Whether claim C11 can be judged: the paper's rounds and steps, and every column of Table 2."""
+    return as_paper(settings.finetune) and set(TABLE2) <= set(settings.finetuning.columns)
+
+
+def risen(columns: Sequence[str]) -> list[str]:
+    """Of these columns those of claim C10, adversarial and shifted ones; none where either kind is not there."""
+    found = [c for c in columns if c != "clean"]
+    return found if len({c in ATTACKED for c in found}) == 2 else []
+
+
+def sides(columns: Sequence[str]) -> dict[str, list[str]]:
+    """Of these columns those of claim C12: natural ones, clean and shifted, against FGSM and DamageNet.
+
+    A side is empty where it lacks what the claim names.
+    """
+    natural = [c for c in columns if c not in ATTACKED]
+    adversarial = [c for c in columns if c in ("fgsm", "damagenet")]
+    return {
+        "natural": natural if "clean" in natural and len(natural) > 1 else [],
+        "adversarial": adversarial if len(adversarial) == 2 else [],
+    }

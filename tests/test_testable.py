@@ -1,0 +1,58 @@
+"""Which claims about finetuning can be judged with which settings and columns."""
+
+from dataclasses import replace
+
+import pytest
+
+from nslib import testable, trials
+from nslib.config import TABLE2, FinetuneConfig, NoiseConfig
+from nslib.profiles import resolve
+
+PAPER = FinetuneConfig()
+
+
+def test_the_defaults_are_the_papers():
+    assert testable.as_paper(PAPER)
+    assert testable.noise_as_paper(replace(PAPER, rounds=5))
+    assert not testable.as_paper(replace(PAPER, rounds=5))
+    assert not testable.as_paper(replace(PAPER, trainable="pos_embed"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"noise": NoiseConfig(limit=0.5)},
+        {"noise": NoiseConfig(steps=300)},
+        {"noise": NoiseConfig(eps=0.1)},
+        {"noise": NoiseConfig(stop_on="batch")},
+        {"noises": 4},
+        {"groups": 2},
+        {"block": 3},
+        {"warm_start": 1.2},
+    ],
+)
+def test_noise_of_another_kind_judges_no_claim(change):
+    assert not testable.noise_as_paper(replace(PAPER, **change))
+
+
+def test_c11_needs_the_whole_table():
+    assert testable.whole(resolve("full"))
+    assert not testable.whole(resolve("laptop"))
+    assert not testable.whole(resolve("full", overrides={"finetuning.columns": ["clean", "c"]}))
+
+
+def test_c10_needs_attacked_and_shifted_columns():
+    assert testable.risen(TABLE2) == [c for c in TABLE2 if c != "clean"]
+    assert testable.risen(("clean", "fgsm", "v2")) == ["fgsm", "v2"]
+    assert testable.risen(("clean", "fgsm", "pgd")) == testable.risen(("clean", "v2")) == []
+
+
+def test_the_sides_of_c12():
+    """Clean and shifted against the claim's own two attacks, also where the other attacks are measured."""
+    assert testable.sides(resolve("full").finetuning.columns) == {
+        "natural": ["clean", "a", "c", "v2", "r", "sketch", "stylized"],
+        "adversarial": ["fgsm", "damagenet"],
+    }
+    assert testable.sides(("clean", "c", "pgd", "fgsm")) == {"natural": ["clean", "c"], "adversarial": []}
+    assert testable.sides(("clean", "fgsm", "damagenet")) == {"natural": [], "adversarial": ["fgsm", "damagenet"]}
+    assert set(trials.ADVERSARIAL) == {"madry", "madry_authors", "trades"}
