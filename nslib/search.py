@@ -37,8 +37,13 @@ def settings_table(bench: Bench, settings: Settings) -> pd.DataFrame:
         the largest difference first: columns base (its seed), lr, eps, limit, plain (its mean top-1 over the columns,
         percent), difference, low, high, n, norm (of the last round's noise), missed_eps (rounds with noise outside
         eps).
+    Raises:
+        ValueError: where results are kept, a search of as many rounds as the recipe has.
     """
     study = settings.finetuning
+    if recipes(settings) and study.keep and study.search_rounds >= settings.finetune.rounds:
+        own = settings.finetune.rounds  # with as many, its plain run would be kept under the name of the recipe's own
+        raise ValueError(f"finetuning.search_rounds must be below finetune.rounds = {own}, got {study.search_rounds}")
     short = replace(study, columns=VAL, images=study.search_images, trace_images=_TRACED)
     reported = max(study.images, settings.images, settings.suite.images)
     settings = replace(settings, finetuning=short, suite=replace(settings.suite, first=reported, c_images=0))

@@ -212,4 +212,7 @@ def test_the_search_looks_at_val_alone(bench, folder):
     assert sorted(table[["lr", "eps"]].values.tolist()) == [[1e-4, 0.5], [1e-3, 0.5]]
     assert table.difference.is_monotonic_decreasing
     assert (table.low <= table.difference).all()
-    assert search.settings_table(bench, replace(settings, finetuning=replace(study, search_lr=()))).empty
+    long = replace(study, search_rounds=KEEPING.finetune.rounds)
+    with pytest.raises(ValueError, match=r"finetuning.search_rounds must be below finetune.rounds = 2, got 2"):
+        search.settings_table(bench, replace(settings, finetuning=long))
+    assert search.settings_table(bench, replace(settings, finetuning=replace(long, search_lr=()))).empty
