@@ -181,7 +181,7 @@ def _data_uri(path: Path) -> str:
     """The picture as WebP, half as large as PNG: as it is or, a large one, which is of photographs, in good quality."""
     webp = BytesIO()
     with Image.open(path) as picture:
-        picture.convert("RGB").save(webp, "WEBP", quality=85, lossless=path.stat().st_size <= _LARGE)
+        picture.convert("RGB").save(webp, "WEBP", quality=80, method=6, lossless=path.stat().st_size <= _LARGE)
     return "data:image/webp;base64," + base64.b64encode(webp.getvalue()).decode()
 
 
