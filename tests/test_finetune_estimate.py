@@ -67,7 +67,7 @@ def test_a_large_search_needs_more_than_a_small_update(model, source):
         estimate(model, source, replace(CFG, batch=2, noise=replace(CFG.noise, batch=b))).memory["activations"]
         for b in (2, 32)
     )
-    assert large > 4 * small
+    assert large > 3 * small
 
 
 def test_activations_grow_with_the_batch(model, source):
