@@ -28,20 +28,19 @@ def whole(settings: Settings) -> bool:
     return as_paper(settings.finetune) and set(TABLE2) <= set(settings.finetuning.columns)
 
 
-def risen(columns: Sequence[str]) -> list[str]:
-    """Of these columns those of claim C10, adversarial and shifted ones; none where either kind is not there."""
-    found = [c for c in columns if c != "clean"]
-    return found if len({c in ATTACKED for c in found}) == 2 else []
+def both_kinds(columns: Sequence[str]) -> bool:
+    """Whether claim C10 can be judged by these columns: adversarial and shifted ones are among them."""
+    return {c in ATTACKED for c in columns if c != "clean"} == {True, False}
 
 
 def sides(columns: Sequence[str]) -> dict[str, list[str]]:
-    """Of these columns those of claim C12: natural ones, clean and shifted, against FGSM and DamageNet.
-
-    A side is empty where it lacks what the claim names.
-    """
-    natural = [c for c in columns if c not in ATTACKED]
-    adversarial = [c for c in columns if c in ("fgsm", "damagenet")]
+    """Of these columns those of claim C12: natural ones, clean and shifted, against FGSM and DamageNet."""
     return {
-        "natural": natural if "clean" in natural and len(natural) > 1 else [],
-        "adversarial": adversarial if len(adversarial) == 2 else [],
+        "natural": [c for c in columns if c not in ATTACKED],
+        "adversarial": [c for c in columns if c in ("fgsm", "damagenet")],
     }
+
+
+def whole_side(columns: Sequence[str]) -> bool:
+    """Whether claim C12 can be judged by a side of `sides`: all that it names is there, clean beside shifted ones."""
+    return {"fgsm", "damagenet"} == {*columns} or ("clean" in columns and len(columns) > 1)

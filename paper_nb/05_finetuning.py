@@ -144,7 +144,7 @@ learned.groupby("seed")[["norm", "steps", "gap_heldout", "converged"]].agg(["min
 
 # %%
 base, tuned = trials.row(bench, settings, trials.BASE), trials.row(bench, settings, "nullspace")
-measured = testable.risen(trials.shown({"base": base, "tuned": tuned}, settings.finetuning.columns))
+measured = [c for c in trials.shown({"base": base, "tuned": tuned}, settings.finetuning.columns) if c != "clean"]
 rise = [mean_difference(tuned, base, measured)] if measured else []
 fixed = trials.fixed_against_early(bench, settings)
 pd.DataFrame([{"columns": ", ".join(measured), **vars(r)} for r in rise]).round(2)
@@ -160,7 +160,7 @@ record.judge("C7", "after", [share_estimate(later.converged, seeds=count)] if pa
 above = (learned.gap_heldout - settings.finetune.noise.eps).max()
 record.judge("C8", "influence", [Estimate.exact(above, len(learned), count)] if paper else [])
 record.judge("C9", "slope", growth if whole else [])
-record.judge("C10", "rise", rise if whole else [])
+record.judge("C10", "rise", rise if whole and testable.both_kinds(measured) else [])
 record.judge("C18", "cost", [epochs] if whole else [])
 record.judge("C18", "share", [noise_share] if paper else [])
 record.judge("C19", "fixed", fixed if whole else [])

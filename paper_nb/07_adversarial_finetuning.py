@@ -86,7 +86,8 @@ gains.round(2)
 
 # %%
 rivals = list(others.values()) if testable.as_paper(settings.finetune) else []
-ahead = {s: [mean_difference(found["nullspace"], rival, c) for rival in rivals if c] for s, c in sides.items()}
+judged = {s: [(rival, c) for rival in rivals if testable.whole_side(c)] for s, c in sides.items()}
+ahead = {s: [mean_difference(found["nullspace"], *pair) for pair in pairs] for s, pairs in judged.items()}
 record.judge("C12", "natural", ahead["natural"])
 record.judge("C12", "adversarial", ahead["adversarial"])
 assert table3["mean"].between(0, 100).all()

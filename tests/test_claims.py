@@ -17,7 +17,7 @@ from nslib.report import claims
 from nslib.report.claims import judge, read_claims
 from nslib.report.record import Record, without_paths
 from nslib.report.reference import printed
-from nslib.testable import as_paper, noise_as_paper, sides, whole
+from nslib.testable import as_paper, noise_as_paper, sides, whole, whole_side
 
 CLAIMS = read_claims()
 EVERYWHERE = " ".join(PROFILES)
@@ -84,7 +84,7 @@ NEEDS = {
 
 def has_rivals(settings, side):
     rivals = {"madry", "trades"} <= set(settings.finetuning.objectives)
-    return rivals and bool(sides(settings.finetuning.columns)[side])
+    return rivals and whole_side(sides(settings.finetuning.columns)[side])
 
 
 @pytest.mark.parametrize("row", list(CLAIMS.itertuples()), ids=lambda row: f"{row.claim}.{row.part}")

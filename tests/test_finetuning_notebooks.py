@@ -50,7 +50,7 @@ def execute(monkeypatch, tmp_path):
 
 def test_05(execute):
     cells, record = execute("05_finetuning")
-    assert cells["measured"] == []  # attacked columns alone are not all that claim C10 is about
+    assert cells["measured"] == ["fgsm"]
     assert cells["table5"].step.tolist() == [0]
     assert [ax.get_ylabel() for ax in cells["axes"]][2:] == [
         f"{m} top-1, %" for m in ("clean", "adversarial", "shifted")
@@ -63,17 +63,15 @@ def test_07_without_a_model_trained_on_attacks(execute, tmp_path):
     assert cells["table3"].columns.tolist() == ["model", "seeds", "clean", "fgsm", "mean", "missed_eps"]
     assert not list(tmp_path.rglob("*against_adversarial*"))
     assert cells["gains"].empty
-    assert record["facts"]["natural"] == []  # clean alone is not all that claim C12 is about
+    assert record["facts"]["natural"] == ["clean"]
 
 
 def test_07_tells_the_seeds_compared_and_judges_no_unfinished_model(execute):
     changes = {"finetuning.objectives": ["nullspace", "plain", "madry"], "finetuning.seeds": 2}
-    changes["finetuning.columns"] = ["clean", "v2", "fgsm"]
     cells, record = execute("07_adversarial_finetuning", **changes)
     assert cells["found"]["nullspace"].seeds == 2
     assert "seeds of each: 1;" in cells["figure"].get_supxlabel()
-    assert cells["gains"].side.tolist() == ["natural"]
-    assert cells["sides"] == {"natural": ["clean", "v2"], "adversarial": []}
+    assert cells["gains"].side.tolist() == ["natural", "adversarial"]
     assert cells["rivals"] == []
     assert record["facts"]["missed_eps"] == {"nullspace": 0}
 
