@@ -15,7 +15,7 @@ from nslib.experiment import open_bench
 from nslib.finetune.estimate import Estimate, estimate
 from nslib.jobs import TRACED, config_of, row_suite, trace_suite
 from nslib.plan import planned
-from nslib.profiles import Settings
+from nslib.settings import Settings
 from nslib.trials import OF_OTHERS
 
 _COLUMNS = ["model", "work", "runs", "images", "noise_steps", "noise_hours", "hours", "memory"]

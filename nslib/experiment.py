@@ -20,8 +20,8 @@ from nslib.finetune.checkpoints import load_checkpoint
 from nslib.models import PICKLES, load_model
 from nslib.nullspace.membership import CleanPass, Pool, clean_pass, make_pool
 from nslib.pretrain import pretrain
-from nslib.profiles import Settings
 from nslib.runtime import data_path, pick_device, store_path
+from nslib.settings import Settings
 from nslib.staged import StagedViT
 from nslib.store import digest
 

@@ -24,9 +24,9 @@ from nslib.finetune.updates import precision_of
 from nslib.kept import jobs_path, kept, packed, read_kept, rounded, taken, unpacked
 from nslib.nullspace.encoder import VERSION as NOISE_VERSION
 from nslib.nullspace.membership import clean_pass, make_pool
-from nslib.profiles import Settings
 from nslib.progress import finetune_bar
 from nslib.runtime import store_path
+from nslib.settings import Settings
 from nslib.staged import StagedViT
 from nslib.store import digest, model_digest
 

@@ -13,8 +13,8 @@ from nslib.config import FinetuneConfig
 from nslib.evaluate.bench import Bench
 from nslib.experiment import open_bench, open_model, open_stranger
 from nslib.jobs import TRACED, finetuned, fixed_noise, run
-from nslib.profiles import Settings
 from nslib.runtime import pick_device
+from nslib.settings import Settings
 from nslib.staged import renormalised
 from nslib.trials import ADVERSARIAL, OF_OTHERS
 from nslib.workers import KILLED, threads, workers

@@ -1,69 +1,34 @@
-"""The profiles: which settings a run takes, and how a user overrides them."""
+"""The profiles: which settings a run takes."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
-from nslib.config import (
-    TABLE2,
-    WEIGHTS,
-    ApproximateStudy,
-    ClosureStudy,
-    DataConfig,
-    FinetuneConfig,
-    FinetuningStudy,
-    FingerprintStudy,
-    PatchStudy,
-    PretrainConfig,
-    RobustnessStudy,
-    SuiteConfig,
-    SurrogateConfig,
-    SynthesisStudy,
-    WatermarkStudy,
-)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything a notebook can be asked to do differently. The defaults are those of the `laptop` profile."""
-
-    profile: str = "laptop"
-    run_name: str = "laptop"
-    seed: int = 0
-    device: str = "auto"
-    data: DataConfig = DataConfig()
-    models: tuple[str, ...] = ("shapes_vit",)
-    weights: str = "shipped"  # shipped, pretrained, random, train (from scratch, kept in the store), a file or folder
-    pool: int = 2048  # images of split train to learn noise from
-    heldout: int = 512  # further images of split train, for stopping tests
-    images: int = 2000  # of split val, for everything reported
-    pretrain: PretrainConfig = PretrainConfig()
-    surrogate_pretrain: SurrogateConfig = SurrogateConfig()
-    patch: PatchStudy = PatchStudy()
-    synthesis: SynthesisStudy = SynthesisStudy()
-    approximate: ApproximateStudy = ApproximateStudy()
-    closure: ClosureStudy = ClosureStudy()
-    watermark: WatermarkStudy = WatermarkStudy()
-    fingerprint: FingerprintStudy = FingerprintStudy()
-    robustness: RobustnessStudy = RobustnessStudy()
-    suite: SuiteConfig = SuiteConfig(c_images=250)
-    finetune: FinetuneConfig = FinetuneConfig(rounds=5, steps=20, lr=1e-4, lr_min=1e-5)
-    finetuning: FinetuningStudy = FinetuningStudy()
-    surrogate: str = "surrogate_cnn"  # network on which transferred images are made, or a timm tag; empty: none
-    surrogate_weights: str = "shipped"  # shipped, pretrained, train, a file or folder
-
+from nslib.config import TABLE2, WEIGHTS
+from nslib.settings import Settings, overridden
 
 _EVERY = ("nullspace", "plain", "random", "permuted", "random_boundary", "madry", "madry_authors", "trades", "mixup",
           "randaugment", "augmix", "sam")  # fmt: skip
 
 _PAPER = {"finetune.rounds": 20, "finetune.steps": 40, "finetune.lr": 1e-5, "finetune.lr_min": 1e-6}
-_CLOSURE = {"closure.judged_images": 2000, "closure.images": 512, "closure.grid_images": 32}
+_BATCH = dict.fromkeys(("synthesis.noise.batch", "approximate.noise.batch", "finetune.noise.batch"), 128)
+_CLOSURE = {
+    "closure.noises": 32,
+    "closure.judged_images": 2000,
+    "closure.images": 512,
+    "closure.grid_images": 32,
+    "closure.step": 0.1,
+    "closure.grid_step": 0.1,
+    "closure.control_pairs": 50,
+    "closure.spans": (1, 2, 4, 8, 16, 32),
+    "closure.draws": 200,
+}
 
 _IMAGENET: dict[str, Any] = {
     **_PAPER,
+    **_BATCH,
     "data.kind": "folder",
     "models": ("vit_small_patch16_224.augreg_in21k_ft_in1k", "vit_base_patch16_224.augreg_in21k_ft_in1k"),
     "weights": "pretrained",
@@ -108,9 +73,11 @@ PROFILES: dict[str, dict[str, Any]] = {
         "approximate.eps": (0.03, 0.1),
         "approximate.starts": 2,
         "approximate.noise.steps": 60,
-        "approximate.reach_images": 128,
+        "approximate.noise.batch": 32,
+        "approximate.reach_images": 64,
         "closure.noises": 8,
         "closure.noise.limit": 2.0,
+        "closure.noise.batch": 32,
         "closure.judged_images": 64,
         "closure.images": 32,
         "closure.grid_images": 8,
@@ -131,6 +98,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "finetune.pool": 256,
         "finetune.heldout": 128,
         "finetune.noise.steps": 400,
+        "finetune.noise.batch": 32,
         "finetuning.images": 32,
         "finetuning.trace_images": 32,
         "finetuning.fresh": 1,
@@ -167,6 +135,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "synthesis.noise.lr": 0.02,
         "synthesis.noise.steps": 400,
         "approximate.starts": 10,
+        **_BATCH,
         **_CLOSURE,
     },
     "gpu": {
@@ -186,13 +155,18 @@ PROFILES: dict[str, dict[str, Any]] = {
         "finetuning.seeded": ("nullspace", "plain", "random"),
         "finetuning.keep": True,
         "suite.c_images": 200,
+        "suite.costly_images": 64,
         "surrogate_weights": "train",
         "surrogate_pretrain.size": 224,
         "surrogate_pretrain.images": 2**14,
         "fingerprint.trained": 1,
         "fingerprint.steps": 2000,
         "images": 4000,
+        **_BATCH,
+        **_CLOSURE,
+        "closure.judged_images": 512,
         "closure.images": 128,
+        "closure.grid_images": 4,
         "approximate.starts": 1,
     },
     "imagenet": _IMAGENET,
@@ -271,10 +245,7 @@ def resolve(profile: str, run_name: str = "", overrides: dict[str, Any] | None =
     if profile not in PROFILES:
         raise ValueError(f"profile must be one of {', '.join(PROFILES)}, got {profile!r}")
     chosen = {**PROFILES[profile], **(_real_input(overrides or {}) if profile in REAL else overrides or {})}
-    settings = Settings(profile=profile, run_name=run_name or profile)
-    for name, value in chosen.items():
-        settings = _override(settings, name, name.split("."), value)
-    return settings
+    return overridden(Settings(profile=profile, run_name=run_name or profile), chosen)
 
 
 def _real_input(overrides: dict[str, Any]) -> dict[str, Any]:
@@ -293,26 +264,3 @@ def _real_input(overrides: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"no vit_*.safetensors in {folder}: name the models with --set models=TAG")
         chosen["models"] = found
     return chosen
-
-
-def _override(part: Any, full_name: str, path: list[str], value: Any) -> Any:
-    known = {f.name: getattr(part, f.name) for f in fields(part)}
-    head, *rest = path
-    if head not in known or (rest and not is_dataclass(known[head])) or (not rest and is_dataclass(known[head])):
-        raise ValueError(f"no setting {full_name!r}: {type(part).__name__} has {', '.join(known)}")
-    if rest:
-        return replace(part, **{head: _override(known[head], full_name, rest, value)})
-    return replace(part, **{head: _typed(full_name, get_type_hints(type(part))[head], known[head], value)})
-
-
-def _typed(name: str, hint: Any, default: Any, value: Any) -> Any:
-    """The value in the type of its setting: JSON and command lines know no tuples, and write 1 for 1.0."""
-    if get_origin(hint) is tuple:
-        values = value if isinstance(value, list | tuple) else [value]
-        return tuple(_typed(name, get_args(hint)[0], default, v) for v in values)
-    allowed = get_args(hint) or (hint,)
-    if float in allowed and type(value) is int:
-        return float(value)
-    if type(value) not in allowed:
-        raise ValueError(f"setting {name} must be a {allowed[0].__name__} such as {default!r}, got {value!r}")
-    return value

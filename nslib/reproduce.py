@@ -15,19 +15,15 @@ from functools import partial as bound
 from pathlib import Path
 from typing import Any
 
-import jupytext
 import nbformat
 import papermill
-from nbclient import NotebookClient
 from nbclient.exceptions import CellTimeoutError
 from papermill.exceptions import PapermillExecutionError
-from traitlets.config import Config
 
-from nslib.profiles import Settings, resolve
+from nslib.notebooks import KERNELS, find_notebooks, longest_first, read_cells, reads_records, write_notebook
+from nslib.profiles import resolve
 from nslib.report.gather import figure_folders
 from nslib.runtime import (
-    atomic_path,
-    checkout,
     data_path,
     figures_path,
     pick_device,
@@ -37,10 +33,9 @@ from nslib.runtime import (
     whole_files,
     write_text,
 )
+from nslib.settings import Settings
 from nslib.workers import KILLED, threads, workers
 
-# Messages to and from kernels are encrypted where the kernel can: without, each warns that its port is open.
-_KERNELS = Config({"KernelManager": {"transport_encryption": "auto"}})
 DONE, SKIPPED, FAILED, LEFT = "done", "unchanged", "FAILED", "left"
 _AT_A_TIME = 4  # notebooks, at most: each holds its own models and images in memory
 
@@ -56,39 +51,6 @@ class Outcome:
     tested: int = 0
     missed: int = 0  # rounds of finetuning that went on with a noise above eps
     error: str = ""
-
-
-def notebook_folder() -> Path:
-    """Where the notebooks lie.
-
-    Raises:
-        FileNotFoundError: this is an installed wheel, which carries none.
-    """
-    repository = checkout()
-    if repository is None:
-        raise FileNotFoundError(
-            "the notebooks are in the repository, not in the wheel: run this in a clone, as `make reproduce`"
-        )
-    return repository / "paper_nb"
-
-
-def find_notebooks(names: list[str]) -> list[Path]:
-    """Notebooks by name (`02_noise_synthesis`) or number (`02`), all numbered ones without names.
-
-    Raises:
-        ValueError: no such notebook.
-    """
-    known = {p.stem: p for p in sorted(notebook_folder().glob("[0-9]*.ipynb")) if ".partial" not in p.name}
-    if not known:
-        raise ValueError(f"no notebooks in {notebook_folder()}: make them from their sources with `make notebooks`")
-    chosen = []
-    for name in names:
-        stem = name.removesuffix(".ipynb")
-        matches = [p for n, p in known.items() if stem in (n, n.split("_")[0])]
-        if not matches:
-            raise ValueError(f"no notebook {name!r}: there are {', '.join(known)}")
-        chosen += [m for m in matches if m not in chosen]
-    return chosen or list(known.values())
 
 
 def reproduce(
@@ -111,7 +73,8 @@ def reproduce(
         minutes: after which the kernel is stopped; notebooks that are not done are `left`. The store keeps what was
             computed, down to the last saved step of a training, so that the same call goes on from there.
         jobs: notebooks at a time, with a like part of torch's threads each; 0: a thread each, at most four, and one
-            notebook on a GPU. What two of them need is computed by one, and the other waits.
+            notebook on a GPU. With several those that took longest before begin; what two of them need is computed by
+            one, and the other waits.
     Raises:
         ValueError: unknown profile, setting or notebook, a notebook whose parameters cell lacks one of ours, or no
             time at all.
@@ -124,14 +87,16 @@ def reproduce(
     settings = resolve(profile, run_name, overrides)
     parameters = {"profile": profile, "run_name": settings.run_name, "overrides": overrides or {}}
     notebooks = find_notebooks(names)
-    last = [notebook for notebook in notebooks if _reads_records(_cells(notebook))]  # they tell of the others
+    last = [notebook for notebook in notebooks if reads_records(read_cells(notebook))]  # they tell of the others
     first = [notebook for notebook in notebooks if notebook not in last]
     for notebook in notebooks:
         _check_parameters(notebook, parameters)
     run = bound(_run, parameters=parameters, folder=runs_path(settings.run_name), inputs=_inputs_digest(settings),
                 force=force, deadline=deadline)  # fmt: skip
-    outcomes = _at_once(run, first, min(jobs or _default_jobs(settings), len(first)), total=len(notebooks))
-    outcomes += _at_once(run, last, 1, total=len(notebooks), before=len(first))
+    jobs = min(jobs or _default_jobs(settings), len(first))
+    found = _at_once(run, longest_first(first) if jobs > 1 else first, jobs, total=len(notebooks))
+    found |= _at_once(run, last, 1, total=len(notebooks), before=len(first))
+    outcomes = [found[notebook] for notebook in (*first, *last)]
     print(_closing_table(outcomes))
     return outcomes
 
@@ -142,8 +107,8 @@ def _default_jobs(settings: Settings) -> int:
 
 def _at_once(
     run: Callable[[Path], Outcome], notebooks: Sequence[Path], jobs: int, *, total: int, before: int = 0
-) -> list[Outcome]:
-    """The outcomes of notebooks, in their order, of which so many run at a time."""
+) -> dict[Path, Outcome]:
+    """The outcomes of notebooks, begun in their order, of which so many run at a time."""
     found: dict[Path, Outcome] = {}
     with workers(jobs) as submit:
         running: dict[Future[Outcome], Path] = {}
@@ -155,7 +120,7 @@ def _at_once(
                     ended = running.pop(future)
                     outcome = found[ended] = _outcome(future, ended)
                     print(f"{ended.stem} {outcome.status}, {outcome.seconds:.0f} s {outcome.error}", flush=True)
-    return [found[notebook] for notebook in notebooks]
+    return found
 
 
 def _outcome(future: Future[Outcome], notebook: Path) -> Outcome:
@@ -200,11 +165,11 @@ def _run(
             cwd=str(notebook.parent),
             kernel_name="python3",
             progress_bar=False,
-            config=_KERNELS,
+            config=KERNELS,
             timeout_func=lambda cell: None if math.isinf(deadline) else max(1, deadline - time.monotonic()),
             shutdown_kernel="graceful" if math.isinf(deadline) else "immediate",
         )
-        _write_notebook(nbformat.read(partial, as_version=4), final)
+        write_notebook(nbformat.read(partial, as_version=4), final)
         partial.unlink()
         seconds = time.monotonic() - started
         write_text(marker, to_json({"key": key, "seconds": round(seconds, 1)}))
@@ -253,7 +218,7 @@ def _closing_table(outcomes: list[Outcome]) -> str:
 
 def _key(notebook: Path, parameters: dict[str, Any], inputs: str) -> str:
     """Hash of everything on which a notebook's result depends. Outputs in the source do not count."""
-    cells = _cells(notebook)
+    cells = read_cells(notebook)
     package = Path(__file__).parent
     library = [*sorted(package.rglob("*.py")), *package.glob("*.mplstyle"), *sorted(data_path("reference").glob("*"))]
     library += _records_read(notebook, cells)
@@ -262,18 +227,9 @@ def _key(notebook: Path, parameters: dict[str, Any], inputs: str) -> str:
     return hashlib.sha256(to_json([asked, parameters, sources, inputs, versions()]).encode()).hexdigest()
 
 
-def _cells(notebook: Path) -> list[nbformat.NotebookNode]:
-    return nbformat.read(notebook, as_version=4).cells
-
-
-def _reads_records(cells: list[nbformat.NotebookNode]) -> bool:
-    """Whether one of a notebook's cells is tagged `reads-records`: then it tells of what the others have found."""
-    return any("reads-records" in c.metadata.get("tags", []) for c in cells)
-
-
 def _records_read(notebook: Path, cells: list[nbformat.NotebookNode]) -> list[Path]:
     """Records of all other notebooks, of every run, if it reads them."""
-    folders = figure_folders() if _reads_records(cells) else ()
+    folders = figure_folders() if reads_records(cells) else ()
     return [p for f in folders for p in whole_files(f, "*/records/*.json") if p.stem != notebook.stem]
 
 
@@ -289,29 +245,3 @@ def _inputs_digest(settings: Settings) -> str:
         for folder, _, names in sorted(os.walk(root)):
             h.update(str([(folder, n, os.path.getsize(os.path.join(folder, n))) for n in sorted(names)]).encode())
     return h.hexdigest()
-
-
-def execute_sources() -> None:
-    """Write each `paper_nb/*.ipynb` anew from its paired .py, executed at its own defaults, the smoke profile."""
-    for source in sorted(notebook_folder().glob("*.py")):
-        notebook = jupytext.read(source)
-        folder = {"metadata": {"path": str(source.parent)}}
-        NotebookClient(
-            notebook, kernel_name="python3", resources=folder, record_timing=False, config=_KERNELS
-        ).execute()
-        for number, cell in enumerate(notebook.cells):
-            cell["id"] = f"{source.stem}-{number:02}"  # stable: a diff shows what changed
-        _write_notebook(notebook, source.with_suffix(".ipynb"))
-        print(source.with_suffix(".ipynb").name, flush=True)
-
-
-def _write_notebook(notebook: nbformat.NotebookNode, path: Path) -> None:
-    """Write atomically, without progress bars: they are of no use once the work is done."""
-    for cell in notebook.cells:
-        if cell.cell_type == "code":
-            cell.outputs = [
-                o for o in cell.outputs if "application/vnd.jupyter.widget-view+json" not in o.get("data", {})
-            ]
-    notebook.metadata.pop("widgets", None)
-    with atomic_path(path) as partial:
-        nbformat.write(notebook, partial)

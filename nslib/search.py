@@ -11,7 +11,7 @@ from nslib.evaluate.bench import Bench
 from nslib.evaluate.comparison import mean_difference
 from nslib.experiment import open_stranger
 from nslib.jobs import run
-from nslib.profiles import Settings
+from nslib.settings import Settings
 
 VAL = ("clean", "fgsm", "damagenet", "c")  # columns that are made of the images of val; those that can be shown count
 _TRACED = 16  # images of each round's measurement, which decides nothing here

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nslib.config import TABLE2, FinetuneConfig
-from nslib.profiles import Settings
+from nslib.settings import Settings
 
 ATTACKED = ("patchfool", "cw", "fgsm", "damagenet", "pgd", "autoattack")  # columns of adversarial images
 _ON_TOKENS = ("noises", "warm_start", "block", "groups")  # settings that are beyond the paper where they differ

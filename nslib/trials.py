@@ -17,7 +17,7 @@ from nslib.finetune.objectives import OBJECTIVES
 from nslib.finetune.result import history_table
 from nslib.intervals import Estimate, slope_estimate, t_estimate
 from nslib.jobs import BASE, Job, base_row, config_of, eps_set, fixed_noise, in_turn, row_suite, run
-from nslib.profiles import Settings
+from nslib.settings import Settings
 
 OF_OTHERS = ("plain", "nullspace")  # with which a profile's further models are finetuned
 ADVERSARIAL = tuple(name for name, objective in OBJECTIVES.items() if objective.attack)  # that train on such images

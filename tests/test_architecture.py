@@ -14,8 +14,8 @@ NAMES = [str(f.relative_to(PACKAGE)) for f in FILES]
 # From the ground up. A room may import those on floors below it, and itself.
 FLOORS = (
     {"config", "intervals"},
-    {"last_block", "profiles", "progress", "replay", "runtime", "workers"},
-    {"store", "processes", "staged"},
+    {"last_block", "progress", "replay", "runtime", "settings", "workers"},
+    {"profiles", "processes", "staged", "store"},
     {"models"},
     {"data", "nullspace", "attacks"},
     {"evaluate", "finetune", "analysis", "pretrain"},
@@ -24,7 +24,8 @@ FLOORS = (
     {"testable", "trials", "search"},
     {"plan"},
     {"report", "plots", "budget"},
-    {"reproduce", "explore"},
+    {"notebooks", "explore"},
+    {"reproduce"},
     {"cli"},
     {"__main__"},
 )

@@ -6,7 +6,8 @@ from operator import attrgetter
 import pytest
 
 from nslib.config import TABLE2, WEIGHTS, NoiseConfig, PretrainConfig
-from nslib.profiles import PROFILES, REAL, Settings, resolve
+from nslib.profiles import PROFILES, REAL, resolve
+from nslib.settings import Settings
 
 FOLDERS = ("NSLIB_IMAGENET", "NSLIB_WEIGHTS")
 

@@ -12,6 +12,7 @@ from conftest import ROOT
 import nslib.runtime
 from nslib import plots
 from nslib.intervals import Estimate, t_estimate
+from nslib.notebooks import read_cells
 from nslib.profiles import PROFILES, resolve
 from nslib.report import gather as module
 from nslib.report.claims import read_claims
@@ -27,7 +28,7 @@ from nslib.report.gather import (
     recorded_runs,
 )
 from nslib.report.record import Record
-from nslib.reproduce import _cells, _key, _records_read
+from nslib.reproduce import _key, _records_read
 from nslib.runtime import run_record, to_json
 
 RUN = "trial"
@@ -385,7 +386,7 @@ def test_the_notebook_of_all_claims_runs_again_when_a_record_before_it_changes(f
     notebooks = ROOT / "paper_nb"
 
     def read(name):
-        return _records_read(notebooks / name, _cells(notebooks / name))
+        return _records_read(notebooks / name, read_cells(notebooks / name))
 
     own = [p.stem for p in read("12_claims.ipynb") if folders in p.parents]
     assert own == ["02_noise_synthesis", "13_fingerprint"]

@@ -14,9 +14,11 @@ import torch
 from conftest import ROOT
 from nbformat.v4 import new_code_cell, new_notebook
 
+import nslib.notebooks as files
 import nslib.reproduce as runner
+from nslib.notebooks import find_notebooks
 from nslib.profiles import resolve
-from nslib.reproduce import DONE, FAILED, LEFT, SKIPPED, find_notebooks, reproduce
+from nslib.reproduce import DONE, FAILED, LEFT, SKIPPED, reproduce
 
 PARAMETERS = 'profile = "smoke"\nrun_name = ""\noverrides = {}'
 RECORD = """
@@ -59,7 +61,7 @@ class Place:
 @pytest.fixture
 def place(tmp_path, monkeypatch) -> Place:
     place = Place(tmp_path)
-    monkeypatch.setattr(runner, "notebook_folder", lambda: place.notebooks)
+    monkeypatch.setattr(files, "notebook_folder", lambda: place.notebooks)
     monkeypatch.setattr(runner, "runs_path", lambda run_name: place.runs / run_name)
     monkeypatch.setenv("NSLIB_FIGURES", str(place.figures))
     return place
@@ -179,14 +181,14 @@ def test_a_failure_does_not_stop_the_others(place, capsys):
 def test_a_disk_that_fills_after_the_last_cell_does_not_stop_the_others(place, monkeypatch):
     place.add("01_first")
     place.add("02_second")
-    write = runner._write_notebook
+    write = runner.write_notebook
 
     def full(notebook, path):
         if path.stem == "01_first":
             raise OSError(28, "No space left on device")
         write(notebook, path)
 
-    monkeypatch.setattr(runner, "_write_notebook", full)
+    monkeypatch.setattr(runner, "write_notebook", full)
     first, second = reproduce([], "smoke", jobs=1)
     assert (first.status, second.status) == (FAILED, DONE)
     assert "No space left" in first.error
@@ -246,6 +248,24 @@ def test_two_at_a_time_with_half_of_the_threads_each_and_the_reader_after_both(p
     assert told[:2] == ["[1/3] 02_one ...", "[2/3] 03_two ..."]
     assert {line.split(",")[0] for line in told[2:4]} == {"02_one done", "03_two done"}
     assert statuses(reproduce([], "smoke", jobs=3)) == [SKIPPED] * 3
+
+
+def test_of_several_the_longest_begins(place, capsys):
+    """As far as any run tells; one at a time they run in their order, and the table is in their order anyway."""
+    for name in ("01_short", "02_unknown", "03_long", "04_damaged"):
+        place.add(name)
+    for run_name, name, minutes in (("laptop", "01_short", 2.5), ("laptop", "03_long", 2.0), ("gpu", "03_long", 7)):
+        path = place.figures / run_name / "records" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"minutes": minutes}))
+    (place.figures / "gpu" / "records" / "04_damaged.json").write_text("{")
+    outcomes = reproduce([], "smoke", run_name="mine", jobs=2)
+    assert [o.notebook for o in outcomes] == ["01_short", "02_unknown", "03_long", "04_damaged"]
+    begun = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
+    assert begun == ["03_long", "01_short", "02_unknown", "04_damaged"]
+    reproduce([], "smoke", run_name="other", jobs=1)
+    begun = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
+    assert begun == ["01_short", "02_unknown", "03_long", "04_damaged"]
 
 
 def test_a_killed_worker_is_told_and_the_readers_still_run(place):
@@ -418,13 +438,13 @@ def test_sources_are_executed_into_their_notebooks(place):
     (place.notebooks / "01_first.py").write_text(
         '# %% [markdown]\n# # Title\n\n# %% tags=["parameters"]\nprofile = "smoke"\n\n# %%\nprint(profile, 6 * 7)\n'
     )
-    runner.execute_sources()
+    files.execute_sources()
     contents = (place.notebooks / "01_first.ipynb").read_bytes()
     cells = nbformat.read(place.notebooks / "01_first.ipynb", as_version=4).cells
     assert [c.cell_type for c in cells] == ["markdown", "code", "code"]
     assert cells[1].metadata.tags == ["parameters"]
     assert cells[2].outputs[0].text == "smoke 42\n"
-    runner.execute_sources()
+    files.execute_sources()
     assert (place.notebooks / "01_first.ipynb").read_bytes() == contents  # nothing that changes by itself
 
 

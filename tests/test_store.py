@@ -20,8 +20,8 @@ from nslib.config import NoiseConfig
 from nslib.finetune.checkpoints import load_checkpoint
 from nslib.finetune.cut import cut_at
 from nslib.models import build_model, load_model, save_weights
-from nslib.profiles import Settings
 from nslib.runtime import atomic_path, figures_path, pick_device, run_record, store_path, to_json, versions, write_text
+from nslib.settings import Settings
 from nslib.staged import renormalised
 from nslib.store import cached, digest, model_digest, tensor_digest
 

@@ -17,7 +17,7 @@ from nslib.evaluate.bench import Bench
 from nslib.evaluate.comparison import mean_difference, pool_seeds
 from nslib.evaluate.suite import Evaluation
 from nslib.finetune.state import only_maker
-from nslib.profiles import Settings
+from nslib.settings import Settings
 from nslib.staged import renormalised
 
 TINY = Settings(

@@ -13,7 +13,8 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import tyro
 
 from nslib.config import WEIGHTS
-from nslib.profiles import REAL, Settings, resolve
+from nslib.profiles import REAL, resolve
+from nslib.settings import Settings
 
 Given = tuple[tuple[str, ...], ...]  # what stands after each time that an option is given
 Setting = Annotated[Given, tyro.conf.UseAppendAction, tyro.conf.arg(name="set", metavar="NAME=VALUE ...")]

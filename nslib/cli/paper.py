@@ -114,7 +114,7 @@ def report(run_name: Annotated[str, tyro.conf.Positional] = "") -> int:
 
 def notebooks() -> int:
     """For maintainers: execute the sources in paper_nb/*.py at the smoke profile and write the .ipynb beside them."""
-    from nslib.reproduce import execute_sources
+    from nslib.notebooks import execute_sources
 
     with tempfile.TemporaryDirectory() as empty:
         os.environ |= {"NSLIB_STORE": f"{empty}/store", "NSLIB_FIGURES": f"{empty}/figures"}

@@ -14,8 +14,8 @@ from nslib.nullspace.encoder import LearnedNoise
 from nslib.nullspace.membership import CleanPass, clean_pass, make_pool
 from nslib.nullspace.patch import PatchNullspace
 from nslib.nullspace.stored import stored_noise
-from nslib.profiles import Settings
 from nslib.runtime import generator
+from nslib.settings import Settings
 from nslib.staged import StagedViT
 
 PIXEL_KINDS = ("patch", "targeted")  # exact: added to the pixels, and no token moves

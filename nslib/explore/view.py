@@ -14,7 +14,7 @@ from torch import Tensor
 from nslib.analysis.watermark import nearest
 from nslib.explore.subject import PIXEL_KINDS, Subject, open_subject
 from nslib.nullspace.membership import probability_gap
-from nslib.profiles import Settings
+from nslib.settings import Settings
 
 
 @dataclass(frozen=True)

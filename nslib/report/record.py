@@ -14,10 +14,10 @@ import pandas as pd
 from PIL import Image
 
 from nslib.intervals import Estimate
-from nslib.profiles import Settings
 from nslib.report.claims import Verdict, judge
 from nslib.report.gather import short_hash
 from nslib.runtime import atomic_path, figures_path, run_record, to_json, write_text
+from nslib.settings import Settings
 
 
 class Record:

@@ -1,0 +1,104 @@
+"""The notebooks as files: where they lie, what their cells say, and how they are written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import jupytext
+import nbformat
+from nbclient import NotebookClient
+from traitlets.config import Config
+
+from nslib.report.gather import figure_folders
+from nslib.runtime import atomic_path, checkout, whole_files
+
+# Messages to and from kernels are encrypted where the kernel can: without, each warns that its port is open.
+KERNELS = Config({"KernelManager": {"transport_encryption": "auto"}})
+
+
+def notebook_folder() -> Path:
+    """Where the notebooks lie.
+
+    Raises:
+        FileNotFoundError: this is an installed wheel, which carries none.
+    """
+    repository = checkout()
+    if repository is None:
+        raise FileNotFoundError(
+            "the notebooks are in the repository, not in the wheel: run this in a clone, as `make reproduce`"
+        )
+    return repository / "paper_nb"
+
+
+def find_notebooks(names: list[str]) -> list[Path]:
+    """Notebooks by name (`02_noise_synthesis`) or number (`02`), all numbered ones without names.
+
+    Raises:
+        ValueError: no such notebook.
+    """
+    known = {p.stem: p for p in sorted(notebook_folder().glob("[0-9]*.ipynb")) if ".partial" not in p.name}
+    if not known:
+        raise ValueError(f"no notebooks in {notebook_folder()}: make them from their sources with `make notebooks`")
+    chosen = []
+    for name in names:
+        stem = name.removesuffix(".ipynb")
+        matches = [p for n, p in known.items() if stem in (n, n.split("_")[0])]
+        if not matches:
+            raise ValueError(f"no notebook {name!r}: there are {', '.join(known)}")
+        chosen += [m for m in matches if m not in chosen]
+    return chosen or list(known.values())
+
+
+def longest_first(notebooks: Sequence[Path]) -> list[Path]:
+    """In the order of the minutes that each took in any run, so that no long one is begun when the others have ended.
+
+    The runs are those whose records lie in the figure folders; a notebook without a record comes last.
+    """
+    minutes = {notebook.stem: 0.0 for notebook in notebooks}
+    for record in (p for folder in figure_folders() for p in whole_files(folder, "*/records/*.json")):
+        if record.stem in minutes:
+            minutes[record.stem] = max(minutes[record.stem], _minutes(record))
+    return sorted(notebooks, key=lambda notebook: -minutes[notebook.stem])
+
+
+def _minutes(record: Path) -> float:
+    try:
+        return float(json.loads(record.read_text(encoding="utf-8"))["minutes"])
+    except (OSError, ValueError, KeyError, TypeError):  # damaged, or of a command
+        return 0.0
+
+
+def read_cells(notebook: Path) -> list[nbformat.NotebookNode]:
+    """The cells of an `.ipynb` in their order."""
+    return nbformat.read(notebook, as_version=4).cells
+
+
+def reads_records(cells: list[nbformat.NotebookNode]) -> bool:
+    """Whether one of a notebook's cells is tagged `reads-records`: then it tells of what the others have found."""
+    return any("reads-records" in c.metadata.get("tags", []) for c in cells)
+
+
+def execute_sources() -> None:
+    """Write each `paper_nb/*.ipynb` anew from its paired .py, executed at its own defaults, the smoke profile."""
+    for source in sorted(notebook_folder().glob("*.py")):
+        notebook = jupytext.read(source)
+        folder = {"metadata": {"path": str(source.parent)}}
+        NotebookClient(notebook, kernel_name="python3", resources=folder, record_timing=False, config=KERNELS).execute()
+        for number, cell in enumerate(notebook.cells):
+            cell["id"] = f"{source.stem}-{number:02}"  # stable: a diff shows what changed
+        write_notebook(notebook, source.with_suffix(".ipynb"))
+        print(source.with_suffix(".ipynb").name, flush=True)
+
+
+def write_notebook(notebook: nbformat.NotebookNode, path: Path) -> None:
+    """Write atomically, without progress bars: they are of no use once the work is done."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [
+                o for o in cell.outputs if "application/vnd.jupyter.widget-view+json" not in o.get("data", {})
+            ]
+    notebook.metadata.pop("widgets", None)
+    with atomic_path(path) as partial:
+        nbformat.write(notebook, partial)

@@ -1,0 +1,88 @@
+"""Everything that a run can be asked to do differently, and how a setting is given another value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, get_args, get_origin, get_type_hints
+
+from nslib.config import (
+    ApproximateStudy,
+    ClosureStudy,
+    DataConfig,
+    FinetuneConfig,
+    FinetuningStudy,
+    FingerprintStudy,
+    NoiseConfig,
+    PatchStudy,
+    PretrainConfig,
+    RobustnessStudy,
+    SuiteConfig,
+    SurrogateConfig,
+    SynthesisStudy,
+    WatermarkStudy,
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything a notebook can be asked to do differently. The defaults are those of the `laptop` profile."""
+
+    profile: str = "laptop"
+    run_name: str = "laptop"
+    seed: int = 0
+    device: str = "auto"
+    data: DataConfig = DataConfig()
+    models: tuple[str, ...] = ("shapes_vit",)
+    weights: str = "shipped"  # shipped, pretrained, random, train (from scratch, kept in the store), a file or folder
+    pool: int = 2048  # images of split train to learn noise from
+    heldout: int = 512  # further images of split train, for stopping tests
+    images: int = 2000  # of split val, for everything reported
+    pretrain: PretrainConfig = PretrainConfig()
+    surrogate_pretrain: SurrogateConfig = SurrogateConfig()
+    patch: PatchStudy = PatchStudy()
+    synthesis: SynthesisStudy = SynthesisStudy()
+    approximate: ApproximateStudy = ApproximateStudy()
+    closure: ClosureStudy = ClosureStudy()
+    watermark: WatermarkStudy = WatermarkStudy()
+    fingerprint: FingerprintStudy = FingerprintStudy()
+    robustness: RobustnessStudy = RobustnessStudy()
+    suite: SuiteConfig = SuiteConfig(c_images=250, costly_images=32)
+    finetune: FinetuneConfig = FinetuneConfig(rounds=5, steps=20, lr=1e-4, lr_min=1e-5, noise=NoiseConfig(batch=64))
+    finetuning: FinetuningStudy = FinetuningStudy()
+    surrogate: str = "surrogate_cnn"  # network on which transferred images are made, or a timm tag; empty: none
+    surrogate_weights: str = "shipped"  # shipped, pretrained, train, a file or folder
+
+
+def overridden(settings: Settings, values: Mapping[str, Any]) -> Settings:
+    """Settings with other values by dotted name, such as {"synthesis.noise.steps": 100}.
+
+    Raises:
+        ValueError: unknown name, or a value of another type than the one there is.
+    """
+    for name, value in values.items():
+        settings = _override(settings, name, name.split("."), value)
+    return settings
+
+
+def _override(part: Any, full_name: str, path: list[str], value: Any) -> Any:
+    known = {f.name: getattr(part, f.name) for f in fields(part)}
+    head, *rest = path
+    if head not in known or (rest and not is_dataclass(known[head])) or (not rest and is_dataclass(known[head])):
+        raise ValueError(f"no setting {full_name!r}: {type(part).__name__} has {', '.join(known)}")
+    if rest:
+        return replace(part, **{head: _override(known[head], full_name, rest, value)})
+    return replace(part, **{head: _typed(full_name, get_type_hints(type(part))[head], known[head], value)})
+
+
+def _typed(name: str, hint: Any, default: Any, value: Any) -> Any:
+    """The value in the type of its setting: JSON and command lines know no tuples, and write 1 for 1.0."""
+    if get_origin(hint) is tuple:
+        values = value if isinstance(value, list | tuple) else [value]
+        return tuple(_typed(name, get_args(hint)[0], default, v) for v in values)
+    allowed = get_args(hint) or (hint,)
+    if float in allowed and type(value) is int:
+        return float(value)
+    if type(value) not in allowed:
+        raise ValueError(f"setting {name} must be a {allowed[0].__name__} such as {default!r}, got {value!r}")
+    return value
