@@ -43,10 +43,8 @@ def reproduce(
         jobs: notebooks at a time; default: one a core, at most 4, and one on a GPU.
         dry_run: only tell images, noise steps, hours and memory of the whole profile, by a few steps and batches.
     """
-    from nslib.budget import budget
     from nslib.profiles import resolve
     from nslib.report.gather import recorded_runs
-    from nslib.report.page import write_page
     from nslib.reproduce import FAILED, LEFT
     from nslib.reproduce import reproduce as run
 
@@ -55,6 +53,8 @@ def reproduce(
     check_images(profile, imagenet)
     chosen = overrides(set, **options)
     if dry_run:
+        from nslib.budget import budget
+
         planned = budget(resolve(profile, run_name, chosen))
         print(planned.round(2).fillna("").to_string(index=False))
         least, noise, memory = planned.hours.sum(), planned.noise_hours.sum(), planned.memory.max()
@@ -65,6 +65,8 @@ def reproduce(
         list(notebooks), profile, run_name=run_name, overrides=chosen, force=force, minutes=minutes, jobs=jobs
     )
     if (name := run_name or profile) in recorded_runs():
+        from nslib.report.page import write_page
+
         print(f"\n{write_page(name)}")
     statuses = {o.status for o in outcomes}
     return 1 if FAILED in statuses else 3 if LEFT in statuses else 0

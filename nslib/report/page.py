@@ -6,6 +6,7 @@ import base64
 import json
 import os
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
 from io import BytesIO
@@ -92,6 +93,8 @@ def render(run: GatheredRun, links: dict[str, str]) -> str:
     """
     claims = claims_of(run)
     links = {name: quote(Path(path).as_posix()) for name, path in links.items()}
+    with ThreadPoolExecutor() as pool:  # pictures take most of the time, outside Python
+        sections = list(pool.map(lambda name: _section(run, name, links), _notebooks(run)))
     return _template().render(
         run=run,
         noticed=any(
@@ -107,7 +110,7 @@ def render(run: GatheredRun, links: dict[str, str]) -> str:
                 run.outdated,
             )
         ),
-        sections=[_section(run, name, links) for name in _notebooks(run)],
+        sections=sections,
         links=links,
         claims=[row._asdict() for row in claims.rename(columns={"testable at": "testable_at"}).itertuples(index=False)],
         counts={g.label: Counter(claims[claims.versions == g.label].verdict) for g in run.groups},
@@ -181,7 +184,7 @@ def _data_uri(path: Path) -> str:
     """The picture as WebP, half as large as PNG: as it is or, a large one, which is of photographs, in good quality."""
     webp = BytesIO()
     with Image.open(path) as picture:
-        picture.convert("RGB").save(webp, "WEBP", quality=80, method=6, lossless=path.stat().st_size <= _LARGE)
+        picture.convert("RGB").save(webp, "WEBP", quality=80, method=4, lossless=path.stat().st_size <= _LARGE)
     return "data:image/webp;base64," + base64.b64encode(webp.getvalue()).decode()
 
 
