@@ -102,7 +102,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "finetune.noise.steps": 400,
         "finetune.noise.batch": 32,
         "finetuning.images": 32,
-        "finetuning.trace_images": 32,
+        "finetuning.trace_images": 16,
         "finetuning.fresh": 1,
         "finetuning.variants": True,
         "suite.images": 64,
