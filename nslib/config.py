@@ -187,7 +187,7 @@ class ApproximateStudy:
     eps: tuple[float, ...] = (0.01, 0.03, 0.1)
     starts: int = 3
     noise: NoiseConfig = NoiseConfig(batch=64)
-    reach_images: int = 256  # of the reported ones, for the way to the boundary
+    reach_images: int = 128  # of the reported ones, for the way to the boundary
 
 
 @dataclass(frozen=True)

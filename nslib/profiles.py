@@ -13,7 +13,12 @@ _EVERY = ("nullspace", "plain", "random", "permuted", "random_boundary", "madry"
           "randaugment", "augmix", "sam")  # fmt: skip
 
 _PAPER = {"finetune.rounds": 20, "finetune.steps": 40, "finetune.lr": 1e-5, "finetune.lr_min": 1e-6}
-_BATCH = dict.fromkeys(("synthesis.noise.batch", "approximate.noise.batch", "finetune.noise.batch"), 128)
+_NOISE = {
+    "synthesis.noise.batch": 128,
+    "approximate.noise.batch": 128,
+    "approximate.reach_images": 256,
+    "finetune.noise.batch": 128,
+}
 _CLOSURE = {
     "closure.noises": 32,
     "closure.judged_images": 2000,
@@ -28,7 +33,7 @@ _CLOSURE = {
 
 _IMAGENET: dict[str, Any] = {
     **_PAPER,
-    **_BATCH,
+    **_NOISE,
     "data.kind": "folder",
     "models": ("vit_small_patch16_224.augreg_in21k_ft_in1k", "vit_base_patch16_224.augreg_in21k_ft_in1k"),
     "weights": "pretrained",
@@ -138,7 +143,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "synthesis.noise.lr": 0.02,
         "synthesis.noise.steps": 400,
         "approximate.starts": 10,
-        **_BATCH,
+        **_NOISE,
         **_CLOSURE,
     },
     "gpu": {
@@ -165,7 +170,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "fingerprint.trained": 1,
         "fingerprint.steps": 2000,
         "images": 4000,
-        **_BATCH,
+        **_NOISE,
         **_CLOSURE,
         "closure.judged_images": 512,
         "closure.images": 128,

@@ -47,7 +47,7 @@ class Settings:
     watermark: WatermarkStudy = WatermarkStudy()
     fingerprint: FingerprintStudy = FingerprintStudy()
     robustness: RobustnessStudy = RobustnessStudy()
-    suite: SuiteConfig = SuiteConfig(c_images=250, costly_images=32)
+    suite: SuiteConfig = SuiteConfig(c_images=100, costly_images=32)
     finetune: FinetuneConfig = FinetuneConfig(rounds=5, steps=20, lr=1e-4, lr_min=1e-5, noise=NoiseConfig(batch=64))
     finetuning: FinetuningStudy = FinetuningStudy()
     surrogate: str = "surrogate_cnn"  # network on which transferred images are made, or a timm tag; empty: none

@@ -44,6 +44,18 @@ def test_gaps_are_those_of_each_noise_alone(vit, clean, chunk):
     assert found.max() > 0.1  # the test can tell
 
 
+def test_a_noise_that_recurs_is_looked_at_once(vit, clean, monkeypatch):
+    """Pairs with weights 0 and 1 are single noises."""
+    asked = []
+    forward = vit.logits_from_tokens
+    monkeypatch.setattr(vit, "logits_from_tokens", lambda tokens: asked.append(len(tokens)) or forward(tokens))
+    noises = gaussian(vit, 3)
+    mixed = closure.combine_pairs(noises, torch.tensor([[0, 2], [1, 0], [2, 1], [0, 1]]), 0, 1)
+    found = closure.gap_matrix(vit, clean, mixed)
+    assert sum(asked) == 3 * len(clean)
+    assert torch.equal(found, closure.gap_matrix(vit, clean, noises)[[2, 0, 1, 1]])
+
+
 def test_combinations_by_hand():
     noises = torch.tensor([[[1.0, 2.0]], [[10.0, 20.0]]])  # two of (N, D) = (1, 2)
     weights = torch.tensor([[1.0, 1.0], [0.5, -1.0], [0.0, 0.0]])

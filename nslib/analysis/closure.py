@@ -59,6 +59,8 @@ def typical(clean: CleanPass, gaps: Tensor, images: int) -> CleanPass:
 def gap_matrix(model: StagedViT, clean: CleanPass, noises: Tensor, *, chunk: int = 256) -> Tensor:
     """MSE probability (J, M) of each noise (J, N, D) on each of the M clean images.
 
+    A noise that is there more than once, as where one of the weights of pairs is zero, is looked at once.
+
     Args:
         chunk: noises x images that go through the model at once; more are slower on a CPU, whose caches they leave.
     Raises:
@@ -68,15 +70,16 @@ def gap_matrix(model: StagedViT, clean: CleanPass, noises: Tensor, *, chunk: int
     if not len(clean):
         raise ValueError("the clean pass is empty: it needs at least one image")
     model.check_noise(noises[:1])
+    distinct, place = noises.unique(dim=0, return_inverse=True)
     rows = []
-    for group in noises.split(max(1, chunk // len(clean))):
+    for group in distinct.split(max(1, chunk // len(clean))):
         row = []
         for u, z in zip(clean.tokens.split(chunk), clean.logits.split(chunk), strict=True):
             tokens = (group.unsqueeze(1) + u).flatten(0, 1)  # (J, M, N, D) -> (J M, N, D)
             gap = probability_gap(model.logits_from_tokens(tokens), z.repeat(len(group), 1))
             row.append(gap.reshape(len(group), len(u)))
         rows.append(torch.cat(row, dim=1))
-    return torch.cat(rows)
+    return torch.cat(rows)[place]
 
 
 def inside_each(model: StagedViT, clean: CleanPass, noises: Tensor, eps: float, *, step: int = 8) -> Tensor:
