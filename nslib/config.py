@@ -201,8 +201,8 @@ class ClosureStudy:
     grid_images: int = 2  # of these in turn, for each pair of the grid of Fig. 5b
     step: float = 0.125  # of the scales, -2 to 2
     grid_step: float = 0.125  # of alpha and beta, -1.5 to 1.5
-    pairs: int = 50
-    control_pairs: int = 25  # the first of these, for the grid and the line of the permuted noises
+    pairs: int = 30
+    control_pairs: int = 15  # the first of these, for the grid and the line of the permuted noises
     convex: tuple[int, ...] = (3, 5, 10)  # members of further convex combinations
     spans: tuple[int, ...] = (1, 2, 4, 8, 16)  # noises mixed with coefficients on the unit sphere
     draws: int = 100  # such combinations

@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import jupytext
 import nbformat
 from nbclient import NotebookClient
 from traitlets.config import Config
@@ -51,15 +50,16 @@ def find_notebooks(names: list[str]) -> list[Path]:
     return chosen or list(known.values())
 
 
-def longest_first(notebooks: Sequence[Path]) -> list[Path]:
-    """In the order of the minutes that each took in any run, so that no long one is begun when the others have ended.
+def longest_first(notebooks: Sequence[Path], run_name: str) -> list[Path]:
+    """In the order of the minutes that each took before, so that no long one is begun when the others have ended.
 
-    The runs are those whose records lie in the figure folders; a notebook without a record comes last.
+    They are those of this run's records, and where it has none the most of any run; those that have none come last.
     """
-    minutes = {notebook.stem: 0.0 for notebook in notebooks}
+    told: dict[str, dict[str, float]] = {notebook.stem: {} for notebook in notebooks}
     for record in (p for folder in figure_folders() for p in whole_files(folder, "*/records/*.json")):
-        if record.stem in minutes:
-            minutes[record.stem] = max(minutes[record.stem], _minutes(record))
+        if record.stem in told:
+            told[record.stem].setdefault(record.parts[-3], _minutes(record))
+    minutes = {name: of.get(run_name, max(of.values(), default=0.0)) for name, of in told.items()}
     return sorted(notebooks, key=lambda notebook: -minutes[notebook.stem])
 
 
@@ -82,6 +82,8 @@ def reads_records(cells: list[nbformat.NotebookNode]) -> bool:
 
 def execute_sources() -> None:
     """Write each `paper_nb/*.ipynb` anew from its paired .py, executed at its own defaults, the smoke profile."""
+    import jupytext  # a third of a second, which running the notebooks does without
+
     for source in sorted(notebook_folder().glob("*.py")):
         notebook = jupytext.read(source)
         folder = {"metadata": {"path": str(source.parent)}}

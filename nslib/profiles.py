@@ -26,6 +26,7 @@ _CLOSURE = {
     "closure.grid_images": 32,
     "closure.step": 0.1,
     "closure.grid_step": 0.1,
+    "closure.pairs": 50,
     "closure.control_pairs": 50,
     "closure.spans": (1, 2, 4, 8, 16, 32),
     "closure.draws": 200,

@@ -18,6 +18,11 @@ def noise_as_paper(cfg: FinetuneConfig) -> bool:
     return plain and (noise.limit, noise.eps, noise.stop_on) == (3, 0.03, "heldout") and noise.steps >= 3000
 
 
+def cost_as_paper(cfg: FinetuneConfig) -> bool:
+    """Whether the noise's share of the cost can be judged: it is learned from as many images as an update has."""
+    return noise_as_paper(cfg) and cfg.noise.batch == cfg.batch
+
+
 def as_paper(cfg: FinetuneConfig) -> bool:
     """Whether all parameters are trained, in the paper's rounds and steps (K = 20, S = 40), with such noise."""
     return noise_as_paper(cfg) and (cfg.rounds, cfg.steps, cfg.trainable) == (20, 40, "")

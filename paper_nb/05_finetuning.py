@@ -162,7 +162,7 @@ record.judge("C8", "influence", [Estimate.exact(above, len(learned), count)] if 
 record.judge("C9", "slope", growth if whole else [])
 record.judge("C10", "rise", rise if whole and testable.both_kinds(measured) else [])
 record.judge("C18", "cost", [epochs] if whole else [])
-record.judge("C18", "share", [noise_share] if paper else [])
+record.judge("C18", "share", [noise_share] if testable.cost_as_paper(settings.finetune) else [])
 record.judge("C19", "fixed", fixed if whole else [])
 assert (rounds.loss > 0).all()
 assert (cost[cost.objective == "plain"].noise == 0).all()

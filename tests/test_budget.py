@@ -25,7 +25,7 @@ def test_budget_by_hand():
     table = budget(settings).set_index("work")
     assert table.noise_steps["noises of 02"] == 2 * 7
     assert table.noise_steps["noises of 03"] == 2 * 2 * 2 * 11
-    assert table.noise_steps["noises of 04"] == 8 * 5
+    assert table.noise_steps["noises of 04"] == 4 * 5
     assert table.noise_steps["eps sets of 05"] == 4 * settings.finetune.noise.steps
     assert table.images["finetune: plain"] == 4 * 8
     assert table.noise_steps["finetune: random"] == 0

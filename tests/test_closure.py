@@ -45,15 +45,18 @@ def test_gaps_are_those_of_each_noise_alone(vit, clean, chunk):
 
 
 def test_a_noise_that_recurs_is_looked_at_once(vit, clean, monkeypatch):
-    """Pairs with weights 0 and 1 are single noises."""
+    """Pairs with weights 0 and 1 are single noises: of these four, three."""
     asked = []
     forward = vit.logits_from_tokens
     monkeypatch.setattr(vit, "logits_from_tokens", lambda tokens: asked.append(len(tokens)) or forward(tokens))
-    noises = gaussian(vit, 3)
-    mixed = closure.combine_pairs(noises, torch.tensor([[0, 2], [1, 0], [2, 1], [0, 1]]), 0, 1)
-    found = closure.gap_matrix(vit, clean, mixed)
-    assert sum(asked) == 3 * len(clean)
-    assert torch.equal(found, closure.gap_matrix(vit, clean, noises)[[2, 0, 1, 1]])
+    noises, pairs = {"learned": gaussian(vit, 3)}, {"learned": torch.tensor([[0, 2], [1, 0], [2, 1], [0, 1]])}
+    line = closure.line_table(vit, clean, noises, pairs, [0, 0.5], EPS).set_index("alpha")
+    assert sum(asked) == (3 + 4) * len(clean)
+    assert line.pairs.tolist() == [4, 4]
+    gaps = closure.gap_matrix(vit, clean, noises["learned"][[2, 0, 1, 1]])
+    assert line.value[0] == pytest.approx(gaps.mean().item())
+    assert line.outside[0] == (gaps.mean(1) >= EPS).float().mean()
+    assert line.norm[0] == pytest.approx(noises["learned"][[2, 0, 1, 1]].flatten(1).norm(dim=1).mean().item())
 
 
 def test_combinations_by_hand():

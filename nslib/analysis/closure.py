@@ -59,8 +59,6 @@ def typical(clean: CleanPass, gaps: Tensor, images: int) -> CleanPass:
 def gap_matrix(model: StagedViT, clean: CleanPass, noises: Tensor, *, chunk: int = 256) -> Tensor:
     """MSE probability (J, M) of each noise (J, N, D) on each of the M clean images.
 
-    A noise that is there more than once, as where one of the weights of pairs is zero, is looked at once.
-
     Args:
         chunk: noises x images that go through the model at once; more are slower on a CPU, whose caches they leave.
     Raises:
@@ -70,16 +68,15 @@ def gap_matrix(model: StagedViT, clean: CleanPass, noises: Tensor, *, chunk: int
     if not len(clean):
         raise ValueError("the clean pass is empty: it needs at least one image")
     model.check_noise(noises[:1])
-    distinct, place = noises.unique(dim=0, return_inverse=True)
     rows = []
-    for group in distinct.split(max(1, chunk // len(clean))):
+    for group in noises.split(max(1, chunk // len(clean))):
         row = []
         for u, z in zip(clean.tokens.split(chunk), clean.logits.split(chunk), strict=True):
             tokens = (group.unsqueeze(1) + u).flatten(0, 1)  # (J, M, N, D) -> (J M, N, D)
             gap = probability_gap(model.logits_from_tokens(tokens), z.repeat(len(group), 1))
             row.append(gap.reshape(len(group), len(u)))
         rows.append(torch.cat(row, dim=1))
-    return torch.cat(rows)[place]
+    return torch.cat(rows)
 
 
 def inside_each(model: StagedViT, clean: CleanPass, noises: Tensor, eps: float, *, step: int = 8) -> Tensor:
@@ -196,10 +193,10 @@ def share_table(
     rows = []
     for kind, own in noises.items():
         for alpha, beta in product(values, repeat=2):
-            mixed = combine_pairs(own, pairs[kind], alpha, beta)
-            outside = 1 - inside_each(model, clean, mixed, eps).double().mean().item()
-            node = {"noise": kind, "alpha": alpha, "beta": beta, "outside": outside}
-            rows.append(node | {"pairs": len(mixed), "n": len(clean)})
+            distinct, which = _different(pairs[kind], alpha, beta)
+            inside = inside_each(model, clean, combine_pairs(own, distinct, alpha, beta), eps)[which]
+            node = {"noise": kind, "alpha": alpha, "beta": beta, "outside": 1 - inside.double().mean().item()}
+            rows.append(node | {"pairs": len(which), "n": len(clean)})
     return pd.DataFrame(rows)
 
 
@@ -216,9 +213,10 @@ def line_table(
     rows = []
     for kind, own in noises.items():
         for alpha in weights:
-            mixed = combine_pairs(own, pairs[kind], alpha, 1 - alpha)
-            place = {"noise": kind, "alpha": alpha, "pairs": len(mixed)}
-            rows.append(place | measure(model, clean, mixed, eps))
+            distinct, which = _different(pairs[kind], alpha, 1 - alpha)
+            mixed = combine_pairs(own, distinct, alpha, 1 - alpha)
+            place = {"noise": kind, "alpha": alpha, "pairs": len(which)}
+            rows.append(place | measure(model, clean, mixed, eps, which=which))
     return pd.DataFrame(rows)
 
 
@@ -232,11 +230,25 @@ def combine_pairs(noises: Tensor, pairs: Tensor, alpha: float, beta: float) -> T
     return combine(noises[pairs], torch.tensor([[alpha, beta]])).flatten(0, 1)
 
 
-def measure(model: StagedViT, clean: CleanPass, noises: Tensor, eps: float) -> dict[str, float]:
+def _different(pairs: Tensor, alpha: float, beta: float) -> tuple[Tensor, Tensor]:
+    """The pairs (P, 2) whose alpha v + beta v' differ, and which of them each pair is, (P,): a noise whose weight is
+    zero does not matter, so that pairs may be the same single noise, which then is looked at once."""
+    return (pairs * torch.tensor([alpha != 0, beta != 0])).unique(dim=0, return_inverse=True)
+
+
+def measure(
+    model: StagedViT, clean: CleanPass, noises: Tensor, eps: float, *, which: Tensor | None = None
+) -> dict[str, float]:
     """Of J noises (J, N, D) on M images: their mean `norm`; the mean gap with its interval over images; 5 % and 95 %
-    quantiles of the noises' own gaps, `band_low` and `band_high`; the share of noises `outside`, not below eps."""
-    gaps = gap_matrix(model, clean, noises)
+    quantiles of the noises' own gaps, `band_low` and `band_high`; the share of noises `outside`, not below eps.
+
+    Args:
+        which: (P,) of the J noises, in place of each of them once.
+    """
+    gaps, norms = gap_matrix(model, clean, noises), noises.flatten(1).norm(dim=1)
+    if which is not None:
+        gaps, norms = gaps[which], norms[which]
     means = gaps.mean(1)
     band = torch.quantile(means, torch.tensor([0.05, 0.95]).to(means)).tolist()
     spread = {"band_low": band[0], "band_high": band[1], "outside": (means >= eps).float().mean().item()}
-    return {"norm": noises.flatten(1).norm(dim=1).mean().item()} | vars(mean_estimate(gaps.mean(0).cpu())) | spread
+    return {"norm": norms.mean().item()} | vars(mean_estimate(gaps.mean(0).cpu())) | spread
