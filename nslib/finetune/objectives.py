@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nslib.attacks.ascent import image_gradient
 from nslib.attacks.budget import project, random_point
 from nslib.attacks.gradient import pgd
 from nslib.config import FinetuneConfig
@@ -92,9 +91,10 @@ def against_itself(model: StagedViT, view: View, cfg: FinetuneConfig, generator:
     with torch.enable_grad(), frozen(model):
         z = model(images)
         for _ in range(cfg.attack_steps):
-            gradient = image_gradient(lambda x, clean: _divergence(clean, model(x)), points, z)
+            points = points.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(_divergence(z, model(points)), points)
             points = project(points + cfg.attack_step * gradient.sign(), images, cfg.attack_eps, "linf")
-    return points
+    return points.detach()
 
 
 @dataclass(frozen=True)
