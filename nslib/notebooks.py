@@ -50,16 +50,13 @@ def find_notebooks(names: list[str]) -> list[Path]:
     return chosen or list(known.values())
 
 
-def longest_first(notebooks: Sequence[Path], run_name: str) -> list[Path]:
-    """In the order of the minutes that each took before, so that no long one is begun when the others have ended.
-
-    They are those of this run's records, and where it has none the most of any run; those that have none come last.
-    """
-    told: dict[str, dict[str, float]] = {notebook.stem: {} for notebook in notebooks}
+def longest_first(notebooks: Sequence[Path]) -> list[Path]:
+    """In the order of the most minutes that each took in any run, so that no long one is begun when the others have
+    ended; those without a record come last. A run that found in the store what it needed tells little by itself."""
+    minutes = {notebook.stem: 0.0 for notebook in notebooks}
     for record in (p for folder in figure_folders() for p in whole_files(folder, "*/records/*.json")):
-        if record.stem in told:
-            told[record.stem].setdefault(record.parts[-3], _minutes(record))
-    minutes = {name: of.get(run_name, max(of.values(), default=0.0)) for name, of in told.items()}
+        if record.stem in minutes:
+            minutes[record.stem] = max(minutes[record.stem], _minutes(record))
     return sorted(notebooks, key=lambda notebook: -minutes[notebook.stem])
 
 

@@ -94,8 +94,7 @@ def reproduce(
     run = bound(_run, parameters=parameters, folder=runs_path(settings.run_name), inputs=_inputs_digest(settings),
                 force=force, deadline=deadline)  # fmt: skip
     jobs = min(jobs or _default_jobs(settings), len(first))
-    order = longest_first(first, settings.run_name) if jobs > 1 else first
-    found = _at_once(run, order, jobs, total=len(notebooks))
+    found = _at_once(run, longest_first(first) if jobs > 1 else first, jobs, total=len(notebooks))
     found |= _at_once(run, last, 1, total=len(notebooks), before=len(first))
     outcomes = [found[notebook] for notebook in (*first, *last)]
     print(_closing_table(outcomes))

@@ -251,7 +251,7 @@ def test_two_at_a_time_with_half_of_the_threads_each_and_the_reader_after_both(p
 
 
 def test_of_several_the_longest_begins(place, capsys):
-    """As this run tells, or else any; one at a time they run in their order, and the table is in their order anyway."""
+    """As far as any run tells; one at a time they run in their order, and the table is in their order anyway."""
     for name in ("01_short", "02_unknown", "03_long", "04_damaged"):
         place.add(name)
     for run_name, name, minutes in (("laptop", "01_short", 2.5), ("laptop", "03_long", 2.0), ("gpu", "03_long", 7)):
@@ -263,9 +263,6 @@ def test_of_several_the_longest_begins(place, capsys):
     assert [o.notebook for o in outcomes] == ["01_short", "02_unknown", "03_long", "04_damaged"]
     begun = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
     assert begun == ["03_long", "01_short", "02_unknown", "04_damaged"]
-    reproduce([], "smoke", run_name="laptop", jobs=2)
-    begun = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
-    assert begun[:2] == ["01_short", "03_long"]  # there it was the longer one
     reproduce([], "smoke", run_name="other", jobs=1)
     begun = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
     assert begun == ["01_short", "02_unknown", "03_long", "04_damaged"]
