@@ -209,7 +209,8 @@ def test_the_notebook_of_all_claims_counts_its_own_record_in_no_run(monkeypatch)
 
 
 def test_an_estimate_without_an_interval_is_kept_as_such():
-    record = leave("05_finetuning", ("C18", "share", t_estimate([0.3]))).folder / "records" / "05_finetuning.json"
+    left = leave("05_finetuning", ("C18", "share", t_estimate([0.3])), profile="full")
+    record = left.folder / "records" / "05_finetuning.json"
     (verdict,) = json.loads(record.read_text(), parse_constant=pytest.fail)["verdicts"]  # NaN is no JSON
     assert (verdict["value"], verdict["low"], verdict["high"]) == (0.3, None, None)
     assert gather(RUN).outdated == ()

@@ -35,6 +35,13 @@ def test_noise_of_another_kind_judges_no_claim(change):
     assert not testable.noise_as_paper(replace(PAPER, **change))
 
 
+def test_the_share_of_the_noise_is_judged_where_it_learns_from_as_many_images_as_an_update_has():
+    assert testable.cost_as_paper(PAPER)
+    assert testable.cost_as_paper(resolve("full").finetune)
+    assert not testable.cost_as_paper(resolve("laptop").finetune)
+    assert not testable.cost_as_paper(replace(PAPER, noise=NoiseConfig(limit=0.5)))
+
+
 def test_c11_needs_the_whole_table():
     assert testable.whole(resolve("full"))
     assert not testable.whole(resolve("laptop"))
