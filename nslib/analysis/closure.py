@@ -193,8 +193,8 @@ def share_table(
     rows = []
     for kind, own in noises.items():
         for alpha, beta in product(values, repeat=2):
-            distinct, which = _different(pairs[kind], alpha, beta)
-            inside = inside_each(model, clean, combine_pairs(own, distinct, alpha, beta), eps)[which]
+            mixed, which = _each_once(own, pairs[kind], alpha, beta)
+            inside = inside_each(model, clean, mixed, eps)[which]
             node = {"noise": kind, "alpha": alpha, "beta": beta, "outside": 1 - inside.double().mean().item()}
             rows.append(node | {"pairs": len(which), "n": len(clean)})
     return pd.DataFrame(rows)
@@ -213,8 +213,7 @@ def line_table(
     rows = []
     for kind, own in noises.items():
         for alpha in weights:
-            distinct, which = _different(pairs[kind], alpha, 1 - alpha)
-            mixed = combine_pairs(own, distinct, alpha, 1 - alpha)
+            mixed, which = _each_once(own, pairs[kind], alpha, 1 - alpha)
             place = {"noise": kind, "alpha": alpha, "pairs": len(which)}
             rows.append(place | measure(model, clean, mixed, eps, which=which))
     return pd.DataFrame(rows)
@@ -230,10 +229,11 @@ def combine_pairs(noises: Tensor, pairs: Tensor, alpha: float, beta: float) -> T
     return combine(noises[pairs], torch.tensor([[alpha, beta]])).flatten(0, 1)
 
 
-def _different(pairs: Tensor, alpha: float, beta: float) -> tuple[Tensor, Tensor]:
-    """The pairs (P, 2) whose alpha v + beta v' differ, and which of them each pair is, (P,): a noise whose weight is
-    zero does not matter, so that pairs may be the same single noise, which then is looked at once."""
-    return (pairs * torch.tensor([alpha != 0, beta != 0])).unique(dim=0, return_inverse=True)
+def _each_once(noises: Tensor, pairs: Tensor, alpha: float, beta: float) -> tuple[Tensor, Tensor]:
+    """As `combine_pairs`, but each combination once, and which of them each pair's is, (P,): a noise whose weight is
+    zero does not matter, so that pairs may be the same single noise."""
+    distinct, which = (pairs * torch.tensor([alpha != 0, beta != 0])).unique(dim=0, return_inverse=True)
+    return combine_pairs(noises, distinct, alpha, beta), which
 
 
 def measure(
