@@ -13,8 +13,11 @@ from traitlets.config import Config
 from nslib.report.gather import figure_folders
 from nslib.runtime import atomic_path, checkout, whole_files
 
-# Messages to and from kernels are encrypted where the kernel can: without, each warns that its port is open.
-KERNELS = Config({"KernelManager": {"transport_encryption": "auto"}})
+# Messages to and from kernels are encrypted where the kernel can: without, each warns that its port is open. A kernel
+# is ended at once: its cells have written all there is, and an orderly end takes 2 s.
+KERNELS = Config(
+    {"KernelManager": {"transport_encryption": "auto"}, "NotebookClient": {"shutdown_kernel": "immediate"}}
+)
 
 
 def notebook_folder() -> Path:

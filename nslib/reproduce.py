@@ -167,7 +167,6 @@ def _run(
             progress_bar=False,
             config=KERNELS,
             timeout_func=lambda cell: None if math.isinf(deadline) else max(1, deadline - time.monotonic()),
-            shutdown_kernel="immediate",  # an orderly end takes 2 s, and the cells have written all there is
         )
         write_notebook(nbformat.read(partial, as_version=4), final)
         partial.unlink()
