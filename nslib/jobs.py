@@ -19,7 +19,7 @@ from nslib.evaluate.suite import VERSION as EVALUATION_VERSION
 from nslib.evaluate.suite import Evaluation, evaluate_model
 from nslib.finetune.objectives import with_recipe
 from nslib.finetune.rounds import Finetuned, finetune_model
-from nslib.finetune.state import Round, being_made, rounds_of
+from nslib.finetune.state import Round, being_made, identity_of, rounds_of
 from nslib.finetune.updates import precision_of
 from nslib.kept import jobs_path, kept, packed, read_kept, rounded, taken, unpacked
 from nslib.nullspace.encoder import VERSION as NOISE_VERSION
@@ -85,7 +85,7 @@ def in_turn(bench: Bench, settings: Settings, objectives: Sequence[str]) -> Iter
 def _target(bench: Bench, settings: Settings, cfg: FinetuneConfig) -> Path:
     """Where in the store a finetuned model lies."""
     asked = _trace(settings) if cfg.objective in TRACED else None
-    inputs = [VERSION, NOISE_VERSION, cfg, model_digest(bench.model), bench.identity("train"), asked]
+    inputs = [VERSION, NOISE_VERSION, identity_of(cfg), model_digest(bench.model), bench.identity("train"), asked]
     if (kind := precision_of(cfg, bench.model.device)) != "float32":
         inputs.append(kind)
     return store_path() / "finetune" / digest(inputs) / f"{cfg.objective}.safetensors"
@@ -189,7 +189,7 @@ def _inputs(bench: Bench, settings: Settings, cfg: FinetuneConfig) -> dict[str, 
     """All on which a finetuned model depends."""
     return {
         "version": {"job": VERSION, "noise": NOISE_VERSION},
-        "finetune": cfg,
+        "finetune": identity_of(cfg),
         "precision": precision_of(cfg, bench.model.device),
         "trace": _trace(settings) if cfg.objective in TRACED else None,
         "weights": model_digest(bench.model),

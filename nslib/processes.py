@@ -61,6 +61,17 @@ class Share:
             )
         return batch // self.count
 
+    def check_same(self, found: str, where: object) -> None:
+        """Wait for all processes, and refuse to go on where one of them has found something else.
+
+        Raises:
+            ValueError: on every process; names what each has found.
+        """
+        everyone = self.gather([found])
+        if len(set(everyone)) > 1:
+            told = ", ".join(f"process {rank} {words}" for rank, words in enumerate(everyone))
+            raise ValueError(f"at {where} found, {told}: give a target that all of them can read")
+
 
 ALONE = Share()
 

@@ -84,20 +84,21 @@ def atomic_path(final: Path) -> Iterator[Path]:
     A kill or a full disk leaves the old file, or none, under the final name; never half of one.
     """
     final = Path(final)
-    final.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=final.parent, prefix=f".{final.stem}.", suffix=f".partial{final.suffix}")
-    os.close(handle)
-    partial = Path(name)
     try:
-        yield partial
-        with open(partial, "r+b") as written:  # Windows syncs no file that is open for reading alone
-            os.fsync(written.fileno())
-        partial.chmod(0o644)
-        partial.replace(final)
+        final.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=final.parent, prefix=f".{final.stem}.", suffix=f".partial{final.suffix}")
+        os.close(handle)
+        partial = Path(name)
+        try:
+            yield partial
+            with open(partial, "r+b") as written:  # Windows syncs no file that is open for reading alone
+                os.fsync(written.fileno())
+            partial.chmod(0o644)
+            partial.replace(final)
+        finally:
+            partial.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:  # safetensors wraps a full disk in an error of its own
         raise OSError(f"{final} could not be written ({error}): make room; what was there before is kept") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def whole_files(folder: Path, pattern: str) -> list[Path]:

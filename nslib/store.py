@@ -122,7 +122,7 @@ def sweep(*paths: Path) -> None:
             left.unlink()
 
 
-def load_state(path: Path) -> dict[str, Any]:
+def load_state(path: Path, *, remedy: str = "remove it to start anew") -> dict[str, Any]:
     """A saved state, tensors on the CPU, with its `settings` as plain values.
 
     Raises:
@@ -132,7 +132,7 @@ def load_state(path: Path) -> dict[str, Any]:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         return saved | {"settings": json.loads(saved["settings"])}
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise ValueError(f"saved state {path} cannot be read ({error}): remove it to start anew") from error
+        raise ValueError(f"saved state {path} cannot be read ({error}): {remedy}") from error
 
 
 def check_same(path: Path, made: dict[str, Any], now: Any, *, remedy: str) -> None:

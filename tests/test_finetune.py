@@ -345,10 +345,10 @@ def test_bfloat16_trains_float32_weights(model, source, name):
 # Noise
 
 
-def noises(model, source, kind, cfg=CFG, round_=0, last=None):
+def noises(model, source, kind, cfg=CFG, round_=0, last=None, share=ALONE):
     pool = pool_of(model, source.take("train", 48).images, cfg)
     return pool, *find_noises(
-        kind, model, pool, cfg, round_=round_, last=last, share=ALONE, search=Search(), on_step=None
+        kind, model, pool, cfg, round_=round_, last=last, share=share, search=Search(), on_step=None
     )
 
 
@@ -361,6 +361,13 @@ def test_noise_is_inside_on_heldout_images(model, source, kind):
     assert 0.001 < facts.gap_heldout < NOISE.eps
     assert facts.converged
     assert (facts.steps > 0) == (kind == "learned") == (facts.gap_batch is not None)
+
+
+def test_random_noise_is_that_of_all_processes(model, source):
+    """Each scales it by tests of its own, which devices may round differently."""
+    both = Share(rank=0, count=2, mean=lambda mine: mine / 2)  # as if the other's were zero
+    alone = noises(model, source, "boundary")[1]
+    assert torch.equal(noises(model, source, "boundary", share=both)[1], alone / 2)
 
 
 def test_permuted_noise_is_the_learned_one_in_another_order(model, source):
@@ -715,8 +722,35 @@ def test_a_bad_last_update_of_a_round_is_told_before_it_is_saved(model, source, 
     assert not (tmp_path / "w.safetensors").exists()
 
 
+def test_a_later_round_that_fails_leaves_the_weights_from_before_it(model, source, tmp_path, monkeypatch):
+    """Other settings can start from them: nineteen good rounds are not lost with the twentieth."""
+    target, seen, update = tmp_path / "w.safetensors", [], Trainer.update
+    cfg = replace(CFG, objective="plain", rounds=3)
+
+    def failing(self, *args):
+        if len(seen) == 1:
+            raise FloatingPointError("loss nan, gradient norm nan")
+        return update(self, *args)
+
+    def keep(number, made):
+        seen.append(made)
+        return {}
+
+    monkeypatch.setattr(Trainer, "update", failing)
+    with pytest.raises(FinetuneDiverged, match=r"round 1, update 1: loss nan, .* they can start from") as error:
+        finetune_model(model, source, cfg, target=target, on_round=keep)
+    good = tmp_path / "w.good.safetensors"
+    assert str(error.value).endswith(f"before this round: {good}")
+    assert same(error.value.model, seen[0])
+    assert not same(seen[0], model)
+    assert all(torch.equal(load_file(good)[n], w) for n, w in weights(seen[0]).items())
+    monkeypatch.setattr(Trainer, "update", update)
+    finetune_model(model, source, cfg, target=target)
+    assert not good.exists()
+
+
 def test_noise_that_is_not_finite_is_told_by_round_and_step(model, source):
-    with pytest.raises(FinetuneDiverged, match=r"round 0, noise step 1: loss is nan at step 1") as error:
+    with pytest.raises(FinetuneDiverged, match=r"round 0, noise step 1: loss nan; lower noise\.lr or noise") as error:
         finetune_model(model, source, replace(CFG, noise=replace(NOISE, lr=1e30, eps=1e-6)))
     assert (error.value.round, error.value.step) == (0, 1)
     assert "remove" not in str(error.value)  # nothing was saved

@@ -1,6 +1,7 @@
 """Two processes learn the same noise and the same weights, those of one process for the same global batch."""
 
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -15,6 +16,7 @@ from nslib.data.source import ShapesSource
 from nslib.finetune import rounds
 from nslib.finetune.noises import find_noises
 from nslib.finetune.rounds import finetune_model
+from nslib.finetune.state import only_maker
 from nslib.processes import ALONE, processes
 
 NOISE = NoiseConfig(limit=1.0, lr=0.05, steps=100, batch=16, eps=0.005)
@@ -23,7 +25,11 @@ RUNS = {
     "paper": CFG,
     "block": replace(CFG, block=1, noise=replace(NOISE, eps=0.05)),
     "groups": replace(CFG, groups=2, noise=replace(NOISE, batch=8)),
+    "warm": replace(CFG, rounds=2, warm_start=1.1),
+    "random": replace(CFG, objective="random_boundary"),
+    "sam": replace(CFG, objective="sam", ema=0.9),
 }
+LEARNED = [name for name, cfg in RUNS.items() if cfg.objective == "nullspace"]
 TINY = dict(img_size=24, embed_dim=24, depth=2, num_heads=2)
 
 
@@ -53,8 +59,8 @@ with processes("cpu") as (share, device):
         noises = watch_noise()
         made = rounds.finetune_model(model, ShapesSource(DataConfig(), model), cfg, share=share,
                                      target=folder / f"{{name}}.safetensors")
-        torch.save({{"weights": made.model.vit.state_dict(), "noise": noises[0], "record": made.record["processes"],
-                    "losses": made.history[0].losses, "steps": [n.steps for n in made.history[0].noises],
+        torch.save({{"weights": made.model.vit.state_dict(), "noises": noises, "record": made.record["processes"],
+                    "losses": made.history[-1].losses, "steps": [n.steps for n in made.history[-1].noises],
                     "units": made.record["units"]}}, folder / f"{{name}}{{share.rank}}.pt")
 assert not torch.distributed.is_initialized()
 """
@@ -91,7 +97,8 @@ def both(tmp_path_factory):
 @pytest.mark.parametrize("name", RUNS)
 def test_ranks_end_with_the_same_noise_and_weights(both, name):
     first, second = both[1][name]
-    assert torch.equal(first["noise"], second["noise"])
+    assert len(first["noises"]) == len(second["noises"])
+    assert all(map(torch.equal, first["noises"], second["noises"]))
     assert all(torch.equal(first["weights"][n], second["weights"][n]) for n in first["weights"])
     assert first["losses"] == second["losses"]
 
@@ -103,15 +110,21 @@ def test_two_processes_are_one_for_the_same_global_batch(both, monkeypatch, name
     noises = watch_noise()
     model = double_precision_model()
     made = finetune_model(model, ShapesSource(DataConfig(), model), RUNS[name])
-    assert [n.steps for n in made.history[0].noises] == found["steps"]
-    assert min(found["steps"]) >= 3
-    assert noises[0].dtype == torch.float64
-    assert torch.allclose(noises[0], found["noise"], rtol=0, atol=1e-9)
-    assert found["losses"] == pytest.approx(made.history[0].losses, rel=0, abs=1e-9)
+    assert [n.steps for n in made.history[-1].noises] == found["steps"]
+    for ours, theirs in zip(noises, found["noises"], strict=True):
+        assert ours.dtype == torch.float64
+        assert torch.allclose(ours, theirs, rtol=0, atol=1e-9)
+    assert found["losses"] == pytest.approx(made.history[-1].losses, rel=0, abs=1e-9)
     for n, w in made.model.vit.state_dict().items():
         assert torch.allclose(w, found["weights"][n], rtol=0, atol=1e-9), n
         assert w.dtype == torch.float64
     assert not torch.equal(made.model.vit.head.weight, model.vit.head.weight)
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_noise_was_learned_for_several_steps(both, name):
+    found, _ = both[1][name]
+    assert min(found["steps"]) >= 3 or name == "warm"  # which begins near the boundary
 
 
 def test_one_of_them_writes(both):
@@ -124,6 +137,91 @@ def test_one_of_them_writes(both):
 def test_work_is_counted_over_all_processes(both):
     found, _ = both[1]["paper"]
     assert found["units"]["updates"] == 3 * 8 * 6
+
+
+TWO_MACHINES = """
+import sys
+sys.path.insert(0, {tests!r})
+from dataclasses import replace
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from nslib.data.source import ShapesSource
+from nslib.finetune.rounds import finetune_model
+from nslib.processes import processes
+from test_finetune_distributed import CFG, DataConfig, double_precision_model
+
+class Stopped(Exception):
+    pass
+
+def stop(moment):
+    if (moment.round, moment.phase, moment.step) == (1, "update", 2):
+        raise Stopped
+
+folder = Path(sys.argv[1])
+with processes("cpu") as (share, device):
+    model = double_precision_model().to(device)
+    cfg, source = replace(CFG, rounds=2, checkpoint_every=1), ShapesSource(DataConfig(), model)
+
+    def run(target=None, on_step=None):
+        try:
+            return finetune_model(model, source, cfg, share=share, target=target, on_step=on_step)
+        except (Stopped, ValueError) as error:
+            return error
+
+    shared, mine = folder / "shared.safetensors", folder / f"machine{{share.rank}}" / "w.safetensors"
+    assert isinstance(run(shared, stop), Stopped)
+    seen = []
+    gone_on, unbroken = run(shared, lambda m: seen.append((m.round, m.phase, m.step))), run()
+    assert isinstance(run(mine, stop), Stopped)
+    of_a_stop = str(run(mine))
+    mine = mine.with_name("done.safetensors")
+    run(mine)
+    torch.save({{"gone_on": gone_on.model.vit.state_dict(), "unbroken": unbroken.model.vit.state_dict(), "seen": seen,
+                "of_a_stop": of_a_stop, "of_the_end": str(run(mine))}}, folder / f"{{share.rank}}.pt")
+"""
+
+
+@pytest.fixture(scope="module")
+def machines(tmp_path_factory):
+    """What each of two processes ended with, started as on two machines, each by a command of its own."""
+    folder = tmp_path_factory.mktemp("machines")
+    script = folder / "script.py"
+    script.write_text(TWO_MACHINES.format(tests=str(ROOT / "tests")))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1",
+               "--rdzv-backend", "c10d", "--rdzv-id", "1", "--rdzv-endpoint", f"127.0.0.1:{port}",
+               "--local-addr", "127.0.0.1", str(script), str(folder)]  # fmt: skip
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    runs = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env) for _ in range(2)]
+    told = [run.communicate(timeout=250)[1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], told[0][-3000:] + told[1][-3000:]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+def test_two_machines_go_on_to_the_weights_of_an_unbroken_run(machines):
+    for found in machines:
+        assert found["seen"] == [(1, "update", 3)]
+        assert all(torch.equal(w, found["gone_on"][n]) for n, w in found["unbroken"].items())
+
+
+def test_two_machines_that_do_not_see_the_same_files(machines):
+    for found in machines:
+        where = "process 0 2 rounds with their noise and 2 updates of round 1, process 1 no saved state"
+        assert f"found, {where}: give a target that all of them can read" in found["of_a_stop"]
+        assert "process 0 a finished model, process 1 none" in found["of_the_end"]
+
+
+def test_several_processes_do_not_wait_for_another_run(tmp_path):
+    target = tmp_path / "w.safetensors"
+    with (
+        only_maker(target, ALONE),
+        pytest.raises(ValueError, match=r"w\.safetensors is being made by another run: wait for its end"),
+        only_maker(target, replace(ALONE, count=2)),
+    ):
+        pass
 
 
 def test_alone_without_torchrun(monkeypatch):

@@ -303,6 +303,15 @@ def test_changed_settings_are_refused_with_the_differences(model, source, tmp_pa
     assert state.read_bytes() == before
 
 
+def test_how_often_it_saves_may_change(model, source, unbroken, tmp_path):
+    target, moments = tmp_path / "w.safetensors", []
+    stopped(model, source, CFG, target)
+    finetune_model(model, source, replace(CFG, checkpoint_every=1), target=target, on_step=moments.append)
+    assert moments[0].round == 1
+    assert same_file(target, unbroken[0])
+    assert finetune_model(model, source, replace(CFG, checkpoint_every=3), target=target).history
+
+
 def test_another_number_of_processes_is_refused(model, source, tmp_path):
     """Each draws augmentations and attacks of its own: two would not end with the weights of one."""
     stopped(model, source, CFG, tmp_path / "w.safetensors")
@@ -338,10 +347,12 @@ def test_differences_by_hand():
 
 
 @pytest.mark.parametrize("content", [b"", b"half of a file"])
-@pytest.mark.parametrize("name", ["w.training.pt", "w.search.pt"])
-def test_damaged_state_is_named(model, source, tmp_path, name, content):
+@pytest.mark.parametrize(
+    ("name", "remedy"), [("w.training.pt", "to start anew"), ("w.search.pt", "to begin this search anew")]
+)
+def test_damaged_state_is_named(model, source, tmp_path, name, remedy, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"saved state .*{name} cannot be read .*remove it to start anew"):
+    with pytest.raises(ValueError, match=rf"saved state .*{name} cannot be read .*remove it {remedy}"):
         finetune_model(model, source, CFG, target=tmp_path / "w.safetensors")
 
 

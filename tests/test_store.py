@@ -292,6 +292,13 @@ def test_error_leaves_the_old_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["table.csv"]
 
 
+def test_no_room_for_even_a_name(tmp_path):
+    """As where a disk has no inode left, or a folder is a file: told as a full disk is."""
+    (tmp_path / "folder").write_text("a file")
+    with pytest.raises(OSError, match=r"numbers\.json could not be written \(.*\): make room; what was there"):
+        write_text(tmp_path / "folder" / "numbers.json", "{}")
+
+
 def test_kill_leaves_the_old_file(tmp_path):
     final = write_text(tmp_path / "table.csv", "old")
     process = start(f"""

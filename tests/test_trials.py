@@ -17,6 +17,7 @@ from nslib.evaluate.bench import Bench
 from nslib.evaluate.comparison import mean_difference, pool_seeds
 from nslib.evaluate.suite import Evaluation
 from nslib.finetune.state import only_maker
+from nslib.processes import ALONE
 from nslib.settings import Settings
 from nslib.staged import renormalised
 
@@ -86,7 +87,7 @@ def test_rows_begin_with_the_base_and_leave_out_what_the_study_does(bench, train
 
 
 def test_models_that_another_process_is_making_come_last(bench):
-    with only_maker(jobs._target(bench, TINY, jobs.config_of(TINY, "plain")), writes=True):
+    with only_maker(jobs._target(bench, TINY, jobs.config_of(TINY, "plain")), ALONE):
         turns = jobs.in_turn(bench, TINY, ("plain", "nullspace", "random"))
         assert [next(turns), next(turns)] == ["nullspace", "random"]
     assert list(turns) == ["plain"]

@@ -171,7 +171,7 @@ def own_labels(root: str | Path, num_classes: int) -> dict[str, int]:
     if len(classes) != num_classes:
         raise ValueError(
             f"{folder} holds {len(classes)} classes and the head of the model has {num_classes}: make the model with "
-            f"num_classes={len(classes)}, or take one with the head of ImageNet-1k"
+            f"num_classes={len(classes)} (--num-classes {len(classes)}), or take one with the head of ImageNet-1k"
         )
     return {path.name: label for label, path in enumerate(classes)}
 

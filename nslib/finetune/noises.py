@@ -91,7 +91,7 @@ def find_noises(
         if kind in ("learned", "permuted"):
             memory, begun = Memory(cfg.checkpoint_every, save, begun), None
             warm = cfg.warm_start and last is not None and not memory.state
-            start = _past_boundary(model, pool, cfg, last[i : i + 1]) if warm else None
+            start = share.mean(_past_boundary(model, pool, cfg, last[i : i + 1])) if warm else None
             learned = learn_noise(
                 model, pool, cfg.noise, generator=generator, start=start, share=share, memory=memory, on_step=on_step
             )
@@ -102,7 +102,8 @@ def find_noises(
                 noise = permute(noise, generator=generator)
                 fact = replace(fact, **_on_heldout(model, pool, noise), gap_batch=None)
         else:
-            noise = random_noise_at(model, pool.heldout, cfg.noise.eps, rule=kind, generator=generator).noise
+            drawn = random_noise_at(model, pool.heldout, cfg.noise.eps, rule=kind, generator=generator).noise
+            noise = share.mean(drawn)  # where devices round differently, each has scaled it by tests of its own
             fact = NoiseFacts(noise.norm().item(), **_on_heldout(model, pool, noise))
         found.append(noise)
         facts.append(fact)

@@ -21,7 +21,7 @@ from nslib.finetune.draws import draws, number, seeded
 from nslib.finetune.noises import Search, find_noises, pool_of
 from nslib.finetune.objectives import recipe_of
 from nslib.finetune.result import Log, finished, write_result
-from nslib.finetune.state import Place, Round, StateFile, only_maker
+from nslib.finetune.state import Place, Round, StateFile, identity_of, only_maker
 from nslib.finetune.stream import Stream
 from nslib.finetune.updates import Trainer, precision, precision_of
 from nslib.models import check_target
@@ -54,14 +54,18 @@ class Finetuned:
 
 class FinetuneDiverged(FloatingPointError):
     """A loss was not finite. `model` has the weights with which the round began, or went on after a stop; `round` and
-    `step`, from 1, say where, and the message names the last good state and that it stands in the way of another try.
+    `step`, from 1, say where, and the message names the last good state, which stands in the way of another try, and
+    after the first round a file of these weights, `.good.safetensors`, from which one can start.
     """
 
-    def __init__(self, round_: int, where: str, step: int, model: StagedViT, error: Exception, last_good: str):
-        remedy = "noise.lr or noise.limit" if isinstance(error, NoiseDiverged) else "lr or clip"
-        kept = f"; other settings cannot go on from the last good state, remove it then: {last_good}"
-        super().__init__(f"round {round_}, {where} {step}: {error}; lower {remedy}{kept if last_good else ''}")
-        self.round, self.step, self.model = round_, step, model
+    def __init__(self, place: Place, model: StagedViT, error: FloatingPointError, last_good: str, weights: str):
+        learning = isinstance(error, NoiseDiverged)
+        self.round, self.step, self.model = place.round, error.step if learning else place.step, model
+        where, told = ("noise step", f"loss {error.loss}") if learning else ("update", error)
+        remedy = "noise.lr or noise.limit" if learning else "lr or clip"
+        kept = f"; other settings cannot go on from the last good state, remove it then: {last_good}" * bool(last_good)
+        start = f"; they can start from the weights before this round: {weights}" * bool(weights)
+        super().__init__(f"round {self.round}, {where} {self.step}: {told}; lower {remedy}{kept}{start}")
 
 
 def finetune_model(
@@ -80,8 +84,9 @@ def finetune_model(
     cfg.checkpoint_every steps. A run that was stopped in any way goes on from there, and on a CPU ends with the weights
     of an unbroken one, bit for bit. At the end `target` is a safetensors file that timm loads, `.json` its record and
     `.jsonl` its log, as is the folder `.tensorboard` where that package is installed. Where the target was made with
-    the same settings from the same weights it is loaded, not made again; any other is refused, not replaced. A second
-    run of the same target waits for the first.
+    the same settings from the same weights it is loaded, not made again; any other is refused, not replaced. How often
+    it saves is no such setting. A second run of the same target waits for the first, with several processes it is
+    refused.
 
     Args:
         model: in evaluation mode, on the device on which to train; not changed.
@@ -103,15 +108,16 @@ def finetune_model(
     target = Path(target) if target else None
     check_target(target)
     objective, cfg = recipe_of(cfg)
-    settings = {"finetune": cfg, "model": model.name, "weights": model_digest(model), "data": source.identity("train")}
-    resolved = replace(cfg, precision=precision_of(cfg, model.device))  # `auto` is another on another device
+    same = identity_of(cfg)
+    settings = {"finetune": same, "model": model.name, "weights": model_digest(model), "data": source.identity("train")}
+    resolved = replace(same, precision=precision_of(cfg, model.device))  # `auto` is another on another device
     going_on = settings | {"finetune": resolved, "processes": share.count}  # each draws attacks and mixes of its own
-    with only_maker(target, writes=share.rank == 0):
+    with only_maker(target, share):
         share.mean(torch.zeros(1, device=model.device))  # no process looks before the first may
         saved = StateFile(target, going_on, writes=share.rank == 0)
         done = finished(target, model, settings, begun=saved.begun)
+        share.check_same("a finished model" if done else "none", target)  # no process leaves before all have looked
         if done:
-            share.mean(torch.zeros(1, device=model.device))  # no process leaves before all have looked
             saved.remove()  # a kill after the record was written has left it
             return Finetuned(*done)
 
@@ -119,7 +125,7 @@ def finetune_model(
         trainer = Trainer(deepcopy(model), objective, cfg, share)
         place = saved.restore(trainer)
         log = Log(target, place, writes=saved.writes)
-        share.mean(torch.zeros(1, device=model.device))  # no process saves before all have looked
+        share.check_same(_words(place, saved), target)  # no process saves before all have looked
 
         if not place.history:
             saved.save(trainer, place)
@@ -139,6 +145,12 @@ def finetune_model(
         return Finetuned(result, place.history, record)
 
 
+def _words(place: Place, saved: StateFile) -> str:
+    """Where a run goes on, for comparison between its processes."""
+    begun = f"{len(place.history)} rounds with their noise and {place.step} updates of round {place.round}"
+    return begun if saved.begun else "no saved state"
+
+
 def _round(place: Place, trainer: Trainer, stream: Stream, saved: StateFile, on_step) -> Round:
     """A round, or what is left of it.
 
@@ -151,10 +163,9 @@ def _round(place: Place, trainer: Trainer, stream: Stream, saved: StateFile, on_
             _find_noise(place, trainer, stream, saved.search(place.round), on_step)
             saved.save(trainer, place)
         _train(place, trainer, stream, lambda: saved.save(trainer, place), on_step)
-    except NoiseDiverged as error:
-        raise FinetuneDiverged(place.round, "noise step", error.step, began, error, saved.last_good) from error
     except FloatingPointError as error:
-        raise FinetuneDiverged(place.round, "update", place.step, began, error, saved.last_good) from error
+        weights = saved.keep_good(began) if place.round else ""
+        raise FinetuneDiverged(place, began, error, saved.last_good, weights) from error
     return place.history[-1]
 
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from nslib.config import FinetuneConfig
 from nslib.finetune.noises import NoiseFacts, Search
 from nslib.finetune.updates import Trainer
+from nslib.models import save_weights
+from nslib.processes import Share
 from nslib.runtime import store_path, to_json
+from nslib.staged import StagedViT
 from nslib.store import check_same, digest, load_state, save_state, sweep
 
 
@@ -47,6 +51,11 @@ class Place:
     history: list[Round] = field(default_factory=list)
 
 
+def identity_of(cfg: FinetuneConfig) -> FinetuneConfig:
+    """By what results are told apart: how often a run is saved changes none."""
+    return replace(cfg, checkpoint_every=FinetuneConfig.checkpoint_every)
+
+
 def _lock_of(target: Path) -> FileLock:
     path = store_path() / "finetune" / f"{digest(str(target.absolute()))}.lock"  # beside the target it would stay
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,19 +74,24 @@ def being_made(target: Path) -> bool:
 
 
 @contextmanager
-def only_maker(target: Path | None, *, writes: bool) -> Iterator[None]:
+def only_maker(target: Path | None, share: Share) -> Iterator[None]:
     """One run at a time makes a target: a second waits, says so, and finds it made or goes on with it.
 
-    Args:
-        writes: whether this is the process of the run that saves; the others hold no lock.
+    Of several processes the first holds the lock for all.
+
+    Raises:
+        ValueError: another run is at it and this one has several processes, which cannot wait for hours: their
+            communication times out.
     """
-    if target is None or not writes:
+    if target is None or share.rank:
         yield
         return
     lock = _lock_of(target)
     try:
         lock.acquire(timeout=0)
     except Timeout:
+        if share.count > 1:
+            raise ValueError(f"{target} is being made by another run: wait for its end, then start again") from None
         print(f"{target} is being made by another process: waiting for it", flush=True)
         lock.acquire()
     try:
@@ -100,6 +114,7 @@ class StateFile:
         self.target = target
         self.path = target and target.with_suffix(".training.pt")
         self.search_path = target and target.with_suffix(".search.pt")
+        self.good_path = target and target.with_suffix(".good.safetensors")
         self.settings = json.loads(to_json(settings))
         self.writes = writes and target is not None
         self._told = ""
@@ -124,6 +139,12 @@ class StateFile:
         """The state that was saved last, in words with its file; empty without a target."""
         return f"{self.path}, {self._told}" if self.path else ""
 
+    def keep_good(self, model: StagedViT) -> str:
+        """Write the weights from before a round that failed, with which other settings can start; returns where."""
+        if self.writes:
+            save_weights(model, self.good_path)
+        return str(self.good_path or "")
+
     def search(self, round_: int) -> Search:
         """The search for the noise of a round, kept in a small file of its own: a model is large, a noise is not.
 
@@ -131,7 +152,7 @@ class StateFile:
             ValueError: the file cannot be read.
         """
         path = self.search_path
-        begun = load_state(path) if path and path.is_file() else {}
+        begun = load_state(path, remedy="remove it to begin this search anew") if path and path.is_file() else {}
         if (begun.get("round"), begun.get("settings")) != (round_, self.settings):
             begun = {}  # of a round that is done, or of another run
 
@@ -173,3 +194,4 @@ class StateFile:
         if self.writes:
             self.path.unlink(missing_ok=True)
             self.search_path.unlink(missing_ok=True)
+            self.good_path.unlink(missing_ok=True)

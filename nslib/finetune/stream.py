@@ -94,7 +94,7 @@ class Stream:
         if low < 0 or high >= self.num_classes:
             raise ValueError(
                 f"labels must lie in 0..{self.num_classes - 1}, the classes of the model, got {low}..{high}: "
-                f"make the model with num_classes={high + 1} or more"
+                f"make the model with num_classes={high + 1} or more (--num-classes)"
             )
         return batch
 
@@ -104,6 +104,6 @@ def _check_classes(source: Source, model: StagedViT) -> int:
     if isinstance(source, ShapesSource) and model.num_classes > len(CLASSES):
         raise ValueError(
             f"shapes has {len(CLASSES)} classes and the head of {model.name} {model.num_classes}: "
-            f"make the model with num_classes={len(CLASSES)}"
+            f"make the model with num_classes={len(CLASSES)} (--num-classes {len(CLASSES)})"
         )
     return model.num_classes

@@ -62,7 +62,7 @@ class NoiseDiverged(FloatingPointError):
 
     def __init__(self, step: int, loss: float, cfg: NoiseConfig, noise: Tensor):
         super().__init__(f"loss is {loss} at step {step} of {cfg}: lower its lr or limit")
-        self.step, self.cfg, self.noise = step, cfg, noise
+        self.step, self.loss, self.cfg, self.noise = step, loss, cfg, noise
 
 
 def start_noise(model: StagedViT, limit: float, *, generator: torch.Generator) -> Tensor:
