@@ -21,6 +21,7 @@ from nslib.staged import StagedViT
 ROOT = Path(__file__).resolve().parents[1]
 WNIDS = ("n01440764", "n02099601", "n15075141")  # tench 0, golden retriever 207, toilet tissue 999
 SMALL = dict(img_size=32, embed_dim=48, depth=2, num_heads=3, num_classes=10)
+TINY = dict(img_size=24, embed_dim=24, depth=2, num_heads=2)
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +46,12 @@ def make_vit(name: str = "vit_tiny_patch16_224", *, spread: float = 0.0, seed: i
 
 def tiny_vit(depth: int = 2) -> StagedViT:
     """The shipped architecture with four tokens of width 24, untrained, for tests of finetuning."""
-    return make_vit("shapes_vit", img_size=24, embed_dim=24, depth=depth, num_heads=2)
+    return make_vit("shapes_vit", **TINY | {"depth": depth})
+
+
+def files_in(folder: Path) -> list[str]:
+    """Names but that of the folder that is there if TensorBoard is."""
+    return sorted(p.name for p in folder.iterdir() if p.suffix != ".tensorboard")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import make_vit, tiny_vit
+from conftest import TINY, files_in, make_vit, tiny_vit
 from safetensors.torch import load_file
 from torch.nn import functional as F
 from torchvision.transforms.functional import to_pil_image
@@ -36,7 +36,6 @@ from nslib.runtime import generator
 
 NOISE = NoiseConfig(limit=1.0, lr=0.05, steps=100, batch=16)
 CFG = FinetuneConfig(rounds=2, steps=3, batch=8, lr=1e-3, lr_min=1e-5, pool=32, heldout=16, attack_steps=2, noise=NOISE)
-TINY = dict(img_size=24, embed_dim=24, depth=2, num_heads=2)
 
 
 @pytest.fixture
@@ -70,11 +69,6 @@ class FewImages:
 
     def identity(self, split):
         return {"kind": "few", "n": self.n}
-
-
-def files_in(folder) -> list[str]:
-    """Names but that of the folder that is there if TensorBoard is."""
-    return sorted(p.name for p in folder.iterdir() if p.suffix != ".tensorboard")
 
 
 def weights(model) -> dict[str, torch.Tensor]:

@@ -5,14 +5,13 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from conftest import make_vit, random_images
+from conftest import TINY, make_vit, random_images
 from safetensors.torch import save_file
 
 from nslib.finetune.checkpoints import load_checkpoint, read_checkpoint
 from nslib.models import load_model
 from nslib.nullspace.patch import PatchNullspace
 
-TINY = dict(img_size=24, embed_dim=24, depth=2, num_heads=2)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 

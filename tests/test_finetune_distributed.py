@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ROOT, make_vit
+from conftest import ROOT, TINY, make_vit
 
 from nslib.config import DataConfig, FinetuneConfig, NoiseConfig
 from nslib.data.source import ShapesSource
@@ -30,7 +30,6 @@ RUNS = {
     "sam": replace(CFG, objective="sam", ema=0.9),
 }
 LEARNED = [name for name, cfg in RUNS.items() if cfg.objective == "nullspace"]
-TINY = dict(img_size=24, embed_dim=24, depth=2, num_heads=2)
 
 
 def double_precision_model():

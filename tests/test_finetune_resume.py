@@ -12,7 +12,7 @@ from threading import Event
 
 import pytest
 import torch
-from conftest import ROOT, make_vit
+from conftest import ROOT, TINY, files_in, make_vit
 from safetensors.torch import load_file, save_file
 
 from nslib.config import DataConfig, FinetuneConfig, NoiseConfig
@@ -30,7 +30,6 @@ CFG = FinetuneConfig(
     rounds=3, steps=5, batch=8, lr=1e-3, lr_min=1e-5, pool=32, heldout=16, noise=NOISE, checkpoint_every=2,
     ema=0.9, mixup=0.8, augment="rand-m9-mstd0.5-inc1", drop_path=0.2, noises=2, warm_start=1.5,
 )  # fmt: skip
-TINY = dict(img_size=24, embed_dim=24, depth=2, num_heads=2)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -65,11 +64,6 @@ def unbroken(model, source, tmp_path_factory):
 def same_file(a, b) -> bool:
     a, b = load_file(a), load_file(b)
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-
-
-def files_in(folder) -> list[str]:
-    """Names but that of the folder that is there if TensorBoard is."""
-    return sorted(p.name for p in folder.iterdir() if p.suffix != ".tensorboard")
 
 
 def timeless(history):

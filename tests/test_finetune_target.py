@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import make_vit, random_images
+from conftest import TINY, files_in, make_vit, random_images
 
 from nslib.config import DataConfig, FinetuneConfig
 from nslib.data.source import ShapesSource
@@ -17,7 +17,6 @@ from nslib.runtime import write_text
 from nslib.staged import StagedViT
 
 CFG = FinetuneConfig(objective="plain", rounds=2, steps=2, batch=4, pool=4, heldout=4, lr=1e-3)
-TINY = dict(img_size=24, embed_dim=24, depth=2, num_heads=2)
 
 
 @pytest.fixture
@@ -27,11 +26,6 @@ def target(tmp_path):
 
 def contents(folder) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in folder.iterdir() if p.is_file()}
-
-
-def names(folder) -> list[str]:
-    """Without the folder that is there if TensorBoard is."""
-    return sorted(contents(folder))
 
 
 # Not replaced
@@ -75,7 +69,7 @@ def test_weights_that_no_finetuning_has_made_are_kept(model, source, target, rec
 def test_target_of_another_kind(model, source, tmp_path, name):
     with pytest.raises(ValueError, match=rf"target must end in \.safetensors, got .*{name}"):
         finetune_model(model, source, CFG, target=tmp_path / name)
-    assert names(tmp_path) == []
+    assert files_in(tmp_path) == []
 
 
 # Killed at the very end
@@ -99,7 +93,7 @@ def test_killed_between_weights_and_record(model, source, target, monkeypatch):
         patch.setattr(result, "write_text", killed)
         with pytest.raises(Killed):
             finetune_model(model, source, CFG, target=target)
-    assert {"w.safetensors", "w.training.pt"} <= set(names(target.parent))
+    assert {"w.safetensors", "w.training.pt"} <= set(files_in(target.parent))
     assert not target.with_suffix(".json").exists()
     again = finetune_model(model, source, CFG, target=target)
     assert target.read_bytes() == target.with_stem("whole").read_bytes()
@@ -115,7 +109,7 @@ def test_killed_before_its_saved_state_is_removed(model, source, target, monkeyp
     assert target.with_suffix(".training.pt").exists()
     monkeypatch.setattr(rounds, "Trainer", None)
     finetune_model(model, source, CFG, target=target)
-    assert names(target.parent) == ["w.json", "w.jsonl", "w.safetensors"]
+    assert files_in(target.parent) == ["w.json", "w.jsonl", "w.safetensors"]
 
 
 # What is told of it
