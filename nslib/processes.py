@@ -69,8 +69,8 @@ class Share:
         """
         everyone = self.gather([found])
         if len(set(everyone)) > 1:
-            told = ", ".join(f"process {rank} {words}" for rank, words in enumerate(everyone))
-            raise ValueError(f"at {where} found, {told}: give a target that all of them can read")
+            told = ", ".join(f"process {rank} found {words}" for rank, words in enumerate(everyone))
+            raise ValueError(f"at {where} {told}: give a target that all of them can read")
 
 
 ALONE = Share()

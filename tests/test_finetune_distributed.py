@@ -208,9 +208,9 @@ def test_two_machines_go_on_to_the_weights_of_an_unbroken_run(machines):
 
 def test_two_machines_that_do_not_see_the_same_files(machines):
     for found in machines:
-        where = "process 0 2 rounds with their noise and 2 updates of round 1, process 1 no saved state"
-        assert f"found, {where}: give a target that all of them can read" in found["of_a_stop"]
-        assert "process 0 a finished model, process 1 none" in found["of_the_end"]
+        where = "process 0 found 2 rounds with their noise and 2 updates of round 1, process 1 found no saved state"
+        assert f"w.safetensors {where}: give a target that all of them can read" in found["of_a_stop"]
+        assert "process 0 found a finished model, process 1 found none" in found["of_the_end"]
 
 
 def test_several_processes_do_not_wait_for_another_run(tmp_path):
