@@ -29,7 +29,7 @@ RUNS = {
     "random": replace(CFG, objective="random_boundary"),
     "sam": replace(CFG, objective="sam", ema=0.9),
 }
-LEARNED = [name for name, cfg in RUNS.items() if cfg.objective == "nullspace"]
+LEARNED = [name for name, cfg in RUNS.items() if cfg.objective == "nullspace" and not cfg.warm_start]
 
 
 def double_precision_model():
@@ -123,7 +123,7 @@ def test_two_processes_are_one_for_the_same_global_batch(both, monkeypatch, name
 @pytest.mark.parametrize("name", LEARNED)
 def test_noise_was_learned_for_several_steps(both, name):
     found, _ = both[1][name]
-    assert min(found["steps"]) >= 3 or name == "warm"  # which begins near the boundary
+    assert min(found["steps"]) >= 3
 
 
 def test_one_of_them_writes(both):

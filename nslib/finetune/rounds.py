@@ -63,9 +63,12 @@ class FinetuneDiverged(FloatingPointError):
         self.round, self.step, self.model = place.round, error.step if learning else place.step, model
         where, told = ("noise step", f"loss {error.loss}") if learning else ("update", error)
         remedy = "noise.lr or noise.limit" if learning else "lr or clip"
-        kept = f"; other settings cannot go on from the last good state, remove it then: {last_good}" * bool(last_good)
-        start = f"; they can start from the weights before this round: {weights}" * bool(weights)
-        super().__init__(f"round {self.round}, {where} {self.step}: {told}; lower {remedy}{kept}{start}")
+        advice = [f"lower {remedy}"]
+        if last_good:
+            advice.append(f"other settings cannot go on from the last good state, remove it then: {last_good}")
+        if weights:
+            advice.append(f"with another target they can start from the weights before this round: {weights}")
+        super().__init__(f"round {self.round}, {where} {self.step}: {told}; {'; '.join(advice)}")
 
 
 def finetune_model(

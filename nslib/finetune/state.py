@@ -140,7 +140,13 @@ class StateFile:
         return f"{self.path}, {self._told}" if self.path else ""
 
     def keep_good(self, model: StagedViT) -> str:
-        """Write the weights from before a round that failed, with which other settings can start; returns where."""
+        """Write the weights from before a round that failed, with which other settings can start; returns where.
+
+        They are kept until the run itself comes to its end, so that a start from them needs another target.
+
+        Raises:
+            OSError: they cannot be written, such as on a full disk.
+        """
         if self.writes:
             save_weights(model, self.good_path)
         return str(self.good_path or "")
@@ -176,7 +182,7 @@ class StateFile:
             ValueError: the file cannot be read, or was made with other settings; lists the differences.
         """
         if self.writes:
-            sweep(self.target, self.path, self.search_path)
+            sweep(self.target, self.path, self.search_path, self.good_path)
         if not self.begun:
             return Place()
         saved = load_state(self.path)
