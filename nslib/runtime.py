@@ -98,7 +98,10 @@ def atomic_path(final: Path) -> Iterator[Path]:
         finally:
             partial.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:  # safetensors wraps a full disk in an error of its own
-        raise OSError(f"{final} could not be written ({error}): make room; what was there before is kept") from error
+        raise OSError(
+            f"{final} could not be written ({error}): make room; what was there before is kept; if there is room, "
+            "take a folder in which files can be made"
+        ) from error
 
 
 def whole_files(folder: Path, pattern: str) -> list[Path]:
