@@ -119,7 +119,7 @@ class FinetuneConfig:
     heldout: int = 256  # the next ones, on which the stopping of the noise is tested
     ema: float = 0.0  # decay of an average of the weights, which is then the result; 0: none
     trainable: str = ""  # only parameters whose name contains this, such as pos_embed; empty: all
-    precision: str = "auto"  # bfloat16 on CUDA, else float32
+    precision: str = "auto"  # or float32, or bfloat16, which auto takes where the device is faster in it
     seed: int = 0
     checkpoint_every: int = 40  # updates between saved states, besides those around each learning of noise
     # Beyond the paper
@@ -138,6 +138,7 @@ class FinetuneConfig:
     attack_eps: float = 8 / 255  # linf, images lying in [0, 1]
     attack_step: float = 2 / 255
     attack_steps: int = 10
+    attack_precision: str = "auto"  # of the model under these attacks; auto: that of the updates
     trades_beta: float = 1.0
     sam_rho: float = 0.05
 
@@ -147,7 +148,7 @@ class FinetuneConfig:
             _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
         for name in ("lr", "clip", "sam_rho"):
             _require(getattr(self, name) > 0, name, "> 0", getattr(self, name))
-        for name in ("weight_decay", "mixup", "cutmix", "trades_beta", "seed"):
+        for name in ("weight_decay", "mixup", "cutmix", "trades_beta", "seed", "block"):
             _require(getattr(self, name) >= 0, name, ">= 0", getattr(self, name))
         for name in ("ema", "smoothing", "drop_path"):
             _require(0 <= getattr(self, name) < 1, name, "in [0, 1)", getattr(self, name))
@@ -156,10 +157,10 @@ class FinetuneConfig:
         _require(0 <= self.lr_min <= self.lr, "lr_min", f"in [0, lr = {self.lr}]", self.lr_min)
         _require(self.warm_start == 0 or self.warm_start > 1, "warm_start", "0, or > 1", self.warm_start)
         _require(self.objective != "permuted" or not self.warm_start, "warm_start", "0 with permuted", self.warm_start)
-        _require(self.block >= 0, "block", ">= 0", self.block)
         _require(self.groups == 1 or self.noises == 1, "groups", f"1 with noises = {self.noises}", self.groups)
-        expected = "auto, float32 or bfloat16"
-        _require(self.precision in ("auto", "float32", "bfloat16"), "precision", expected, self.precision)
+        for name in ("precision", "attack_precision"):
+            known = getattr(self, name) in ("auto", "float32", "bfloat16")
+            _require(known, name, "auto, float32 or bfloat16", getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -308,6 +309,7 @@ class FinetuningStudy:
     search_limits: tuple[float, ...] = ()  # of the noise's start, at the recipe's own lr and eps
     search_bases: tuple[int, ...] = ()  # seeds of other base models, finetuned with the recipe: see `open_stranger`
     search_rounds: int = 5  # of each such run
+    search_longer: tuple[int, ...] = ()  # rounds of further runs with the recipe itself
     search_images: int = 1000  # of val that judge it, none of which is reported
     keep: bool = False  # results of each run as a small file beside the figures, from which a later call takes them
 

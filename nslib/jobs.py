@@ -18,9 +18,9 @@ from nslib.evaluate.columns import COLUMNS, missing_of
 from nslib.evaluate.suite import VERSION as EVALUATION_VERSION
 from nslib.evaluate.suite import Evaluation, evaluate_model
 from nslib.finetune.objectives import with_recipe
+from nslib.finetune.precision import precision_of
 from nslib.finetune.rounds import Finetuned, finetune_model
 from nslib.finetune.state import Round, being_made, identity_of, rounds_of
-from nslib.finetune.updates import precision_of
 from nslib.kept import jobs_path, kept, packed, read_kept, rounded, taken, unpacked
 from nslib.nullspace.encoder import VERSION as NOISE_VERSION
 from nslib.nullspace.membership import clean_pass, make_pool
@@ -216,7 +216,8 @@ def _file(bench: Bench, settings: Settings, cfg: FinetuneConfig, *kind: str) -> 
     if not settings.finetuning.keep:
         return None
     changes = changed(config_of(settings, cfg.objective), cfg)
-    name = "_".join([bench.model.name, cfg.objective, f"seed{cfg.seed}", *changes, *kind])
+    others = [f"first-{first}"] if (first := settings.suite.first) else []  # of the images that are measured
+    name = "_".join([bench.model.name, cfg.objective, f"seed{cfg.seed}", *changes, *others, *kind])
     return jobs_path(settings.run_name) / f"{name}.json"
 
 

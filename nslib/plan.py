@@ -12,11 +12,12 @@ from typing import Any
 from nslib.config import FinetuneConfig
 from nslib.evaluate.bench import Bench
 from nslib.experiment import open_bench, open_model, open_stranger
+from nslib.finetune.objectives import ADVERSARIAL
 from nslib.jobs import TRACED, finetuned, fixed_noise, run
 from nslib.runtime import pick_device
 from nslib.settings import Settings
 from nslib.staged import renormalised
-from nslib.trials import ADVERSARIAL, OF_OTHERS
+from nslib.trials import OF_OTHERS
 from nslib.workers import KILLED, threads, workers
 
 _OF_EPS = ("nullspace", "random")  # measured at every eps of the study

@@ -125,6 +125,8 @@ PROFILES: dict[str, dict[str, Any]] = {
         "finetune.steps": 40,
         "finetune.lr": 3e-4,  # set by hand; notebook 11 looks around it, on val
         "finetune.lr_min": 3e-5,
+        "finetune.precision": "float32",  # kept results are taken on any machine: the same on all
+        "finetune.attack_precision": "bfloat16",
         "finetuning.seeds": 3,
         "finetuning.columns": TABLE2,
         "finetuning.images": 4000,
@@ -133,7 +135,8 @@ PROFILES: dict[str, dict[str, Any]] = {
         "finetuning.variants": True,
         "finetuning.fixed_steps": 300,
         "finetuning.keep": True,
-        "finetuning.search_lr": (1e-4, 3e-4, 1e-3),
+        "finetuning.search_longer": (10, 20),
+        "finetuning.search_lr": (1e-5, 1e-4, 3e-4, 1e-3),
         "finetuning.search_eps": (0.03, 0.1, 0.3),
         "finetuning.search_limits": (1.0, 10.0),
         "finetuning.search_bases": (1, 2),
@@ -156,6 +159,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "pretrain.images": 2**16,  # 10 GB on the GPU
         "pretrain.lr": 5e-4,
         **_PAPER,
+        "finetune.precision": "bfloat16",
         "finetuning.seeds": 3,
         "finetuning.columns": TABLE2,
         "finetuning.images": 2000,

@@ -15,42 +15,38 @@ from nslib.settings import Settings
 
 VAL = ("clean", "fgsm", "damagenet", "c")  # columns that are made of the images of val; those that can be shown count
 _TRACED = 16  # images of each round's measurement, which decides nothing here
-_COLUMNS = ("base", "lr", "eps", "limit", "plain", "difference", "low", "high", "n", "norm", "missed_eps")
+_COLUMNS = ("base", "rounds", "lr", "eps", "limit", "plain", "difference", "low", "high", "n", "norm", "missed_eps")
 
 
 class Recipe(NamedTuple):
-    """What is searched: seed of the base model (0: the settings' own), learning rate, eps, and limit of the start."""
+    """What is searched: seed of the base model (0: the settings' own), rounds, learning rate, eps, limit of a start."""
 
     base: int
+    rounds: int
     lr: float
     eps: float | None
     limit: float
 
 
 def settings_table(bench: Bench, settings: Settings) -> pd.DataFrame:
-    """Short runs of each of `recipes`: learned noise minus `plain` from the same base model at the same rate.
+    """Runs of each of `recipes`: learned noise minus `plain` from the same base model, as long and at the same rate.
 
     Each is 1/10 of its learning rate at the end, as in the paper. Differences are means over the columns of val, in
     percentage points, paired by image. The images are those of val after the ones that are reported.
 
     Returns:
-        the largest difference first: columns base (its seed), lr, eps, limit, plain (its mean top-1 over the columns,
-        percent), difference, low, high, n, norm (of the last round's noise), missed_eps (rounds with noise outside
-        eps).
-    Raises:
-        ValueError: where results are kept, a search of as many rounds as the recipe has.
+        the largest difference first: columns base (its seed), rounds, lr, eps, limit, plain (its mean top-1 over the
+        columns, percent), difference, low, high, n, norm (of the last round's noise), missed_eps (rounds with noise
+        outside eps).
     """
     study = settings.finetuning
-    if recipes(settings) and study.keep and study.search_rounds >= settings.finetune.rounds:
-        own = settings.finetune.rounds  # with as many, its plain run would be kept under the name of the recipe's own
-        raise ValueError(f"finetuning.search_rounds must be below finetune.rounds = {own}, got {study.search_rounds}")
     short = replace(study, columns=VAL, images=study.search_images, trace_images=_TRACED)
     reported = max(study.images, settings.images, settings.suite.images)
     settings = replace(settings, finetuning=short, suite=replace(settings.suite, first=reported, c_images=0))
     rows = []
     for recipe in recipes(settings):
         of_base = bench.of(open_stranger(settings, recipe.base)) if recipe.base else bench
-        common = {"rounds": study.search_rounds, "lr": recipe.lr, "lr_min": float(f"{recipe.lr / 10:.6g}")}
+        common = {"rounds": recipe.rounds, "lr": recipe.lr, "lr_min": float(f"{recipe.lr / 10:.6g}")}
         noise = replace(settings.finetune.noise, eps=recipe.eps, limit=recipe.limit)
         plain = run(of_base, settings, "plain", **common).evaluation
         job = run(of_base, settings, "nullspace", noise=noise, **common)
@@ -64,17 +60,20 @@ def settings_table(bench: Bench, settings: Settings) -> pd.DataFrame:
 
 
 def recipes(settings: Settings) -> list[Recipe]:
-    """Every learning rate with every eps, and the settings' own recipe with other limits and from other base models."""
-    study, own = settings.finetuning, _own(settings)
+    """Every learning rate with every eps, the settings' own recipe with other limits and from other base models, all of
+    them short, and the own recipe with other numbers of rounds."""
+    study = settings.finetuning
+    own = _own(settings)._replace(rounds=study.search_rounds)
     grid = [own._replace(lr=lr, eps=eps) for lr in study.search_lr for eps in study.search_eps]
     limits = [own._replace(limit=limit) for limit in study.search_limits]
-    return grid + limits + [own._replace(base=seed) for seed in study.search_bases]
+    bases = [own._replace(base=seed) for seed in study.search_bases]
+    return grid + limits + bases + [own._replace(rounds=rounds) for rounds in study.search_longer]
 
 
 def place_of_settings(table: pd.DataFrame, settings: Settings) -> str:
     """Where the settings' own recipe stands in `settings_table`, in words."""
     own = _own(settings)
-    told = f"this profile's lr {own.lr:g}, eps {own.eps} and limit {own.limit:g}"
+    told = f"this profile's {_words(own)}"
     if table.empty:
         return f"no search at this profile for {told}"
     place = [i for i, row in enumerate(table[list(Recipe._fields)].itertuples(index=False)) if tuple(row) == own]
@@ -83,9 +82,13 @@ def place_of_settings(table: pd.DataFrame, settings: Settings) -> str:
     first = table.iloc[0]
     return (
         f"{told}: place {place[0] + 1} of {len(table)}, {table.difference[place[0]]:.2f} points over plain; the first "
-        f"is lr {first.lr:g}, eps {first.eps:g} and limit {first.limit:g} from {_base_name(first.base)}, "
+        f"is {_words(first)} from {_base_name(first.base)}, "
         f"{first.difference:.2f} [{first.low:.2f}, {first.high:.2f}]"
     )
+
+
+def _words(recipe: Recipe) -> str:
+    return f"{recipe.rounds:g} rounds, lr {recipe.lr:g}, eps {recipe.eps} and limit {recipe.limit:g}"
 
 
 def _base_name(seed: int) -> str:
@@ -94,4 +97,4 @@ def _base_name(seed: int) -> str:
 
 def _own(settings: Settings) -> Recipe:
     cfg = settings.finetune
-    return Recipe(0, cfg.lr, cfg.noise.eps, cfg.noise.limit)
+    return Recipe(0, cfg.rounds, cfg.lr, cfg.noise.eps, cfg.noise.limit)

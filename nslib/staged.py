@@ -98,8 +98,8 @@ class StagedViT(nn.Module):
         return self.vit.norm(self.vit.blocks[self.block :](self._enter(tokens)))
 
     def classify(self, encoded: Tensor) -> Tensor:
-        """(B, T, D) -> (B, K)."""
-        return self.vit.forward_head(encoded)
+        """(B, T, D) -> (B, K), in the type of the weights, also under autocast: losses and gaps are made of them."""
+        return self.vit.forward_head(encoded).to(self.vit.patch_embed.proj.weight.dtype)
 
     def logits_from_tokens(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, K).

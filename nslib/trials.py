@@ -20,7 +20,6 @@ from nslib.jobs import BASE, Job, base_row, config_of, eps_set, fixed_noise, in_
 from nslib.settings import Settings
 
 OF_OTHERS = ("plain", "nullspace")  # with which a profile's further models are finetuned
-ADVERSARIAL = tuple(name for name, objective in OBJECTIVES.items() if objective.attack)  # that train on such images
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from nslib.evaluate.comparison import mean_difference
 from nslib.evaluate.cue import cue_conflict_table
 from nslib.evaluate.examples import column_examples
 from nslib.evaluate.metrics import corruption_table
+from nslib.finetune.objectives import ADVERSARIAL
 from nslib.report.reference import beside_table2, printed
 
 plots.use_style()
@@ -158,7 +159,7 @@ table2.round(1)
 
 # %%
 against = trials.differences_to(found, "plain")
-drawn = against[~against.model.isin(trials.ADVERSARIAL)]
+drawn = against[~against.model.isin(ADVERSARIAL)]
 by_seeds = drawn.groupby("seeds", sort=False).model.unique()
 told = "; ".join(f"{s} for {', '.join(models)}" for s, models in by_seeds.items())
 figure, ax = plt.subplots(figsize=(6.8, 2.8))

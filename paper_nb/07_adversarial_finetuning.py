@@ -29,6 +29,7 @@ import matplotlib.pyplot as plt
 import nslib
 from nslib import jobs, plots, testable, trials
 from nslib.evaluate.comparison import mean_difference
+from nslib.finetune.objectives import ADVERSARIAL
 from nslib.report.reference import printed
 
 plots.use_style()
@@ -42,9 +43,9 @@ settings.models, settings.finetune.attack_eps, settings.finetune.attack_steps
 
 # %%
 bench = nslib.open_bench(settings)
-found = trials.rows(bench, settings, ("plain", "nullspace", *trials.ADVERSARIAL))
+found = trials.rows(bench, settings, ("plain", "nullspace", *ADVERSARIAL))
 table3 = trials.rows_table(found)
-shown = trials.with_absent(table3, settings.profile, trials.ADVERSARIAL)
+shown = trials.with_absent(table3, settings.profile, ADVERSARIAL)
 record.table("table3", shown)
 record.table("estimates", trials.rows_estimates(found))
 shown.round(2)
@@ -57,7 +58,7 @@ printed("table3")
 # Below zero nullspace finetuning is better, on the same images. No figure where the profile trains on no attack.
 
 # %%
-others = {name: found[name] for name in trials.ADVERSARIAL if name in found}
+others = {name: found[name] for name in ADVERSARIAL if name in found}
 against = trials.differences_to({"nullspace": found["nullspace"], **others}, "nullspace")
 if others:
     figure, ax = plt.subplots(figsize=(5.6, 2.4))

@@ -24,10 +24,11 @@ from nslib.finetune.cost import metered
 from nslib.finetune.draws import PURPOSES, number, seeded
 from nslib.finetune.noises import Search, find_noises, pool_of
 from nslib.finetune.objectives import OBJECTIVES, View, against_itself, against_labels, recipe_of
+from nslib.finetune.precision import attack_precision_of, computing_in, precision_of
 from nslib.finetune.result import history_table
 from nslib.finetune.rounds import FinetuneDiverged, finetune_model
 from nslib.finetune.stream import Stream
-from nslib.finetune.updates import Trainer, precision
+from nslib.finetune.updates import Trainer
 from nslib.models import load_model
 from nslib.nullspace.membership import boundary_scale, noise_gap
 from nslib.processes import ALONE, Share
@@ -35,7 +36,18 @@ from nslib.progress import finetune_bar
 from nslib.runtime import generator
 
 NOISE = NoiseConfig(limit=1.0, lr=0.05, steps=100, batch=16)
-CFG = FinetuneConfig(rounds=2, steps=3, batch=8, lr=1e-3, lr_min=1e-5, pool=32, heldout=16, attack_steps=2, noise=NOISE)
+CFG = FinetuneConfig(
+    precision="float32",
+    rounds=2,
+    steps=3,
+    batch=8,
+    lr=1e-3,
+    lr_min=1e-5,
+    pool=32,
+    heldout=16,
+    attack_steps=2,
+    noise=NOISE,
+)
 
 
 @pytest.fixture
@@ -184,6 +196,7 @@ def test_eps_that_is_needed(change):
         (dict(mixup=-1), "mixup must be >= 0, got -1"),
         (dict(warm_start=0.9), "warm_start must be 0, or > 1, got 0.9"),
         (dict(precision="half"), "precision must be auto, float32 or bfloat16, got 'half'"),
+        (dict(attack_precision="half"), "attack_precision must be auto, float32 or bfloat16, got 'half'"),
     ],
 )
 def test_settings_out_of_range(change, told):
@@ -288,15 +301,15 @@ def test_weight_decay_spares_vectors_and_position(model):
 
 def test_sharpness_is_felt_in_bfloat16(model, source):
     """The second gradient is that of the moved weights, not of casts of the first ones."""
-    view, cfg = view_of(model, source), replace(CFG, precision="bfloat16")
+    view = view_of(model, source)
     trainer = trainer_of(model, objective="sam", sam_rho=0.5, clip=1e9)
     above = trainer_of(model, objective="plain").model
-    with precision(cfg, torch.device("cpu")):
+    with computing_in("bfloat16", torch.device("cpu")):
         trainer._gradient(view)
         trainer._climb()
         trainer._gradient(view)
     above.vit.load_state_dict(trainer.model.vit.state_dict())
-    with precision(cfg, torch.device("cpu")):
+    with computing_in("bfloat16", torch.device("cpu")):
         expected = gradients(above, OBJECTIVES["sam"].loss(above, view, CFG))
     assert close([p.grad for p in trainer.parameters], expected)
 
@@ -319,12 +332,54 @@ def test_sharpness_takes_the_gradient_uphill(model, source):
     assert largest <= 1e-3 * 1.1  # one AdamW step from where the weights were, not from uphill
 
 
-def test_precision_follows_the_device():
-    cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert not precision(CFG, cpu)._enabled
-    assert precision(replace(CFG, precision="bfloat16"), cpu)._enabled
-    if torch.cuda.is_available():
-        assert precision(CFG, cuda)._enabled
+def test_precision_follows_the_device(monkeypatch):
+    cfg, (cpu, cuda, mps) = replace(CFG, precision="auto"), map(torch.device, ("cpu", "cuda", "mps"))
+    assert (precision_of(cfg, cuda), precision_of(cfg, mps)) == ("bfloat16", "float32")
+    for able, expected in (
+        ({"avx512_bf16": True}, "bfloat16"), ({"amx_bf16": True}, "bfloat16"),
+        ({"avx512_bf16": False, "avx512_f": True}, "float32"), ({}, "float32"),
+    ):  # fmt: skip
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able, raising=False)
+        assert precision_of(cfg, cpu) == expected
+        assert attack_precision_of(cfg, cpu) == expected
+        assert attack_precision_of(replace(cfg, attack_precision="bfloat16"), cpu) == "bfloat16"
+        assert precision_of(CFG, cpu) == attack_precision_of(CFG, cpu) == "float32"
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert precision_of(cfg, cpu) == "float32"  # torch that cannot tell
+
+
+@pytest.mark.parametrize("outer", ["float32", "bfloat16"])
+def test_products_and_attention_are_in_that_precision(model, source, outer):
+    images, seen = view_of(model, source).images, {}
+    hook = model.vit.blocks[0].attn.register_forward_hook(lambda *call: seen.update(attended=call[2].dtype))
+    with hook, torch.enable_grad(), computing_in(outer, images.device):
+        logits = model(images)
+        assert torch.backends.cuda.flash_sdp_enabled() == (outer == "float32")  # the switch is that of CPUs too
+        for inner in ("bfloat16", "float32"):
+            with computing_in(inner, images.device):
+                model(images)
+            assert seen["attended"] == getattr(torch, inner)
+        model(images)
+        assert seen["attended"] == getattr(torch, outer)  # as before
+    assert logits.dtype == torch.float32  # of which losses are made
+    assert torch.backends.cuda.flash_sdp_enabled()
+
+
+def test_an_attack_has_a_precision_of_its_own(model, source):
+    """It moves what the model is trained on by less than a step of the attack, and nothing where there is no attack."""
+    view, cfg = view_of(model, source), replace(CFG, attack_precision="bfloat16")
+    attacked = [finetune_model(model, source, replace(c, objective="madry")) for c in (CFG, cfg)]
+    first = [made.history[0].losses[0] for made in attacked]
+    assert first[0] != first[1]
+    assert first[0] == pytest.approx(first[1], rel=0.02)
+    assert {w.dtype for w in weights(attacked[1].model).values()} == {torch.float32}
+    exact = against_labels(model, view, CFG, generator(0))
+    with computing_in("bfloat16", view.images.device):
+        quick = against_labels(model, view, CFG, generator(0))
+    assert quick.dtype == torch.float32
+    assert (quick == exact).float().mean() > 0.95
+    assert (quick - view.images).abs().max() <= CFG.attack_eps + 1e-6
+    assert same(finetune_model(model, source, CFG).model, finetune_model(model, source, cfg).model)
 
 
 @pytest.mark.parametrize("name", ["nullspace", "random", "madry"])

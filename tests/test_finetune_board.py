@@ -13,7 +13,9 @@ from nslib.finetune.result import history_table
 from nslib.finetune.rounds import finetune_model
 
 NOISE = NoiseConfig(limit=1.0, lr=0.05, steps=60, batch=16, eps=0.3)
-CFG = FinetuneConfig(rounds=3, steps=3, batch=8, lr=1e-3, lr_min=1e-5, pool=16, heldout=8, noise=NOISE)
+CFG = FinetuneConfig(
+    precision="float32", rounds=3, steps=3, batch=8, lr=1e-3, lr_min=1e-5, pool=16, heldout=8, noise=NOISE
+)
 
 
 @pytest.fixture

@@ -20,7 +20,9 @@ from nslib.finetune.state import only_maker
 from nslib.processes import ALONE, processes
 
 NOISE = NoiseConfig(limit=1.0, lr=0.05, steps=100, batch=16, eps=0.005)
-CFG = FinetuneConfig(rounds=1, steps=3, batch=8, lr=1e-3, lr_min=1e-5, pool=32, heldout=16, noise=NOISE)
+CFG = FinetuneConfig(
+    precision="float32", rounds=1, steps=3, batch=8, lr=1e-3, lr_min=1e-5, pool=32, heldout=16, noise=NOISE
+)
 RUNS = {
     "paper": CFG,
     "block": replace(CFG, block=1, noise=replace(NOISE, eps=0.05)),

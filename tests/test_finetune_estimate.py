@@ -15,7 +15,9 @@ from nslib.finetune.rounds import finetune_model
 from nslib.runtime import generator
 
 NOISE = NoiseConfig(limit=1.0, lr=0.05, steps=7, batch=16, eps=None)
-CFG = FinetuneConfig(rounds=2, steps=3, batch=8, lr=1e-3, lr_min=1e-5, pool=32, heldout=16, noise=NOISE)
+CFG = FinetuneConfig(
+    precision="float32", rounds=2, steps=3, batch=8, lr=1e-3, lr_min=1e-5, pool=32, heldout=16, noise=NOISE
+)
 
 
 # Bytes

@@ -25,7 +25,9 @@ from nslib.runtime import generator
 from nslib.staged import StagedViT
 
 NOISE = NoiseConfig(limit=1.0, lr=0.05, steps=100, batch=16, eps=0.2)
-CFG = FinetuneConfig(rounds=2, steps=3, batch=8, lr=1e-3, lr_min=1e-5, pool=32, heldout=16, noise=NOISE)
+CFG = FinetuneConfig(
+    precision="float32", rounds=2, steps=3, batch=8, lr=1e-3, lr_min=1e-5, pool=32, heldout=16, noise=NOISE
+)
 TINY = dict(img_size=24, embed_dim=24, depth=3, num_heads=2)
 FAMILIES = {
     "vit_tiny_patch16_224": {},

@@ -27,8 +27,8 @@ from nslib.store import differences
 
 NOISE = NoiseConfig(limit=1.0, lr=0.05, steps=100, batch=16, eps=0.05)
 CFG = FinetuneConfig(
-    rounds=3, steps=5, batch=8, lr=1e-3, lr_min=1e-5, pool=32, heldout=16, noise=NOISE, checkpoint_every=2,
-    ema=0.9, mixup=0.8, augment="rand-m9-mstd0.5-inc1", drop_path=0.2, noises=2, warm_start=1.5,
+    precision="float32", rounds=3, steps=5, batch=8, lr=1e-3, lr_min=1e-5, pool=32, heldout=16, noise=NOISE,
+    checkpoint_every=2, ema=0.9, mixup=0.8, augment="rand-m9-mstd0.5-inc1", drop_path=0.2, noises=2, warm_start=1.5,
 )  # fmt: skip
 
 
@@ -321,16 +321,18 @@ def test_other_weights_and_other_data_are_refused(model, source, tmp_path):
         finetune_model(model, ShapesSource(DataConfig(seed=1), model), CFG, target=tmp_path / "w.safetensors")
 
 
-def test_another_precision_is_refused_also_where_the_device_chose_it(model, source, tmp_path):
-    """A run that began on a GPU under `auto` does not go on in float32; one that names what `auto` chose does."""
-    target, half = tmp_path / "w.safetensors", replace(CFG, precision="bfloat16")
+def test_another_precision_is_refused_also_where_the_device_chose_it(model, source, tmp_path, monkeypatch):
+    """A run that began under `auto` in one precision goes on in no other; one that names what `auto` chose does."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict, raising=False)  # a CPU without bfloat16
+    auto, half = (replace(CFG, precision=name) for name in ("auto", "bfloat16"))
+    target = tmp_path / "w.safetensors"
     stopped(model, source, half, target, (0, "noise", 0))
     with pytest.raises(ValueError, match=r"other settings: finetune\.precision was 'bfloat16', is 'float32';"):
-        finetune_model(model, source, CFG, target=target)
+        finetune_model(model, source, auto, target=target)
     finetune_model(model, source, half, target=target)
     other = tmp_path / "other.safetensors"
-    stopped(model, source, CFG, other, (0, "noise", 0))
-    finetune_model(model, source, replace(CFG, precision="float32"), target=other)
+    stopped(model, source, auto, other, (0, "noise", 0))
+    finetune_model(model, source, CFG, target=other)
 
 
 def test_differences_by_hand():

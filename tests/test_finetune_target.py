@@ -16,7 +16,7 @@ from nslib.models import load_model
 from nslib.runtime import write_text
 from nslib.staged import StagedViT
 
-CFG = FinetuneConfig(objective="plain", rounds=2, steps=2, batch=4, pool=4, heldout=4, lr=1e-3)
+CFG = FinetuneConfig(precision="float32", objective="plain", rounds=2, steps=2, batch=4, pool=4, heldout=4, lr=1e-3)
 
 
 @pytest.fixture

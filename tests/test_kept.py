@@ -212,7 +212,19 @@ def test_the_search_looks_at_val_alone(bench, folder):
     assert sorted(table[["lr", "eps"]].values.tolist()) == [[1e-4, 0.5], [1e-3, 0.5]]
     assert table.difference.is_monotonic_decreasing
     assert (table.low <= table.difference).all()
-    long = replace(study, search_rounds=KEEPING.finetune.rounds)
-    with pytest.raises(ValueError, match=r"finetuning.search_rounds must be below finetune.rounds = 2, got 2"):
-        search.settings_table(bench, replace(settings, finetuning=long))
-    assert search.settings_table(bench, replace(settings, finetuning=replace(long, search_lr=()))).empty
+
+
+def test_the_search_is_kept_beside_the_runs_that_are_reported(bench, folder):
+    """With the recipe's own rounds it trains the same models: their figures on other images have names of their own."""
+    own = KEEPING.finetune.rounds
+    settings = replace(KEEPING, finetuning=replace(KEEPING.finetuning, search_longer=(own,), search_images=4))
+    reported = jobs.run(bench, KEEPING, "plain")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "VAL", ("clean", "fgsm"))
+        table = search.settings_table(bench, settings)
+    assert table["rounds"].tolist() == [own]
+    assert table.n.tolist() == [4]
+    assert len(list(folder.iterdir())) == 3
+    again = jobs.run(bench, KEEPING, "plain").evaluation
+    assert again.estimate("clean") == reported.evaluation.estimate("clean")
+    assert search.place_of_settings(table, settings).startswith(f"this profile's {own} rounds, lr 0.001")

@@ -29,21 +29,22 @@ def test_search_on_the_columns_that_can_be_shown():
 
 
 def test_limits_and_base_models_beside_the_recipe():
-    """Each changes one thing of it; a base model has its own `plain`, another limit has the recipe's."""
-    settings = replace(TINY, models=("shapes_vit",), finetuning=replace(
-        TINY.finetuning, search_limits=(0.2, 4.0), search_bases=(1,), search_rounds=1, search_images=6))  # fmt: skip
+    """Each changes one thing of it; another base model or number of rounds has its own `plain`."""
+    study = replace(TINY.finetuning, search_limits=(0.2, 4.0), search_bases=(1,), search_rounds=1, search_images=6)
+    settings = replace(TINY, models=("shapes_vit",), finetuning=replace(study, search_longer=(2,)))
     own = TINY.finetune
+    eps, limit = own.noise.eps, own.noise.limit
     assert recipes(settings) == [
-        (0, own.lr, own.noise.eps, 0.2), (0, own.lr, own.noise.eps, 4.0), (1, own.lr, own.noise.eps, own.noise.limit)
+        (0, 1, own.lr, eps, 0.2), (0, 1, own.lr, eps, 4.0), (1, 1, own.lr, eps, limit), (0, 2, own.lr, eps, limit)
     ]  # fmt: skip
     model = load_model()
     table = settings_table(Bench(model, open_source(TINY.data, model), TINY.suite), settings).set_index(
-        ["base", "limit"]
+        ["base", "rounds", "limit"]
     )
     plain, norm = table.plain, table.norm
-    assert plain[0, 0.2] == plain[0, 4.0]
-    assert plain[0, 0.2] != plain[1, own.noise.limit]
-    assert norm[0, 0.2] < norm[0, 4.0]
+    assert plain[0, 1, 0.2] == plain[0, 1, 4.0]
+    assert len({plain[0, 1, 0.2], plain[1, 1, limit], plain[0, 2, limit]}) == 3
+    assert norm[0, 1, 0.2] < norm[0, 1, 4.0]
 
 
 def test_a_stranger_goes_by_its_seed():
@@ -54,21 +55,21 @@ def test_a_stranger_goes_by_its_seed():
 @pytest.mark.parametrize(
     ("lr", "eps", "limit", "words"),
     [
-        (1e-3, 0.5, 1.0, r"lr 0.001, eps 0.5 and limit 1: place 3 of 4, 0.20 points over plain; the first is lr 0.001, "
-                         r"eps 0.1 and limit 1 from base model 2, 0.60 \[0.20, 1.00\]"),
-        (1e-3, 0.1, 1.0, "lr 0.001, eps 0.1 and limit 1: place 2 of 4, 0.50 points"),
-        (1e-3, 0.1, 3.0, "lr 0.001, eps 0.1 and limit 3 are not among the 4 that were searched"),
-        (1e-4, 0.1, 1.0, "lr 0.0001, eps 0.1 and limit 1 are not among the 4 that were searched"),
+        (1e-3, 0.5, 1.0, "2 rounds, lr 0.001, eps 0.5 and limit 1: place 3 of 4, 0.20 points over plain; the first is "
+                         r"2 rounds, lr 0.001, eps 0.1 and limit 1 from base model 2, 0.60 \[0.20, 1.00\]"),
+        (1e-3, 0.1, 1.0, "2 rounds, lr 0.001, eps 0.1 and limit 1: place 2 of 4, 0.50 points"),
+        (1e-3, 0.1, 3.0, "2 rounds, lr 0.001, eps 0.1 and limit 3 are not among the 4 that were searched"),
+        (1e-4, 0.1, 1.0, "2 rounds, lr 0.0001, eps 0.1 and limit 1 are not among the 4 that were searched"),
     ],
 )  # fmt: skip
 def test_where_the_recipe_stands(lr, eps, limit, words):
     rows = [
-        (2, 1e-3, 0.1, 1.0, 0.6, 0.2, 1.0),
-        (0, 1e-3, 0.1, 1.0, 0.5, 0.1, 0.9),
-        (0, 1e-3, 0.5, 1.0, 0.2, -0.1, 0.5),
-        (0, 1e-4, 0.5, 1.0, 0.1, -0.3, 0.5),
+        (2, 2, 1e-3, 0.1, 1.0, 0.6, 0.2, 1.0),
+        (0, 2, 1e-3, 0.1, 1.0, 0.5, 0.1, 0.9),
+        (0, 2, 1e-3, 0.5, 1.0, 0.2, -0.1, 0.5),
+        (0, 2, 1e-4, 0.5, 1.0, 0.1, -0.3, 0.5),
     ]
-    table = pd.DataFrame(rows, columns=["base", "lr", "eps", "limit", "difference", "low", "high"])
+    table = pd.DataFrame(rows, columns=["base", "rounds", "lr", "eps", "limit", "difference", "low", "high"])
     noise = replace(TINY.finetune.noise, eps=eps, limit=limit)
     finetune = replace(TINY.finetune, lr=lr, lr_min=lr / 10, noise=noise)
     said = place_of_settings(table, replace(TINY, finetune=finetune))
@@ -77,4 +78,4 @@ def test_where_the_recipe_stands(lr, eps, limit, words):
 
 def test_no_search():
     said = place_of_settings(pd.DataFrame(), TINY)
-    assert said == "no search at this profile for this profile's lr 0.001, eps 0.5 and limit 3"
+    assert said == "no search at this profile for this profile's 2 rounds, lr 0.001, eps 0.5 and limit 3"

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from nslib import testable, trials
+from nslib import testable
 from nslib.config import TABLE2, FinetuneConfig, NoiseConfig
+from nslib.finetune.objectives import ADVERSARIAL
 from nslib.profiles import resolve
 
 PAPER = FinetuneConfig()
@@ -62,7 +63,7 @@ def test_the_sides_of_c12():
         "adversarial": ["fgsm", "damagenet"],
     }
     assert testable.sides(("clean", "pgd", "autoattack")) == {"natural": ["clean"], "adversarial": []}
-    assert set(trials.ADVERSARIAL) == {"madry", "madry_authors", "trades"}
+    assert set(ADVERSARIAL) == {"madry", "madry_authors", "trades"}
 
 
 def test_c12_is_judged_by_whole_sides():

@@ -18,8 +18,9 @@ from nslib.data.source import Source
 from nslib.finetune.cost import cost_told
 from nslib.finetune.draws import draws
 from nslib.finetune.objectives import recipe_of
+from nslib.finetune.precision import computing_in, precision_of
 from nslib.finetune.rounds import Moment, finetune_model
-from nslib.finetune.updates import Trainer, precision
+from nslib.finetune.updates import Trainer
 from nslib.processes import ALONE, Share
 from nslib.runtime import generator
 from nslib.staged import StagedViT, frozen
@@ -113,16 +114,16 @@ def _memory(model: StagedViT, cfg: FinetuneConfig, share: Share) -> dict[str, in
     trainer = Trainer(deepcopy(model), objective, cfg, share)
     images = torch.rand(share.size(cfg.batch), *model.image_shape, generator=generator(0)).to(model.device)
     labels = torch.zeros(len(images), dtype=torch.int64, device=model.device)
-    weight = model.vit.patch_embed.proj.weight
+    weight, precision = model.vit.patch_embed.proj.weight, precision_of(cfg, model.device)
     noise = torch.zeros(1, *trainer.model.token_shape).to(weight) if objective.noise else None
 
     def update() -> None:
-        with precision(cfg, model.device):
+        with computing_in(precision, model.device):
             trainer.update(images.to(weight), labels, noise, draws(cfg.seed, "attack", 0))
 
     def search() -> None:
         tokens = torch.zeros(share.size(min(cfg.noise.batch, cfg.pool)), *trainer.model.token_shape).to(weight)
-        with frozen(trainer.model), precision(cfg, model.device):
+        with frozen(trainer.model), computing_in(precision, model.device):
             trainer.model.logits_from_tokens(tokens + noise.clone().requires_grad_()).sum().backward()
 
     calls = [update, search] if objective.noise in ("learned", "permuted") else [update]

@@ -36,11 +36,11 @@ class NoiseFacts:
 def pool_of(model: StagedViT, images: Tensor, cfg: FinetuneConfig) -> Pool:
     """The images (pool + heldout, C, H, W) passed through the model as it is now, in the type of its weights.
 
-    Under autocast the passes themselves come in bfloat16, as those of the noisy tokens will.
+    Under autocast tokens come in bfloat16, as the noisy ones will.
     """
     pool = make_pool(model, images, heldout=cfg.heldout, batch=cfg.batch)
     weight = model.vit.patch_embed.proj.weight
-    return Pool(*(replace(part, tokens=part.tokens.to(weight), logits=part.logits.to(weight)) for part in pool))
+    return Pool(*(replace(part, tokens=part.tokens.to(weight)) for part in pool))
 
 
 @dataclass

@@ -129,6 +129,7 @@ OBJECTIVES: dict[str, Objective] = {
     "augmix": Objective(clean, recipe={"augment": "augmix-m3-w3"}),  # its images, without its Jensen-Shannon loss
     "sam": Objective(clean, sharpness=True),
 }
+ADVERSARIAL = tuple(name for name, objective in OBJECTIVES.items() if objective.attack)  # that train on such images
 
 
 def recipe_of(cfg: FinetuneConfig) -> tuple[Objective, FinetuneConfig]:

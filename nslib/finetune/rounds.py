@@ -20,10 +20,11 @@ from nslib.finetune.cost import metered
 from nslib.finetune.draws import draws, number, seeded
 from nslib.finetune.noises import Search, find_noises, pool_of
 from nslib.finetune.objectives import recipe_of
+from nslib.finetune.precision import computing_in, precision_of
 from nslib.finetune.result import Log, finished, write_result
 from nslib.finetune.state import Place, Round, StateFile, identity_of, only_maker
 from nslib.finetune.stream import Stream
-from nslib.finetune.updates import Trainer, precision, precision_of
+from nslib.finetune.updates import Trainer
 from nslib.models import check_target
 from nslib.nullspace.encoder import NoiseDiverged, Trace
 from nslib.processes import ALONE, Share
@@ -175,7 +176,7 @@ def _round(place: Place, trainer: Trainer, stream: Stream, saved: StateFile, on_
 def _find_noise(place: Place, trainer: Trainer, stream: Stream, search: Search, on_step) -> None:
     """Lines 2 to 7: a noise inside the eps set of the model as it is now, if the objective has one."""
     model, cfg, kind = trainer.model, trainer.cfg, trainer.objective.noise
-    current = Round()
+    current, precision = Round(), precision_of(cfg, model.device)
     if kind:
 
         def tell(step: int, trace: Trace) -> None:
@@ -184,7 +185,7 @@ def _find_noise(place: Place, trainer: Trainer, stream: Stream, search: Search, 
 
         images = stream.for_noise
         started = time.monotonic() - search.begun.get("seconds", 0.0)  # reading images is not on the clock
-        with metered(model) as meter, precision(cfg, model.device):
+        with metered(model) as meter, computing_in(precision, model.device):
             pool = pool_of(model, images, cfg)
             meter.passes = search.begun.get("passes", meter.passes)
 
@@ -214,7 +215,7 @@ def _train(place: Place, trainer: Trainer, stream: Stream, save: Callable[[], No
         FloatingPointError: as `Trainer.update` and `Trainer.check`.
     """
     model, cfg, current = trainer.model, trainer.cfg, place.history[-1]
-    weight = model.vit.patch_embed.proj.weight
+    weight, precision = model.vit.patch_embed.proj.weight, precision_of(cfg, model.device)
     augment = Augment(model, cfg)
     first, end = (place.round * cfg.steps + step for step in (place.step, cfg.steps))
     for update, (images, labels) in enumerate(stream.batches(first, end), start=first):
@@ -227,7 +228,7 @@ def _train(place: Place, trainer: Trainer, stream: Stream, save: Callable[[], No
             noise = place.noise[which.to(weight.device)]
         rank = trainer.share.rank
         augmenting = number(cfg.seed, "augment", update, rank)
-        with seeded(augmenting, weight.device), metered(model) as meter, precision(cfg, weight.device):
+        with seeded(augmenting, weight.device), metered(model) as meter, computing_in(precision, weight.device):
             images, targets = augment(images.to(weight), labels.to(weight.device))
             loss = trainer.update(images, targets, noise, draws(cfg.seed, "attack", update, rank))
         current.losses.append(loss)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nslib.config import FinetuneConfig
 from nslib.finetune.noises import NoiseFacts, Search
+from nslib.finetune.objectives import ADVERSARIAL
 from nslib.finetune.updates import Trainer
 from nslib.models import save_weights
 from nslib.processes import Share
@@ -52,8 +53,9 @@ class Place:
 
 
 def identity_of(cfg: FinetuneConfig) -> FinetuneConfig:
-    """By what results are told apart: how often a run is saved changes none."""
-    return replace(cfg, checkpoint_every=FinetuneConfig.checkpoint_every)
+    """By what results are told apart: how often a run is saved changes none, nor attacks where there are none."""
+    same = replace(cfg, checkpoint_every=FinetuneConfig.checkpoint_every)
+    return same if cfg.objective in ADVERSARIAL else replace(same, attack_precision="auto")
 
 
 def _lock_of(target: Path) -> FileLock:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager
 from copy import deepcopy
 
 import torch
@@ -15,6 +14,7 @@ from nslib.config import FinetuneConfig
 from nslib.finetune.augment import set_drop_path
 from nslib.finetune.cut import cut_at
 from nslib.finetune.objectives import Objective, View
+from nslib.finetune.precision import attack_precision_of, computing_in
 from nslib.processes import Share
 from nslib.staged import StagedViT
 
@@ -57,7 +57,9 @@ class Trainer:
         """
         view = View(images, targets, noise)
         if self.objective.attack:
-            view = view._replace(adversarial=self.objective.attack(self.model, view, self.cfg, generator))
+            with computing_in(attack_precision_of(self.cfg, images.device), images.device):
+                found = self.objective.attack(self.model, view, self.cfg, generator)
+            view = view._replace(adversarial=found)
         self.model.train()
         loss = self._gradient(view)
         if self.objective.sharpness:
@@ -154,15 +156,3 @@ def _trainable(model: StagedViT, name: str) -> list[nn.Parameter]:
         near = ", ".join(n for n, _ in model.vit.named_parameters() if "." not in n)
         raise ValueError(f"trainable must be part of a parameter's name, such as {near} or blocks.0, got {name!r}")
     return chosen
-
-
-def precision_of(cfg: FinetuneConfig, device: torch.device) -> str:
-    """float32 or bfloat16; `auto` takes the latter where the device gains from it."""
-    if cfg.precision != "auto":
-        return cfg.precision
-    return "bfloat16" if device.type == "cuda" else "float32"
-
-
-def precision(cfg: FinetuneConfig, device: torch.device) -> AbstractContextManager:
-    """Autocast to bfloat16 where that is the precision."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision_of(cfg, device) == "bfloat16")
