@@ -9,7 +9,9 @@ there, computes the patch embedding and all of the last block as timm does, and 
 branch and a gradient for the noise. Both learn their noise to the same held-out eps; our passes over the pool and our
 held-out tests are on the clock, its own tests are off it. Updates of the two are interleaved, so that a drift of the
 machine's speed falls on both; reading images is off the clock. `noise_ratio`, `update_ratio` and `round_ratio` are the
-transcription's seconds over ours. `warm_start_ratio` is another algorithm, not a faster one: seconds to a noise in a
+transcription's seconds over ours, both in float32. `bfloat16_ratio` is not of the algorithm: our round in float32 over
+our round in bfloat16, which `precision = auto` takes where the device gains; what the two reach is printed beside it.
+`warm_start_ratio` is another algorithm, not a faster one: seconds to a noise in a
 second round begun anew over one begun past the boundary along the first round's noise; the norms and gaps that the two
 reach are printed beside it.
 """
@@ -33,6 +35,7 @@ from nslib.data.source import open_source
 from nslib.finetune.draws import draws, number
 from nslib.finetune.noises import Search, find_noises, pool_of
 from nslib.finetune.objectives import OBJECTIVES
+from nslib.finetune.precision import computing_in
 from nslib.finetune.stream import Stream
 from nslib.finetune.updates import Trainer
 from nslib.models import load_model
@@ -75,25 +78,27 @@ def timed(action):
 
 def learn(model, images, cfg, *, round_=0, last=None):
     """Our learning phase: the pool passed through the model, then the search."""
-    pool = pool_of(model, images, cfg)
-    noise, facts = find_noises(
-        "learned", model, pool, cfg, round_=round_, last=last, share=ALONE, search=Search(), on_step=None
-    )
+    with computing_in(cfg.precision, model.device):
+        pool = pool_of(model, images, cfg)
+        noise, facts = find_noises(
+            "learned", model, pool, cfg, round_=round_, last=last, share=ALONE, search=Search(), on_step=None
+        )
     return noise, facts[0]
 
 
 def updates(model, noise, stream, cfg):
-    """Seconds of the S updates of the transcription and of ours, interleaved, and our model after them."""
-    theirs = PlainUpdates(deepcopy(model), noise, cfg)
-    ours = Trainer(deepcopy(model), OBJECTIVES["nullspace"], cfg, ALONE)
-    seconds, losses = {"theirs": 0.0, "ours": 0.0}, []
+    """Of the transcription and of ours, also in bfloat16: seconds of S updates, interleaved, last loss, model after."""
+    exact, half = (Trainer(deepcopy(model), OBJECTIVES["nullspace"], cfg, ALONE) for _ in range(2))
+    makers = {"theirs": PlainUpdates(deepcopy(model), noise, cfg), "ours": exact, "bfloat16": half}
+    seconds, losses = dict.fromkeys(makers, 0.0), {}
     for step, (images, labels) in enumerate(stream.batches(0, cfg.steps)):
-        one, reference = timed(lambda x=images, y=labels: theirs.update(x, y))
-        two, loss = timed(lambda x=images, y=labels, s=step: ours.update(x, y, noise, draws(cfg.seed, "attack", s)))
-        seconds["theirs"] += one
-        seconds["ours"] += two
-        losses.append((reference, loss))
-    return seconds, losses, ours.result()
+        attack = draws(cfg.seed, "attack", step)  # which this objective does not use
+        for name, maker in makers.items():
+            further = () if name == "theirs" else (noise, attack)
+            with computing_in("bfloat16" if name == "bfloat16" else "float32", model.device):
+                took, losses[name] = timed(lambda m=maker, x=images, y=labels, f=further: m.update(x, y, *f))
+            seconds[name] += took
+    return seconds, losses, exact.result()
 
 
 def main() -> None:
@@ -107,19 +112,23 @@ def main() -> None:
     args = parser.parse_args()
 
     model = load_model()
-    cfg = FinetuneConfig(steps=args.steps, batch=args.batch, pool=args.pool, heldout=args.heldout)
+    cfg = FinetuneConfig(steps=args.steps, batch=args.batch, pool=args.pool, heldout=args.heldout, precision="float32")
     cfg = replace(cfg, noise=replace(cfg.noise, batch=args.batch))
     stream = Stream(open_source(DataConfig(), model), model, cfg, ALONE)
     images = stream.for_noise
-    learn(model, images, replace(cfg, noise=replace(cfg.noise, eps=0.3)))  # warm up
+    for precision in ("float32", "bfloat16"):  # warm up
+        learn(model, images, replace(cfg, precision=precision, noise=replace(cfg.noise, eps=0.3)))
     updates(model, torch.zeros(1, *model.token_shape), stream, replace(cfg, steps=2))
 
-    ratios = {"noise_ratio": [], "update_ratio": [], "round_ratio": [], "warm_start_ratio": []}
+    names = ("noise_ratio", "update_ratio", "round_ratio", "bfloat16_ratio", "warm_start_ratio")
+    ratios = {name: [] for name in names}
     for seed in range(args.pairs):
         cfg = replace(cfg, seed=seed)
         stopping = pool_of(model, images, cfg)  # of the transcription, off its clock
         theirs = sum(transcription(model, images[: cfg.pool], stopping, cfg.noise, number(seed, "noise", 0, 0)))
         ours, (noise, facts) = timed(lambda c=cfg: learn(model, images, c))
+        low = replace(cfg, precision="bfloat16")
+        half, (_, rough) = timed(lambda c=low: learn(model, images, c))
         update, losses, after = updates(model, noise, stream, cfg)
 
         past = replace(cfg, warm_start=1.5)
@@ -128,12 +137,15 @@ def main() -> None:
         ratios["noise_ratio"].append(theirs / ours)
         ratios["update_ratio"].append(update["theirs"] / update["ours"])
         ratios["round_ratio"].append((theirs + update["theirs"]) / (ours + update["ours"]))
+        ratios["bfloat16_ratio"].append((ours + update["ours"]) / (half + update["bfloat16"]))
         ratios["warm_start_ratio"].append(cold / warm)
         print(
             f"start {seed}: noise {theirs:.2f} s, ours {ours:.2f} s, {facts.steps} steps to {facts.gap_heldout:.4f}; "
-            f"updates {update['theirs']:.2f} s, ours {update['ours']:.2f} s, last losses {losses[-1][0]:.4f} "
-            f"and {losses[-1][1]:.4f}; next noise anew {fresh.steps} steps to {fresh.gap_heldout:.4f} at norm "
-            f"{fresh.norm:.1f}, past the boundary {further.steps} to {further.gap_heldout:.4f} at {further.norm:.1f}"
+            f"updates {update['theirs']:.2f} s, ours {update['ours']:.2f} s, last losses {losses['theirs']:.4f} "
+            f"and {losses['ours']:.4f}\n  in bfloat16: noise {half:.2f} s, {rough.steps} steps to "
+            f"{rough.gap_heldout:.4f}; updates {update['bfloat16']:.2f} s, last loss {losses['bfloat16']:.4f}\n  next "
+            f"noise: anew {fresh.steps} steps to {fresh.gap_heldout:.4f} at norm {fresh.norm:.1f}, past the boundary "
+            f"{further.steps} to {further.gap_heldout:.4f} at {further.norm:.1f}"
         )
     print(json.dumps({name: round(statistics.median(values), 3) for name, values in ratios.items()}))
 

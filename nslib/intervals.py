@@ -11,6 +11,12 @@ from scipy import optimize, stats
 LEVEL = 0.95
 
 
+def span(counts: ArrayLike) -> str:
+    """The least and the largest of some counts in words, `200 to 4000`, or the one that all of them are."""
+    least, most = np.min(counts), np.max(counts)
+    return f"{least:g}" if least == most else f"{least:g} to {most:g}"
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A number with its 95 % interval [low, high], from n images (or other units) and so many seeds."""

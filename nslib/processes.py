@@ -61,7 +61,7 @@ class Share:
             )
         return batch // self.count
 
-    def check_same(self, found: str, where: object) -> None:
+    def check_agreed(self, found: str, where: object) -> None:
         """Wait for all processes, and refuse to go on where one of them has found something else.
 
         Raises:

@@ -34,6 +34,7 @@ from nslib.evaluate.cue import cue_conflict_table
 from nslib.evaluate.examples import column_examples
 from nslib.evaluate.metrics import corruption_table
 from nslib.finetune.objectives import ADVERSARIAL
+from nslib.intervals import span
 from nslib.report.reference import beside_table2, printed
 
 plots.use_style()
@@ -57,7 +58,7 @@ plots.rows_of_table2(columns, printed("table2"), ax).set(ylabel="top-1 or error,
 plots.legend_above(figure, ax, columns=3)
 plots.caption(
     figure,
-    f"ours: {bench.model.name}, n = {columns.n.min():g} to {columns.n.max():g}; whiskers: 95 % intervals; c is an error",
+    f"ours: {bench.model.name}, n = {span(columns.n)}; whiskers: 95 % intervals; c is an error",
 )
 record.figure("beside_paper", figure, None)
 columns.round(1)
@@ -167,7 +168,7 @@ plots.differences(drawn, ax).set(ylabel="top-1 minus plain, points")
 plots.legend_above(figure, ax, columns=5)
 plots.caption(
     figure,
-    f"{bench.model.name}, n = {drawn.n.min()} to {drawn.n.max()} images a column; seeds of `plain` compared with: {told}; whiskers: 95 % of the paired difference",
+    f"{bench.model.name}, n = {span(drawn.n)} images a column; seeds of `plain` compared with: {told}; whiskers: 95 % of the paired difference",
 )
 record.figure("against_plain", figure, against)
 against_base = trials.differences_to({name: found[name] for name in (trials.BASE, "nullspace")}, trials.BASE)

@@ -128,7 +128,7 @@ over_nullspace.round(2)
 
 # %% [markdown]
 # ## How the recipe was chosen
-# The recipe was set by hand, and this is its check after the fact: every learning rate with every ε, then other limits of the noise's start and less trained base models (`base` is their seed, as in notebook 13) with the recipe's own, by short runs of one seed judged on images of val alone, none of which is reported anywhere. Where does learned noise gain most over `plain`? The largest of several differences flatters itself. The rows are sorted by that gain; the line above them says where this profile's own recipe stands. Empty where the profile does not search: `full` does.
+# In which setting has learned noise room to act? Searched by one seed on images of val alone, none of which is reported anywhere: every learning rate, the paper's among them, with every ε; other limits of the noise's start and less trained base models (`base` is their seed, as in notebook 13) with the recipe's own rate and ε; and longer runs of the recipe itself, of which the paper's K = 20 is given beforehand. The rows are sorted by what learned noise gains over `plain`; the largest of several differences flatters itself. The line above them says where this profile's own recipe stands. Empty where the profile does not search: `full` does.
 
 # %%
 recipes = search.settings_table(bench, settings)

@@ -5,6 +5,7 @@ import os
 # Before timm is imported: no test asks the hub, whatever this machine has cached or can reach.
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": os.devnull}
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from nslib.config import DataConfig
+from nslib.data.shapes import Batch
 from nslib.data.source import ShapesSource
 from nslib.models import build_model
 from nslib.nullspace.membership import Pool, make_pool
@@ -47,6 +49,33 @@ def make_vit(name: str = "vit_tiny_patch16_224", *, spread: float = 0.0, seed: i
 def tiny_vit(depth: int = 2) -> StagedViT:
     """The shipped architecture with four tokens of width 24, untrained, for tests of finetuning."""
     return make_vit("shapes_vit", **TINY | {"depth": depth})
+
+
+class FewImages:
+    """A data set that ends, as a folder does: n images of random pixels, of which the first of image i is i / n.
+
+    Image i is of class i modulo ten, or with `second` of class 0, and 1 from that image on.
+    """
+
+    def __init__(self, n: int, second: int = 0):
+        self.n, rows = n, torch.arange(n)
+        self.images = torch.rand(n, 3, 24, 24, generator=generator(0))
+        self.images[:, 0, 0, 0] = rows / n
+        self.labels = (rows >= second).long() if second else rows % 10
+
+    def take(self, split: str, n: int, *, start: int = 0) -> Batch:
+        assert split == "train"
+        assert start + n <= self.n
+        return self.pick(split, range(start, start + n))
+
+    def pick(self, split: str, rows: Sequence[int]) -> Batch:
+        return Batch(self.images[list(rows)], self.labels[list(rows)])
+
+    def count(self, split: str) -> int:
+        return self.n
+
+    def identity(self, split: str) -> dict:
+        return {"kind": "few", "n": self.n}
 
 
 def files_in(folder: Path) -> list[str]:

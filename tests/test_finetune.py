@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import TINY, files_in, make_vit, tiny_vit
+from conftest import TINY, FewImages, files_in, make_vit, tiny_vit
 from safetensors.torch import load_file
 from torch.nn import functional as F
 from torchvision.transforms.functional import to_pil_image
 
 from nslib.config import DataConfig, FinetuneConfig, NoiseConfig
-from nslib.data.shapes import Batch
 from nslib.data.source import ShapesSource
 from nslib.finetune import rounds
 from nslib.finetune.augment import Augment, set_drop_path
@@ -57,30 +56,6 @@ def model():
     with torch.no_grad():
         tiny.vit.head.weight *= 20
     return tiny
-
-
-class FewImages:
-    """A data set that ends, as a folder does: random pixels, the first of image i being i / n; class i modulo ten."""
-
-    def __init__(self, n: int, size: int = 24):
-        self.n = n
-        self.images = torch.rand(n, 3, size, size, generator=generator(0))
-        self.images[:, 0, 0, 0] = torch.arange(n) / n
-
-    def take(self, split, n, *, start=0):
-        assert split == "train"
-        assert start + n <= self.n
-        return self.pick(split, range(start, start + n))
-
-    def pick(self, split, rows):
-        rows = torch.tensor(rows)
-        return Batch(self.images[rows], rows % 10)
-
-    def count(self, split):
-        return self.n
-
-    def identity(self, split):
-        return {"kind": "few", "n": self.n}
 
 
 def weights(model) -> dict[str, torch.Tensor]:

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import FewImages
 
 from nslib.config import FinetuneConfig, NoiseConfig
-from nslib.data.shapes import Batch
 from nslib.finetune import estimate as module
 from nslib.finetune.cost import cost_told
 from nslib.finetune.estimate import estimate, kept_bytes
@@ -142,24 +142,8 @@ def test_nothing_is_changed_or_written(model, source, tmp_path, monkeypatch):
 # Words
 
 
-class Few:
-    """A data set that ends."""
-
-    def take(self, split, n, *, start=0):
-        return self.pick(split, range(start, start + n))
-
-    def pick(self, split, rows):
-        return Batch(torch.rand(len(rows), 3, 24, 24, generator=generator(rows[0])), torch.tensor(rows) % 10)
-
-    def count(self, split):
-        return 96
-
-    def identity(self, split):
-        return {"kind": "few"}
-
-
 def test_lines_tell_it_in_words(model):
-    planned = estimate(model, Few(), CFG)
+    planned = estimate(model, FewImages(96), CFG)
     text = "\n".join(planned.lines())
     assert "images: 48, in 2 rounds of 3 updates of 8\n" in text
     assert "noise steps: without early stops 14\n" in text
@@ -169,7 +153,8 @@ def test_lines_tell_it_in_words(model):
     assert f"cost: without early stops {images:.0f} images of standard training, {epochs}\n" in text
     assert "memory of a process, GB: 0.00 beside Python and torch (weights 0.00, gradients" in text
     assert f"hours: without early stops {planned.hours:.2f}, with" in text
-    assert "without early stops" not in "\n".join(estimate(model, Few(), replace(CFG, objective="plain")).lines())
+    plain = estimate(model, FewImages(96), replace(CFG, objective="plain"))
+    assert "without early stops" not in "\n".join(plain.lines())
 
 
 def test_cost_in_words():

@@ -5,11 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import make_vit, random_images, tiny_vit
+from conftest import FewImages, make_vit, random_images, tiny_vit
 from torch.nn import functional as F
 
 from nslib.config import FinetuneConfig, NoiseConfig
-from nslib.data.shapes import Batch
 from nslib.finetune import noises
 from nslib.finetune.cut import cut_at
 from nslib.finetune.noises import Search, find_noises, pool_of
@@ -45,26 +44,6 @@ def model():
     with torch.no_grad():
         tiny.vit.head.weight *= 20
     return tiny
-
-
-class TwoClasses:
-    """Random pixels, labels 0 and 1, of which 1 begins at image `first`."""
-
-    def __init__(self, first: int):
-        self.first, self.images = first, torch.rand(90, 3, 24, 24, generator=generator(0))
-
-    def take(self, split, n, *, start=0):
-        return self.pick(split, range(start, start + n))
-
-    def pick(self, split, rows):
-        rows = torch.tensor(rows)
-        return Batch(self.images[rows], (rows >= self.first).long())
-
-    def count(self, split):
-        return 90
-
-    def identity(self, split):
-        return {"kind": "two", "first": self.first}
 
 
 # A deeper block
@@ -241,7 +220,7 @@ def test_rounds_warm_start_each_group_at_its_own_noise(model, source):
 )
 def test_group_without_images(model, first, told):
     with pytest.raises(ValueError, match=told):
-        finetune_model(model, TwoClasses(first), replace(CFG, groups=2))
+        finetune_model(model, FewImages(90, second=first), replace(CFG, groups=2))
 
 
 def test_more_groups_than_classes(model, source):

@@ -1,6 +1,7 @@
 """Estimates against scipy and numbers from the books."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -12,9 +13,15 @@ from nslib.intervals import (
     paired_spread,
     share_estimate,
     slope_estimate,
+    span,
     spread_of_seeds,
     t_estimate,
 )
+
+
+def test_span_in_words():
+    assert span([4000, 200, 1000]) == "200 to 4000"
+    assert span(pd.Series([1000, 1000])) == "1000"
 
 
 def test_share_by_hand():

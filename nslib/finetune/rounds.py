@@ -120,7 +120,7 @@ def finetune_model(
         share.mean(torch.zeros(1, device=model.device))  # no process looks before the first may
         saved = StateFile(target, going_on, writes=share.rank == 0)
         done = finished(target, model, settings, begun=saved.begun)
-        share.check_same("a finished model" if done else "none", target)  # no process leaves before all have looked
+        share.check_agreed("a finished model" if done else "none", target)  # no process leaves before all have looked
         if done:
             saved.remove()  # a kill after the record was written has left it
             return Finetuned(*done)
@@ -129,7 +129,7 @@ def finetune_model(
         trainer = Trainer(deepcopy(model), objective, cfg, share)
         place = saved.restore(trainer)
         log = Log(target, place, writes=saved.writes)
-        share.check_same(_words(place, saved), target)  # no process saves before all have looked
+        share.check_agreed(_words(place, saved), target)  # no process saves before all have looked
 
         if not place.history:
             saved.save(trainer, place)

@@ -13,10 +13,10 @@ from io import BytesIO
 from pathlib import Path
 from urllib.parse import quote
 
-import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from nslib.intervals import span
 from nslib.report.cells import Cells, cells, number, read_cells
 from nslib.report.claims import FAILS, HOLDS, UNTESTABLE
 from nslib.report.executed import executed_pages, heading_anchor
@@ -212,7 +212,7 @@ def _seeds(run: GatheredRun) -> dict[str, str]:
     """For each record the seed that it started from, and how many the numbers behind its verdicts come from."""
     told = {}
     for record in run.records:
-        counts = pd.Series([v.seeds for v in record.verdicts if v.seeds], dtype=int)
-        behind = "" if counts.empty else f"{counts.min()}" + (f" to {counts.max()}" if counts.nunique() > 1 else "")
-        told[record.name] = f"seed {record.config.get('seed', '?')}" + (f"; verdicts over {behind}" if behind else "")
+        counts = [v.seeds for v in record.verdicts if v.seeds]
+        behind = f"; verdicts over {span(counts)}" if counts else ""
+        told[record.name] = f"seed {record.config.get('seed', '?')}{behind}"
     return told
