@@ -124,9 +124,14 @@ def open_experiment(settings: Settings, name: str | None = None) -> Experiment:
     """Model, data, pool and reported images. Pool and held-out part are disjoint pieces of train, the rest is val."""
     model = open_model(settings, name)
     source = open_source(settings.data, model)
-    learning, _ = source.take("train", settings.pool + settings.heldout)
     reported, _ = source.take("val", settings.images)
-    return Experiment(model, source, make_pool(model, learning, heldout=settings.heldout), clean_pass(model, reported))
+    return Experiment(model, source, open_pool(settings, model, source), clean_pass(model, reported))
+
+
+def open_pool(settings: Settings, model: StagedViT, source: Source) -> Pool:
+    """The first images of split train passed through a model, to learn noise from, and the held-out ones after them."""
+    images, _ = source.take("train", settings.pool + settings.heldout)
+    return make_pool(model, images, heldout=settings.heldout)
 
 
 def open_bench(settings: Settings, name: str | None = None) -> Bench:

@@ -17,13 +17,14 @@ from nslib.evaluate.bench import TRANSFER_VERSION, Bench
 from nslib.evaluate.columns import COLUMNS, missing_of
 from nslib.evaluate.suite import VERSION as EVALUATION_VERSION
 from nslib.evaluate.suite import Evaluation, evaluate_model
+from nslib.experiment import open_pool
 from nslib.finetune.objectives import with_recipe
-from nslib.finetune.precision import precision_of
+from nslib.finetune.precision import resolved
 from nslib.finetune.rounds import Finetuned, finetune_model
 from nslib.finetune.state import Round, being_made, identity_of, rounds_of
 from nslib.kept import jobs_path, kept, packed, read_kept, rounded, taken, unpacked
 from nslib.nullspace.encoder import VERSION as NOISE_VERSION
-from nslib.nullspace.membership import clean_pass, make_pool
+from nslib.nullspace.membership import clean_pass
 from nslib.progress import finetune_bar
 from nslib.runtime import store_path
 from nslib.settings import Settings
@@ -86,7 +87,7 @@ def _target(bench: Bench, settings: Settings, cfg: FinetuneConfig) -> Path:
     """Where in the store a finetuned model lies."""
     asked = _trace(settings) if cfg.objective in TRACED else None
     inputs = [VERSION, NOISE_VERSION, identity_of(cfg), model_digest(bench.model), bench.identity("train"), asked]
-    if (kind := precision_of(cfg, bench.model.device)) != "float32":
+    if (kind := resolved(cfg, bench.model.device).precision) != "float32":
         inputs.append(kind)
     return store_path() / "finetune" / digest(inputs) / f"{cfg.objective}.safetensors"
 
@@ -171,9 +172,8 @@ def eps_set(bench: Bench, settings: Settings, objective: str, *, eps: float) -> 
 
     def compute() -> dict[str, Any]:
         model = bench.model if objective == BASE else finetuned(bench, settings, objective).model
-        learning, _ = bench.source.take("train", settings.pool + settings.heldout)
         reported, _ = bench.source.take("val", study.reach_images)
-        pool = make_pool(model, learning, heldout=settings.heldout)
+        pool = open_pool(settings, model, bench.source)
         noises = eps_noises(model, pool, study, seed=settings.seed + _FRESH, stops=("heldout",))
         found = reach_table(model, clean_pass(model, reported), noises, seed=settings.seed + _FRESH)
         return {"rows": rounded(found.drop(columns="eps").assign(model=objective).to_dict("records"))}
@@ -190,7 +190,7 @@ def _inputs(bench: Bench, settings: Settings, cfg: FinetuneConfig) -> dict[str, 
     return {
         "version": {"job": VERSION, "noise": NOISE_VERSION},
         "finetune": identity_of(cfg),
-        "precision": precision_of(cfg, bench.model.device),
+        "precision": resolved(cfg, bench.model.device).precision,
         "trace": _trace(settings) if cfg.objective in TRACED else None,
         "weights": model_digest(bench.model),
         "data": {split: bench.identity(split) for split in ("train", "val")},

@@ -113,13 +113,14 @@ def _train(cfg: PretrainConfig, target: Path, device: str | torch.device, progre
             images = _fgsm_images(model, images, labels, cfg, step)
         with _fast(device):
             loss = F.cross_entropy(model(images), labels)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"loss is {loss.item()} at step {step} of {cfg}: lower lr; the last good state is {state_file}"
-            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
+        if not torch.isfinite(loss + norm):
+            saved = f", and remove {state_file}, which was saved with this one" if state_file.is_file() else ""
+            raise FloatingPointError(
+                f"loss {loss.item()}, gradient norm {norm.item()} at step {step} of {cfg}: lower lr{saved}"
+            )
         optimizer.step()
         schedule.step()
         if (step + 1) % cfg.checkpoint_every == 0 and step + 1 < cfg.steps:

@@ -26,7 +26,7 @@ def noise_bar(cfg: NoiseConfig, label: str = "noise") -> Iterator[Callable]:
 
 @contextmanager
 def finetune_bar(cfg: FinetuneConfig, label: str = "finetune", *, disable: bool = False) -> Iterator[Callable]:
-    """A bar over the updates for `finetune_model(..., on_step=...)`: round, loss; step, gap and norm of the noise."""
+    """A bar over the updates for `finetune_model(..., on_step=...)`: round, loss; step, gap, norm and loss of noise."""
     with tqdm(total=cfg.rounds * cfg.steps, desc=label, leave=False, disable=disable) as bar:
         told: dict[str, str] = {}
 

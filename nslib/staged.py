@@ -189,7 +189,7 @@ def renormalised(model: StagedViT, *, mean: tuple[float, ...], std: tuple[float,
         ValueError: mean or std of another number of channels.
     """
     copy = StagedViT(deepcopy(model.vit), mean=mean, std=std, name=f"{model.name}_renormalised")
-    copy.architecture = model.architecture
+    copy.architecture, copy.stored_dtype = model.architecture, model.stored_dtype
     return copy.to(model.device).eval()
 
 

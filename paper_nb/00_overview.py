@@ -102,7 +102,7 @@ record.pictures("shapes", plots.contact_sheet(sheet))
 
 # %% [markdown]
 # ## The model
-# A ViT with 1.3 million parameters, trained on `train` from scratch (`nslib pretrain --profile laptop`). It is measured here on the images of this run; `record` is what its training noted down.
+# A ViT with 1.2 million parameters, trained on `train` from scratch (`nslib pretrain --profile laptop`). It is measured here on the images of this run; `record` is what its training noted down.
 
 # %%
 from nslib.models import load_model, weights_record

@@ -3,6 +3,7 @@
 import sys
 from operator import attrgetter
 
+import pandas as pd
 import pytest
 
 from nslib.cli import main
@@ -136,6 +137,20 @@ def test_spaces_between_columns(call, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         call("evaluate", "--columns", "clean, fgsm")
     assert asked == [("clean", "fgsm")]
+
+
+def test_reproduce_dry_run_tells_the_whole_profile(call, tmp_path, monkeypatch):
+    """In numbers of `budget`, which has tests of its own; no notebook is run."""
+    parts = pd.DataFrame({"part": ["columns", "noise"], "images": [10, None], "hours": [1.5, 0.25],
+                          "noise_hours": [0.0, 2.0], "memory": [0.1, 0.75]})  # fmt: skip
+    asked = []
+    monkeypatch.setattr("nslib.budget.budget", lambda settings: asked.append(settings) or parts)
+    code, printed = call("reproduce", "--dry-run", "--profile", "smoke", "--set", "images=7")
+    assert code == 0
+    assert [(s.profile, s.images) for s in asked] == [("smoke", 7)]
+    assert "1.8 hours, and at most 2.0 for noise, if none is inside eps before its last step" in printed
+    assert "0.8 GB of memory" in printed
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_finetune_dry_run_only_tells(call, tmp_path):

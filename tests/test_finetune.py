@@ -23,7 +23,7 @@ from nslib.finetune.cost import metered
 from nslib.finetune.draws import PURPOSES, number, seeded
 from nslib.finetune.noises import Search, find_noises, pool_of
 from nslib.finetune.objectives import OBJECTIVES, View, against_itself, against_labels, recipe_of
-from nslib.finetune.precision import attack_precision_of, computing_in, precision_of
+from nslib.finetune.precision import computing_in, resolved
 from nslib.finetune.result import history_table
 from nslib.finetune.rounds import FinetuneDiverged, finetune_model
 from nslib.finetune.stream import Stream
@@ -309,18 +309,38 @@ def test_sharpness_takes_the_gradient_uphill(model, source):
 
 def test_precision_follows_the_device(monkeypatch):
     cfg, (cpu, cuda, mps) = replace(CFG, precision="auto"), map(torch.device, ("cpu", "cuda", "mps"))
-    assert (precision_of(cfg, cuda), precision_of(cfg, mps)) == ("bfloat16", "float32")
+
+    def found(cfg, device=cpu, **share):
+        made = resolved(cfg, device, **share)
+        return made.precision, made.attack_precision
+
+    assert found(cfg, cuda) == ("bfloat16", "bfloat16")
+    assert found(cfg, mps) == ("float32", "float32")
     for able, expected in (
         ({"avx512_bf16": True}, "bfloat16"), ({"amx_bf16": True}, "bfloat16"),
         ({"avx512_bf16": False, "avx512_f": True}, "float32"), ({}, "float32"),
     ):  # fmt: skip
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able, raising=False)
-        assert precision_of(cfg, cpu) == expected
-        assert attack_precision_of(cfg, cpu) == expected
-        assert attack_precision_of(replace(cfg, attack_precision="bfloat16"), cpu) == "bfloat16"
-        assert precision_of(CFG, cpu) == attack_precision_of(CFG, cpu) == "float32"
-    monkeypatch.delattr(torch.cpu, "get_capabilities")
-    assert precision_of(cfg, cpu) == "float32"  # torch that cannot tell
+        assert found(cfg) == (expected, expected)
+        assert found(CFG) == ("float32", "float32")
+        assert found(replace(CFG, attack_precision="bfloat16")) == ("float32", "bfloat16")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    unlike = Share(rank=0, count=2, gather=lambda own: [*own, False])  # the other process's CPU does not gain
+    assert found(cfg, share=unlike) == ("float32", "float32")
+    monkeypatch.delattr(torch.cpu, "get_capabilities")  # a torch that cannot tell
+    assert found(cfg) == ("float32", "float32")
+    with pytest.raises(ValueError, match="precision must be float32 or bfloat16, got 'auto': take that of `resolved`"):
+        computing_in("auto", cpu).__enter__()
+
+
+def test_record_tells_the_precision(model, source, tmp_path):
+    """Also where the device chose it."""
+    for asked in ("auto", "bfloat16", "float32"):
+        cfg = replace(CFG, objective="madry", precision=asked, rounds=1, steps=1)
+        record = finetune_model(model, source, cfg, target=tmp_path / f"{asked}.safetensors").record
+        used = resolved(cfg, model.device).precision
+        assert record["precision"] == record["attack_precision"] == used
+        assert record["config"]["finetune"].precision == asked
 
 
 @pytest.mark.parametrize("outer", ["float32", "bfloat16"])
@@ -580,7 +600,7 @@ def test_data_set_with_fewer_classes_than_the_head(source):
 def augmented(model, n=16, **change):
     images, labels = ShapesSource(DataConfig(), model).take("train", n)
     with seeded(7, torch.device("cpu")):
-        found, targets = Augment(model, replace(CFG, **change))(images, labels)
+        found, targets = Augment(model, replace(CFG, **change), n)(images, labels)
     return images, labels, found, targets
 
 
@@ -620,7 +640,7 @@ def test_augmentation_leaves_the_callers_images_and_generators(model):
     kept = images.clone()
     states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
     with seeded(3, torch.device("cpu")):
-        Augment(model, replace(CFG, mixup=0.8, erasing=1.0, augment="rand-m9-mstd0.5"))(images, labels)
+        Augment(model, replace(CFG, mixup=0.8, erasing=1.0, augment="rand-m9-mstd0.5"), 8)(images, labels)
     assert torch.equal(images, kept)
     assert random.getstate() == states[0]
     assert np.random.get_state()[1].tolist() == states[1]  # noqa: NPY002
@@ -630,12 +650,21 @@ def test_augmentation_leaves_the_callers_images_and_generators(model):
 @pytest.mark.parametrize("name", ["randaugment", "rnd-m9", "rand-q9"])
 def test_unknown_policy(model, name):
     with pytest.raises(ValueError, match=f"augment must be such as rand-m9-mstd0.5-inc1 or augmix-m3-w3, got '{name}'"):
-        Augment(model, replace(CFG, augment=name))
+        Augment(model, replace(CFG, augment=name), 8)
 
 
 def test_odd_batch_cannot_be_mixed(model):
     with pytest.raises(ValueError, match="pair the images of a process's batch, got 5: make it even"):
         augmented(model, n=5, mixup=0.8)
+
+
+@pytest.mark.parametrize("change", [dict(augment="rnd-m9"), dict(mixup=0.8, batch=7)])
+def test_augmentation_that_cannot_be_is_refused_before_anything_is_learned(model, source, tmp_path, change):
+    moments = []
+    with pytest.raises(ValueError, match=r"augment must be such as|make it even"):
+        finetune_model(model, source, replace(CFG, **change), target=tmp_path / "w.safetensors", on_step=moments.append)
+    assert not moments
+    assert not list(tmp_path.iterdir())
 
 
 def test_drop_path_rises_and_is_off_in_evaluation(model, source):
@@ -656,7 +685,7 @@ def test_drop_path_rises_and_is_off_in_evaluation(model, source):
 def test_every_strength_of_posterize_is_possible(model):
     """The end of timm's scale is 0 bits, at which Pillow raises: drawn by chance, in the middle of a training."""
     for name in ("rand-m10-inc1", "rand-m0"):
-        policy = Augment(model, replace(CFG, augment=name)).policy
+        policy = Augment(model, replace(CFG, augment=name), 8).policy
         (posterize,) = (op for op in policy.ops if op.name.startswith("Posterize") and op.name != "PosterizeOriginal")
         posterize.prob = 1.0
         picture = to_pil_image(torch.rand(3, 24, 24, generator=generator(0)))

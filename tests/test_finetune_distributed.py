@@ -1,5 +1,6 @@
 """Two processes learn the same noise and the same weights, those of one process for the same global batch."""
 
+import json
 import os
 import socket
 import subprocess
@@ -10,6 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import ROOT, TINY, make_vit
+from safetensors.torch import load_file
 
 from nslib.config import DataConfig, FinetuneConfig, NoiseConfig
 from nslib.data.source import ShapesSource
@@ -223,6 +225,28 @@ def test_several_processes_do_not_wait_for_another_run(tmp_path):
         only_maker(target, replace(ALONE, count=2)),
     ):
         pass
+
+
+def test_the_command_runs_under_torchrun(tmp_path):
+    """With the weights of one process for the same global batch; the first alone writes and prints."""
+    options = ["finetune", "--device", "cpu", "--set", "rounds=1", "steps=2", "batch=4", "pool=8",
+               "heldout=4", "noise.batch=4", "noise.steps=3", "precision=float32"]  # fmt: skip
+
+    def run(*launcher, name):
+        target = tmp_path / f"{name}.safetensors"
+        done = subprocess.run(
+            [sys.executable, *launcher, "-m", "nslib", *options, "--target", str(target)], capture_output=True,
+            text=True, timeout=250, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        record = json.loads(target.with_suffix(".json").read_text())
+        return load_file(target), record["processes"], done.stdout
+
+    alone, one, _ = run(name="alone")
+    both, two, printed = run("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", name="both")
+    assert (one, two) == (1, 2)
+    assert printed.count("images of standard training") == 1
+    assert max((both[n] - alone[n]).abs().max().item() for n in alone) < 1e-5
 
 
 def test_alone_without_torchrun(monkeypatch):

@@ -25,7 +25,7 @@ NOTEBOOK = """
     folder, small = Path(sys.argv[1]), dict(img_size=24, embed_dim=24, depth=2, num_heads=2)
     data = DataConfig()
     noise = NoiseConfig(steps=3, eps=None, batch=8)
-    cfg = FinetuneConfig(rounds=1, steps=2, batch=8, pool=16, heldout=8, noise=noise)
+    cfg = FinetuneConfig(precision="float32", rounds=1, steps=2, batch=8, pool=16, heldout=8, noise=noise)
 
     def train(target):
         with processes("cpu") as (share, device):

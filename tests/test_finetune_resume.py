@@ -237,6 +237,20 @@ def test_every_objective_goes_on(model, source, tmp_path, objective):
     assert same_file(tmp_path / "w.safetensors", tmp_path / "whole.safetensors")
 
 
+@pytest.mark.parametrize("objective", ["nullspace", "madry"])
+@pytest.mark.parametrize("phase", ["search", "updates"])
+def test_bfloat16_goes_on_too(model, source, tmp_path, objective, phase):
+    """As `auto` is on many CPUs: bit for bit there as well."""
+    cfg = replace(CFG, objective=objective, rounds=2, precision="bfloat16", noises=1, warm_start=0.0)
+    finetune_model(model, source, cfg, target=tmp_path / "whole.safetensors")
+    target, moments = tmp_path / "w.safetensors", []
+    search = phase == "search" and objective == "nullspace"
+    stopped(model, source, cfg, target, (1, "noise", 1) if search else (1, "update", 3))
+    finetune_model(model, source, cfg, target=target, on_step=moments.append)
+    assert {m.round for m in moments} == {1}
+    assert same_file(target, tmp_path / "whole.safetensors")
+
+
 def test_a_second_run_of_a_target_waits_for_the_first(model, source, unbroken, tmp_path, capsys):
     target, moments, entered, go_on = tmp_path / "w.safetensors", [], Event(), Event()
 
@@ -304,6 +318,16 @@ def test_how_often_it_saves_may_change(model, source, unbroken, tmp_path):
     assert moments[0].round == 1
     assert same_file(target, unbroken[0])
     assert finetune_model(model, source, replace(CFG, checkpoint_every=3), target=target).history
+
+
+def test_attacks_may_change_where_there_are_none(model, source, tmp_path):
+    target, stronger = tmp_path / "w.safetensors", dict(attack_eps=0.1, attack_steps=9, attack_precision="bfloat16")
+    finetune_model(model, source, CFG, target=target)
+    assert finetune_model(model, source, replace(CFG, **stronger), target=target).history
+    other = tmp_path / "madry.safetensors"
+    finetune_model(model, source, replace(CFG, objective="madry", rounds=1), target=other)
+    with pytest.raises(ValueError, match=r"finetune\.attack_eps was .*finetune\.attack_precision was 'auto'"):
+        finetune_model(model, source, replace(CFG, objective="madry", rounds=1, **stronger), target=other)
 
 
 def test_another_number_of_processes_is_refused(model, source, tmp_path):

@@ -87,7 +87,7 @@ def test_only_files_directly_in_records_count():
 def test_a_commands_record_goes_with_the_notebook_whose_name_it_bears():
     folder = leave("06_robustness").folder
     for name in ("06_robustness_deit", "loose"):
-        (folder / "records" / f"{name}.json").write_text(to_json(run_record(resolve("imagenet"), against="")))
+        (folder / f"{name}.evaluation.json").write_text(to_json(run_record(resolve("imagenet"), against="")))
     records = {r.name: r for r in gather(RUN).records}
     assert records["06_robustness_deit"].by_command
     assert records["06_robustness_deit"].notebook == "06_robustness"
@@ -100,7 +100,7 @@ def test_a_commands_record_goes_with_the_notebook_whose_name_it_bears():
 def test_a_file_that_two_records_list_and_one_that_is_gone_are_told():
     folder = leave("06_robustness").folder
     record = to_json(run_record(resolve("imagenet")))
-    (folder / "records" / "06_robustness_numbers.json").write_text(record)
+    (folder / "06_robustness_numbers.evaluation.json").write_text(record)
     assert gather(RUN).contested == {"06_robustness_numbers.csv": ("06_robustness", "06_robustness_numbers")}
     assert gather(RUN).absent == ()
     (folder / "06_robustness_numbers.csv").unlink()

@@ -10,8 +10,8 @@ from nslib import replay
 from nslib.config import DataConfig, FinetuneConfig, NoiseConfig, PretrainConfig
 from nslib.data.source import ShapesSource
 from nslib.finetune.cost import Meter, metered
+from nslib.finetune.precision import resolved
 from nslib.finetune.rounds import finetune_model
-from nslib.finetune.updates import precision_of
 from nslib.nullspace import encoder
 from nslib.nullspace.encoder import learn_noise, start_noise
 from nslib.nullspace.membership import make_pool
@@ -99,7 +99,7 @@ def test_finetuning_goes_on_after_a_stop(tmp_path, objective):
         finetune_model(model, source, cfg, target=tmp_path / "tuned.safetensors", on_step=stop)
     done = finetune_model(model, source, cfg, target=tmp_path / "tuned.safetensors")
     whole = finetune_model(model, source, cfg)
-    assert precision_of(cfg, model.device) == "bfloat16"
+    assert resolved(cfg, model.device).precision == "bfloat16"
     assert done.history[0].losses == whole.history[0].losses
     assert done.history[1].losses == pytest.approx(whole.history[1].losses, rel=0.05)
 

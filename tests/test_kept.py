@@ -215,7 +215,7 @@ def test_the_search_looks_at_val_alone(bench, folder):
 
 
 def test_the_search_is_kept_beside_the_runs_that_are_reported(bench, folder):
-    """With the recipe's own rounds it trains the same models: their figures on other images have names of their own."""
+    """With as many rounds as the recipe it has the same settings: figures of other images have names of their own."""
     own = KEEPING.finetune.rounds
     settings = replace(KEEPING, finetuning=replace(KEEPING.finetuning, search_longer=(own,), search_images=4))
     reported = jobs.run(bench, KEEPING, "plain")

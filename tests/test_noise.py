@@ -9,7 +9,7 @@ from conftest import random_images
 
 from nslib.config import NoiseConfig
 from nslib.nullspace import stored
-from nslib.nullspace.encoder import NoiseDiverged, learn_noise, start_noise
+from nslib.nullspace.encoder import NoiseDiverged, learn_noise, start_noise, step_images
 from nslib.nullspace.membership import (
     CleanPass,
     Pool,
@@ -25,6 +25,7 @@ from nslib.nullspace.membership import (
     random_noise_at,
 )
 from nslib.nullspace.stored import stored_noise
+from nslib.processes import Share
 from nslib.runtime import generator
 
 CFG = NoiseConfig(limit=1.0, lr=0.05, steps=60, batch=16, eps=0.03)
@@ -384,6 +385,18 @@ def test_boundary_is_just_inside(vit, pool, eps):
 def test_boundary_does_not_depend_on_the_length_of_the_direction(vit, pool):
     norms = [boundary_scale(vit, pool.heldout, direction(vit) * s, 0.1).norm for s in (1e-3, 1.0, 1e3)]
     assert norms == pytest.approx([norms[0]] * 3, rel=0.02)
+
+
+@pytest.mark.parametrize(("pool", "count", "images"), [(20, 1, 16), (16, 2, 16), (9, 2, 8), (9, 1, 9), (2, 2, 2)])
+def test_images_of_a_step_by_hand(pool, count, images):
+    assert step_images(CFG, pool, Share(count=count)) == images
+
+
+def test_a_pool_that_leaves_a_process_without_an_image():
+    with pytest.raises(ValueError, match="1 images to learn noise from cannot be shared by 2 processes: raise pool"):
+        step_images(CFG, 1, Share(count=2))
+    with pytest.raises(ValueError, match="a batch of 16 images cannot be shared equally by 3"):
+        step_images(CFG, 20, Share(count=3))
 
 
 def test_finer_precision_comes_closer(vit, pool):

@@ -219,9 +219,11 @@ def test_damaged_state_is_named(tmp_path):
         pretrain(CFG, target, progress=False)
 
 
-def test_loss_that_is_not_finite_stops(tmp_path):
-    with pytest.raises(FloatingPointError, match=r"loss is nan at step \d+ of .*lr=1e\+20.*: lower lr"):
-        pretrain(replace(CFG, lr=1e20, clip=1e30), tmp_path / "w.safetensors", progress=False)
+@pytest.mark.parametrize(("every", "remedy"), [(8, "lower lr$"), (1, r"lower lr, and remove .*w\.training\.pt, which")])
+def test_loss_that_is_not_finite_stops(tmp_path, every, remedy):
+    wild = replace(CFG, lr=1e20, clip=1e30, checkpoint_every=every)
+    with pytest.raises(FloatingPointError, match=r"gradient norm \w+ at step \d+ of .*lr=1e\+20.*: " + remedy):
+        pretrain(wild, tmp_path / "w.safetensors", progress=False)
     assert not (tmp_path / "w.safetensors").exists()
 
 

@@ -1,6 +1,7 @@
 """Notebook 06 where columns are missing, and what it calls: curves, their sanity table, examples, printed tables."""
 
 import json
+import os
 import re
 
 import matplotlib.pyplot as plt
@@ -10,6 +11,7 @@ import pytest
 import torch
 from conftest import ROOT, random_images, real_folder
 
+import nslib.analysis.attack_curves as attack_curves_module
 from nslib.analysis.attack_curves import attack_curves, pgd_hits, random_signs, right, sanity_table
 from nslib.attacks.gradient import pgd
 from nslib.config import TABLE2, DataConfig, SuiteConfig
@@ -26,6 +28,7 @@ from nslib.models import load_model
 from nslib.profiles import resolve
 from nslib.report.record import Record
 from nslib.report.reference import QUOTED, beside_table2, printed
+from nslib.runtime import generator
 
 SUITE = SuiteConfig(images=6, costly_images=3, batch=3, columns=("clean", "fgsm", "c", "a"))
 
@@ -47,15 +50,28 @@ def test_curves(vit):
     assert fgsm < 100
 
 
+def test_no_two_batches_have_the_same_signs(vit, monkeypatch):
+    """And the same ones again when the curves are made again."""
+    images, labels, seen = random_images(vit, 4), torch.zeros(4, dtype=torch.int64), []
+    right = attack_curves_module.right
+    monkeypatch.setattr(attack_curves_module, "right", lambda *a: (seen.append(a[1]), right(*a))[1])
+    for place in ("one", "two"):
+        monkeypatch.setenv("NSLIB_STORE", f"{os.environ['NSLIB_STORE']}/{place}")
+        attack_curves(vit, images.clone().fill_(0.5), labels, (0.1,), steps=1, seed=0, batch=2)
+    first, second, *_ = seen
+    assert not torch.equal(first, second)
+    assert torch.equal(first, seen[len(seen) // 2])
+
+
 def test_random_signs():
     images = torch.full((2, 3, 8, 8), 0.5)
-    moved = random_signs(images, 0.1, seed=0)
+    moved = random_signs(images, 0.1, generator(0))
     assert torch.allclose((moved - images).abs(), torch.tensor(0.1))
     assert 0.3 < (moved > images).float().mean() < 0.7
-    assert torch.equal(moved, random_signs(images, 0.1, seed=0))
-    assert random_signs(images, 0.9, seed=0).max() == 1
+    assert torch.equal(moved, random_signs(images, 0.1, generator(0)))
+    assert random_signs(images, 0.9, generator(0)).max() == 1
     with pytest.raises(ValueError, match="divide 8-bit levels by 255"):
-        random_signs(images, 8, seed=0)
+        random_signs(images, 8, generator(0))
 
 
 def falling(**changes) -> pd.DataFrame:

@@ -69,11 +69,12 @@ def evaluate(
     from nslib.evaluate.suite import evaluate_model
     from nslib.experiment import open_bench, open_model
     from nslib.processes import processes
+    from nslib.report.gather import OF_COMMAND
     from nslib.report.record import portable, without_paths
     from nslib.runtime import run_record, to_json, write_text
 
     if out:
-        check_out(out, ".csv", beside=".evaluation.json")
+        check_out(out, ".csv", beside=OF_COMMAND)
     settings = settings_of(
         profile, imagenet, device, set, weights=weights, models=model, suite__protocol=protocol,
         suite__columns=[c.strip() for c in columns.split(",")] if columns else "",
@@ -100,7 +101,7 @@ def evaluate(
             record = run_record(portable(settings), against=Path(against))
             write_text(Path(out), without_paths(table.to_csv(index=False), settings))
             # Beside weights of this name lies a record of their own, <name>.json.
-            write_text(Path(out).with_suffix(".evaluation.json"), to_json(record) + "\n")
+            write_text(Path(out).with_suffix(OF_COMMAND), to_json(record) + "\n")
     return 0
 
 

@@ -31,7 +31,7 @@ class Bench:
     Args:
         surrogate: the network on which transferred images are made, in evaluation mode; None: they are not made.
     Raises:
-        ValueError: model or surrogate in training mode, or the surrogate fits neither the model's images nor classes.
+        ValueError: model or surrogate in training mode, or the surrogate does not fit the model's images or classes.
     """
 
     def __init__(self, model: StagedViT, source: Source, suite: SuiteConfig, surrogate: nn.Module | None = None):

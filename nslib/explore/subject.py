@@ -9,9 +9,9 @@ from torch import Tensor
 
 from nslib.analysis.controls import control_directions
 from nslib.data.source import open_source
-from nslib.experiment import open_model
+from nslib.experiment import open_model, open_pool
 from nslib.nullspace.encoder import LearnedNoise
-from nslib.nullspace.membership import CleanPass, clean_pass, make_pool
+from nslib.nullspace.membership import CleanPass, clean_pass
 from nslib.nullspace.patch import PatchNullspace
 from nslib.nullspace.stored import stored_noise
 from nslib.runtime import generator
@@ -90,8 +90,7 @@ def open_subject(settings: Settings, name: str, *, images: int) -> Subject:
     """
     model = open_model(settings, name)
     source = open_source(settings.data, model)
-    learning, _ = source.take("train", settings.pool + settings.heldout)
-    pool = make_pool(model, learning, heldout=settings.heldout)
+    pool = open_pool(settings, model, source)
     learned = stored_noise(model, pool, replace(settings.approximate.noise, eps=EPS), seed=settings.seed)
     shown = source.take("val", images)
     return prepare(model, *shown, source.names(), learned, peak=settings.patch.peak, seed=settings.seed)

@@ -24,12 +24,17 @@ class Augment:
 
     Draws on the global generators, as timm does: call it inside `seeded`.
 
+    Args:
+        images: of a call; mixup and cutmix pair them.
     Raises:
-        ValueError: `augment` names another policy than RandAugment or AugMix, or in a spelling unknown to timm.
+        ValueError: `augment` names another policy than RandAugment or AugMix, or in a spelling unknown to timm; an odd
+            number of images is to be mixed in pairs.
     """
 
-    def __init__(self, model: StagedViT, cfg: FinetuneConfig):
+    def __init__(self, model: StagedViT, cfg: FinetuneConfig, images: int):
         self.model, self.cfg = model, cfg
+        if (cfg.mixup or cfg.cutmix) and images % 2:
+            raise ValueError(f"mixup and cutmix pair the images of a process's batch, got {images}: make it even")
         self.policy = _policy(model, cfg.augment) if cfg.augment else None
         self.erase = RandomErasing(cfg.erasing, mode="pixel", device=model.device) if cfg.erasing else None
         mixes = cfg.mixup or cfg.cutmix
@@ -37,20 +42,12 @@ class Augment:
                                    num_classes=model.num_classes) if mixes else None  # fmt: skip
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, C, H, W) in [0, 1] and targets: labels (B,), or shares of classes (B, K) where these are mixed.
-
-        Raises:
-            ValueError: an odd number of images is to be mixed in pairs.
-        """
+        """Images (B, C, H, W) in [0, 1] and targets: labels (B,), or shares of classes (B, K) where these are mixed."""
         if self.policy:
             images = self._by_policy(images)
         if self.erase:
             images = self._erased(images)
         if self.mix:
-            if len(images) % 2:
-                raise ValueError(
-                    f"mixup and cutmix pair the images of a process's batch, got {len(images)}: make it even"
-                )
             images, targets = self.mix(images.clone(), labels)
             return images, targets.to(images.dtype)
         if self.cfg.smoothing:

@@ -20,7 +20,8 @@ class Meter:
     """Passes so far of one image through one of `depth` blocks.
 
     A backward pass to the tokens is one more, and one to the weights another. The patch embedding and the head are not
-    counted, and the last block is, of which not all may be computed.
+    counted, and the last block is, of which not all may be computed. Where only deeper blocks are trained, a backward
+    pass does not reach the tokens that enter the first one, and is not counted.
     """
 
     def __init__(self, depth: int):

@@ -18,9 +18,10 @@ from nslib.data.source import Source
 from nslib.finetune.cost import cost_told
 from nslib.finetune.draws import draws
 from nslib.finetune.objectives import recipe_of
-from nslib.finetune.precision import computing_in, precision_of
+from nslib.finetune.precision import computing_in
 from nslib.finetune.rounds import Moment, finetune_model
 from nslib.finetune.updates import Trainer
+from nslib.nullspace.encoder import step_images
 from nslib.processes import ALONE, Share
 from nslib.runtime import generator
 from nslib.staged import StagedViT, frozen
@@ -72,13 +73,12 @@ def estimate(model: StagedViT, source: Source, cfg: FinetuneConfig, *, share: Sh
         as `finetune_model`.
     """
     objective, _ = recipe_of(cfg)
-    learned = objective.noise in ("learned", "permuted")
     times: dict[tuple[str, int], float] = {}
 
     def watch(moment: Moment) -> None:
         times[moment.phase, moment.step] = time.monotonic()
 
-    noise = replace(cfg.noise, steps=_TRIED, eps=None) if learned else cfg.noise
+    noise = replace(cfg.noise, steps=_TRIED, eps=None) if objective.learns else cfg.noise
     tried = replace(cfg, rounds=1, steps=_TRIED, noise=noise, warm_start=0.0)
     cuda = model.device.type == "cuda"
     if cuda:
@@ -88,11 +88,12 @@ def estimate(model: StagedViT, source: Source, cfg: FinetuneConfig, *, share: Sh
     peak = torch.cuda.max_memory_allocated(model.device) if cuda else sum(memory.values())
 
     update = times["update", _TRIED] - times["update", _TRIED - 1]
-    step = times["noise", _TRIED] - times["noise", _TRIED - 1] if learned else 0.0
-    searches = cfg.noises * cfg.groups if learned else 0
+    step = times["noise", _TRIED] - times["noise", _TRIED - 1] if objective.learns else 0.0
+    searches = cfg.noises * cfg.groups if objective.learns else 0
     further = searches * (cfg.noise.steps - _TRIED)  # steps of a round, besides those that were tried
     depth = len(model.vit.blocks)
-    step_units = 2 * min(cfg.noise.batch, cfg.pool // cfg.groups) * (depth - cfg.block) / depth  # there and back
+    passes = 2 * step_images(cfg.noise, cfg.pool // cfg.groups, share)  # there and back
+    step_units = passes * (depth - cfg.block) / depth
     return Estimate(
         cfg=cfg,
         images=cfg.rounds * cfg.steps * cfg.batch,
@@ -114,7 +115,7 @@ def _memory(model: StagedViT, cfg: FinetuneConfig, share: Share) -> dict[str, in
     trainer = Trainer(deepcopy(model), objective, cfg, share)
     images = torch.rand(share.size(cfg.batch), *model.image_shape, generator=generator(0)).to(model.device)
     labels = torch.zeros(len(images), dtype=torch.int64, device=model.device)
-    weight, precision = model.vit.patch_embed.proj.weight, precision_of(cfg, model.device)
+    weight, precision = model.vit.patch_embed.proj.weight, trainer.cfg.precision
     noise = torch.zeros(1, *trainer.model.token_shape).to(weight) if objective.noise else None
 
     def update() -> None:
@@ -122,11 +123,12 @@ def _memory(model: StagedViT, cfg: FinetuneConfig, share: Share) -> dict[str, in
             trainer.update(images.to(weight), labels, noise, draws(cfg.seed, "attack", 0))
 
     def search() -> None:
-        tokens = torch.zeros(share.size(min(cfg.noise.batch, cfg.pool)), *trainer.model.token_shape).to(weight)
+        images = step_images(cfg.noise, cfg.pool, share) // share.count
+        tokens = torch.zeros(images, *trainer.model.token_shape).to(weight)
         with frozen(trainer.model), computing_in(precision, model.device):
             trainer.model.logits_from_tokens(tokens + noise.clone().requires_grad_()).sum().backward()
 
-    calls = [update, search] if objective.noise in ("learned", "permuted") else [update]
+    calls = [update, search] if objective.learns else [update]
     weights, trained = (sum(map(_size, part)) for part in (model.parameters(), trainer.parameters))
     pooled = cfg.pool + cfg.heldout if objective.noise else 0
     return {

@@ -16,6 +16,8 @@ from nslib.nullspace.membership import Pool, agreement, boundary_scale, make_poo
 from nslib.processes import Share
 from nslib.staged import StagedViT
 
+LEARNED = ("learned", "permuted")  # kinds that begin with a search; the others are those of `RANDOM_RULES`
+
 
 @dataclass(frozen=True)
 class NoiseFacts:
@@ -88,7 +90,7 @@ def find_noises(
     pools = [pool] * cfg.noises if cfg.groups == 1 else _by_group(pool, labels, cfg.groups)
     for i in range(len(found), len(pools)):
         pool, generator = pools[i], draws(cfg.seed, "noise", round_, i)
-        if kind in ("learned", "permuted"):
+        if kind in LEARNED:
             memory, begun = Memory(cfg.checkpoint_every, save, begun), None
             warm = cfg.warm_start and last is not None and not memory.state
             start = share.mean(_past_boundary(model, pool, cfg, last[i : i + 1])) if warm else None

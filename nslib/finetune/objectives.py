@@ -17,6 +17,8 @@ from torch.nn import functional as F
 from nslib.attacks.budget import project, random_point
 from nslib.attacks.gradient import pgd
 from nslib.config import FinetuneConfig
+from nslib.finetune.noises import LEARNED
+from nslib.nullspace.membership import RANDOM_RULES
 from nslib.staged import StagedViT, frozen
 
 
@@ -102,7 +104,7 @@ class Objective:
     """A loss, and what it needs.
 
     Args:
-        noise: which noise a round begins with, a name of `nslib.finetune.noises`; empty: none.
+        noise: which kind of noise a round begins with, see `find_noises`; empty: none.
         attack: makes the adversarial images of each batch, the model being in evaluation mode.
         sharpness: take the gradient at the worst point within sam_rho of the weights.
         recipe: settings of this row of the paper's tables, where they are not set otherwise.
@@ -113,6 +115,11 @@ class Objective:
     attack: Attack | None = None
     sharpness: bool = False
     recipe: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def learns(self) -> bool:
+        """Whether a round begins with a search for noise."""
+        return self.noise in LEARNED
 
 
 OBJECTIVES: dict[str, Objective] = {
@@ -141,7 +148,7 @@ def recipe_of(cfg: FinetuneConfig) -> tuple[Objective, FinetuneConfig]:
     if cfg.objective not in OBJECTIVES:
         raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {cfg.objective!r}")
     objective = OBJECTIVES[cfg.objective]
-    if cfg.noise.eps is None and (objective.noise in ("authors", "boundary") or cfg.warm_start):
+    if cfg.noise.eps is None and (objective.noise in RANDOM_RULES or cfg.warm_start):
         what = "warm_start" if cfg.warm_start else f"objective {cfg.objective}"
         raise ValueError(f"{what} needs the eps up to whose boundary a noise is scaled: set noise.eps, such as 0.03")
     return objective, with_recipe(cfg)

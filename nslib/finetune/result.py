@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 from safetensors.torch import load_file
 
+from nslib.config import FinetuneConfig
 from nslib.finetune.cost import STANDARD_TRAINING
 from nslib.finetune.state import Place, Round, rounds_of
 from nslib.models import save_weights
@@ -49,16 +50,27 @@ def finished(
 
 
 def write_result(
-    target: Path | None, model: StagedViT, settings: dict[str, Any], history: list[Round], share: Share
+    target: Path | None,
+    model: StagedViT,
+    settings: dict[str, Any],
+    cfg: FinetuneConfig,
+    history: list[Round],
+    share: Share,
 ) -> dict[str, Any]:
-    """The record of a run, written with its weights by the first process if there is a target."""
-    cfg = settings["finetune"]
+    """The record of a run, written with its weights by the first process if there is a target.
+
+    Args:
+        settings: as asked for, by which the result is known again.
+        cfg: with the precisions that were used.
+    """
     missed = [k for k, r in enumerate(history) if not all(n.converged for n in r.noises)]
     noise, updates = (sum(getattr(r, part) for r in history) for part in ("noise_units", "update_units"))
     record = run_record(
         settings,
         rounds=[asdict(r) for r in history],
         missed_eps=missed,
+        precision=cfg.precision,
+        attack_precision=cfg.attack_precision,
         processes=share.count,
         minutes=round(sum(r.noise_seconds + r.update_seconds for r in history) / 60, 2),
         images=cfg.rounds * cfg.steps * cfg.batch,

@@ -14,13 +14,12 @@ import torch
 
 from nslib.config import FinetuneConfig
 from nslib.data.source import Source
-from nslib.finetune.augment import Augment
 from nslib.finetune.board import Board
 from nslib.finetune.cost import metered
 from nslib.finetune.draws import draws, number, seeded
 from nslib.finetune.noises import Search, find_noises, pool_of
 from nslib.finetune.objectives import recipe_of
-from nslib.finetune.precision import computing_in, precision_of
+from nslib.finetune.precision import computing_in, resolved
 from nslib.finetune.result import Log, finished, write_result
 from nslib.finetune.state import Place, Round, StateFile, identity_of, only_maker
 from nslib.finetune.stream import Stream
@@ -41,7 +40,7 @@ class Moment:
     round: int
     phase: str
     step: int
-    values: dict[str, float]  # gap and norm of the noise; loss and learning rate of the update
+    values: dict[str, float]  # gap, norm and loss of the noise; loss and learning rate of the update
 
 
 @dataclass(frozen=True)
@@ -112,14 +111,14 @@ def finetune_model(
     target = Path(target) if target else None
     check_target(target)
     objective, cfg = recipe_of(cfg)
-    same = identity_of(cfg)
-    settings = {"finetune": same, "model": model.name, "weights": model_digest(model), "data": source.identity("train")}
-    resolved = replace(same, precision=precision_of(cfg, model.device))  # `auto` is another on another device
-    going_on = settings | {"finetune": resolved, "processes": share.count}  # each draws attacks and mixes of its own
+    settings = {"model": model.name, "weights": model_digest(model), "data": source.identity("train")}
+    asked, cfg = settings | {"finetune": identity_of(cfg)}, resolved(cfg, model.device, share)
+    # What goes on is in the precision in which it began, and each process draws attacks and mixes of its own.
+    going_on = settings | {"finetune": identity_of(cfg), "processes": share.count}
     with only_maker(target, share):
         share.mean(torch.zeros(1, device=model.device))  # no process looks before the first may
         saved = StateFile(target, going_on, writes=share.rank == 0)
-        done = finished(target, model, settings, begun=saved.begun)
+        done = finished(target, model, asked, begun=saved.begun)
         share.check_agreed("a finished model" if done else "none", target)  # no process leaves before all have looked
         if done:
             saved.remove()  # a kill after the record was written has left it
@@ -144,7 +143,7 @@ def finetune_model(
                 saved.save(trainer, place)
 
         result = trainer.result()
-        record = write_result(target, result, settings, place.history, share)
+        record = write_result(target, result, asked, cfg, place.history, share)
         saved.remove()
         return Finetuned(result, place.history, record)
 
@@ -176,7 +175,7 @@ def _round(place: Place, trainer: Trainer, stream: Stream, saved: StateFile, on_
 def _find_noise(place: Place, trainer: Trainer, stream: Stream, search: Search, on_step) -> None:
     """Lines 2 to 7: a noise inside the eps set of the model as it is now, if the objective has one."""
     model, cfg, kind = trainer.model, trainer.cfg, trainer.objective.noise
-    current, precision = Round(), precision_of(cfg, model.device)
+    current = Round()
     if kind:
 
         def tell(step: int, trace: Trace) -> None:
@@ -185,7 +184,7 @@ def _find_noise(place: Place, trainer: Trainer, stream: Stream, search: Search, 
 
         images = stream.for_noise
         started = time.monotonic() - search.begun.get("seconds", 0.0)  # reading images is not on the clock
-        with metered(model) as meter, computing_in(precision, model.device):
+        with metered(model) as meter, computing_in(cfg.precision, model.device):
             pool = pool_of(model, images, cfg)
             meter.passes = search.begun.get("passes", meter.passes)
 
@@ -215,8 +214,7 @@ def _train(place: Place, trainer: Trainer, stream: Stream, save: Callable[[], No
         FloatingPointError: as `Trainer.update` and `Trainer.check`.
     """
     model, cfg, current = trainer.model, trainer.cfg, place.history[-1]
-    weight, precision = model.vit.patch_embed.proj.weight, precision_of(cfg, model.device)
-    augment = Augment(model, cfg)
+    weight = model.vit.patch_embed.proj.weight
     first, end = (place.round * cfg.steps + step for step in (place.step, cfg.steps))
     for update, (images, labels) in enumerate(stream.batches(first, end), start=first):
         started = time.monotonic()
@@ -228,8 +226,8 @@ def _train(place: Place, trainer: Trainer, stream: Stream, save: Callable[[], No
             noise = place.noise[which.to(weight.device)]
         rank = trainer.share.rank
         augmenting = number(cfg.seed, "augment", update, rank)
-        with seeded(augmenting, weight.device), metered(model) as meter, computing_in(precision, weight.device):
-            images, targets = augment(images.to(weight), labels.to(weight.device))
+        with seeded(augmenting, weight.device), metered(model) as meter, computing_in(cfg.precision, weight.device):
+            images, targets = trainer.augment(images.to(weight), labels.to(weight.device))
             loss = trainer.update(images, targets, noise, draws(cfg.seed, "attack", update, rank))
         current.losses.append(loss)
         current.update_units += meter.units * trainer.share.count

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +54,12 @@ class Place:
 
 def identity_of(cfg: FinetuneConfig) -> FinetuneConfig:
     """By what results are told apart: how often a run is saved changes none, nor attacks where there are none."""
-    same = replace(cfg, checkpoint_every=FinetuneConfig.checkpoint_every)
-    return same if cfg.objective in ADVERSARIAL else replace(same, attack_precision="auto")
+    attack = [] if cfg.objective in ADVERSARIAL else [f.name for f in fields(cfg) if f.name.startswith("attack_")]
+    return replace(cfg, **{name: getattr(FinetuneConfig, name) for name in ("checkpoint_every", *attack)})
 
 
 def _lock_of(target: Path) -> FileLock:
-    path = store_path() / "finetune" / f"{digest(str(target.absolute()))}.lock"  # beside the target it would stay
+    path = store_path() / "finetune" / f"{digest(str(target.resolve()))}.lock"  # beside the target it would stay
     path.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(path)
 

@@ -11,10 +11,10 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from nslib.config import FinetuneConfig
-from nslib.finetune.augment import set_drop_path
+from nslib.finetune.augment import Augment, set_drop_path
 from nslib.finetune.cut import cut_at
 from nslib.finetune.objectives import Objective, View
-from nslib.finetune.precision import attack_precision_of, computing_in
+from nslib.finetune.precision import computing_in, resolved
 from nslib.processes import Share
 from nslib.staged import StagedViT
 
@@ -25,14 +25,16 @@ class Trainer:
     Args:
         model: trained in place; in evaluation mode except inside `update`. `self.model` is it with its cut where
             cfg.block wants the noise.
+        cfg: `auto` precisions are resolved in `self.cfg`.
         share: of each batch; gradients are averaged over processes, so that all hold the same weights.
     Raises:
-        ValueError: no parameter has cfg.trainable in its name; or as `cut_at`.
+        ValueError: no parameter has cfg.trainable in its name; or as `Augment` and `cut_at`.
     """
 
     def __init__(self, model: StagedViT, objective: Objective, cfg: FinetuneConfig, share: Share):
         self.whole, self.model = model, cut_at(model, cfg.block)
-        self.objective, self.cfg, self.share = objective, cfg, share
+        self.objective, self.cfg, self.share = objective, resolved(cfg, model.device, share), share
+        self.augment = Augment(model, cfg, share.size(cfg.batch))
         if cfg.drop_path:
             set_drop_path(model, cfg.drop_path)
         self.parameters = _trainable(model, cfg.trainable)
@@ -57,7 +59,7 @@ class Trainer:
         """
         view = View(images, targets, noise)
         if self.objective.attack:
-            with computing_in(attack_precision_of(self.cfg, images.device), images.device):
+            with computing_in(self.cfg.attack_precision, images.device):
                 found = self.objective.attack(self.model, view, self.cfg, generator)
             view = view._replace(adversarial=found)
         self.model.train()

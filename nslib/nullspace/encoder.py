@@ -115,8 +115,7 @@ def learn_noise(
     optimizer = torch.optim.AdamW([noise], lr=cfg.lr, weight_decay=cfg.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=cfg.steps)
     trace, stop = Trace(), _Stopping(model, pool, cfg, share)
-    size = cfg.batch if cfg.batch <= len(pool.train) else len(pool.train) // share.count * share.count
-    batches = _Batches(pool.train, size, generator, share)
+    batches = _Batches(pool.train, step_images(cfg, len(pool.train), share), generator, share)
     look = noise_pass(model, noise, cfg.regularization)
     parts = {"optimizer": optimizer, "schedule": schedule, "batches": batches, "stop": stop}
     first, seconds = _restore(memory.state, noise, trace, parts) if memory and memory.state else (0, 0.0)
@@ -160,6 +159,19 @@ def learn_noise(
     )
 
 
+def step_images(cfg: NoiseConfig, pool: int, share: Share = ALONE) -> int:
+    """Images that a step sees, of a pool of so many: cfg.batch, or where it holds fewer all that can be shared equally.
+
+    Raises:
+        ValueError: the pool holds fewer images than there are processes; or as `Share.size`.
+    """
+    if pool < share.count:
+        raise ValueError(f"{pool} images to learn noise from cannot be shared by {share.count} processes: raise pool")
+    size = cfg.batch if cfg.batch <= pool else pool // share.count * share.count
+    share.size(size)
+    return size
+
+
 def _restore(state: dict, noise: Tensor, trace: Trace, parts: dict) -> tuple[int, float]:
     """Put a search back to where its state was saved; returns the next step and the seconds spent."""
     noise.detach().copy_(state["noise"])
@@ -174,7 +186,6 @@ class _Batches:
     """This process's share of batches, for ever: each pass over the images in a new order, remainders dropped."""
 
     def __init__(self, clean: CleanPass, size: int, generator: torch.Generator, share: Share):
-        share.size(size)  # refuses what cannot be shared
         self.clean, self.size, self.generator, self.share = clean, size, generator, share
         self.order = torch.empty(0, dtype=torch.int64)
 

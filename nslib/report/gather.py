@@ -19,12 +19,13 @@ from nslib.report.conditions import SettingDifference, VersionGroup, setting_dif
 from nslib.runtime import checkout, figures_path, whole_files
 
 NOT_RUN = "not run"
+OF_COMMAND = ".evaluation.json"  # ends the name of a command's record, which lies beside its CSV and judges nothing
 VERDICTS = (HOLDS, FAILS, UNTESTABLE, NOT_RUN)
 
 
 @dataclass(frozen=True)
 class StoredRecord:
-    """`records/<name>.json`: left by a notebook, or by a command with `--out`, which judges nothing."""
+    """`records/<name>.json`, left by a notebook, or `<name>.evaluation.json`, by `nslib evaluate --out <name>.csv`."""
 
     name: str
     notebook: str  # of a command: the one whose name its own begins with, else its own
@@ -147,7 +148,7 @@ def figure_folders() -> tuple[Path, ...]:
 
 
 def gather(run_name: str, root: Path | None = None) -> GatheredRun:
-    """Read the records of a run: only files directly in `records/`; folders below it hold something else.
+    """Read the records of a run: those of notebooks directly in `records/`, those of commands in its folder.
 
     Raises:
         FileNotFoundError: there are none.
@@ -161,7 +162,8 @@ def gather(run_name: str, root: Path | None = None) -> GatheredRun:
         raise FileNotFoundError(
             f"no records in {folder / 'records'}: run `make reproduce` first, or name a run that there is: {there}"
         )
-    return GatheredRun(run_name, folder, tuple(_read(path, titles) for path in paths), titles)
+    read = [_read(path, titles) for path in (*paths, *whole_files(folder, f"*{OF_COMMAND}"))]
+    return GatheredRun(run_name, folder, tuple(sorted(read, key=lambda record: record.name)), titles)
 
 
 def gather_all(*roots: Path, without: str = "") -> list[GatheredRun]:
@@ -244,16 +246,17 @@ def _read(path: Path, titles: dict[str, str]) -> StoredRecord:
     remedy = "run its notebook again, or take the file away"
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        by_command = "notebook" not in stored and path.stem not in titles
-        if not by_command and stored["notebook"] != path.stem:
+        by_command = path.name.endswith(OF_COMMAND)
+        name = path.name.removesuffix(OF_COMMAND if by_command else ".json")
+        if not by_command and stored["notebook"] != name:
             raise ValueError(f"it is the record of {stored['notebook']}")
         verdicts = tuple(Verdict(**v) for v in ([] if by_command else stored["verdicts"]))
         if unknown := {v.verdict for v in verdicts} - set(VERDICTS):
             raise ValueError(f"verdict must be one of {', '.join(VERDICTS)}, got {', '.join(sorted(unknown))}")
-        owners = [name for name in titles if path.stem.startswith(f"{name}_")]
+        owners = [title for title in titles if name.startswith(f"{title}_")]
         return StoredRecord(
-            name=path.stem,
-            notebook=owners[-1] if by_command and owners else path.stem,
+            name=name,
+            notebook=owners[-1] if by_command and owners else name,
             by_command=by_command,
             config={**stored["config"], "profile": stored["config"]["profile"]},
             versions={**stored["versions"], "commit": stored["commit"]},
@@ -261,7 +264,7 @@ def _read(path: Path, titles: dict[str, str]) -> StoredRecord:
             made=stored["made"],
             minutes=None if by_command else float(stored["minutes"]),
             verdicts=verdicts,
-            files=(f"{path.stem}.csv",) if by_command else tuple(stored["files"]),
+            files=(f"{name}.csv",) if by_command else tuple(stored["files"]),
             hashes=dict(stored.get("hashes", {})),
             facts=stored.get("facts", {}),
         )

@@ -36,12 +36,9 @@ class Record:
 
     def table(self, name: str, table: pd.DataFrame) -> None:
         """Save a table as CSV, six significant digits."""
-        file = f"{self.notebook}_{name}.csv"
-        if file in self._files:
-            raise ValueError(f"{file} is written already by this notebook: take another name")
         text = table.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-        write_text(self.folder / file, without_paths(text, self.settings))
-        self._files.append(file)
+        with self._file(f"{name}.csv") as partial:
+            partial.write_text(without_paths(text, self.settings), encoding="utf-8")
 
     def figure(self, name: str, figure: plt.Figure, table: pd.DataFrame | None) -> None:
         """Save a figure as PNG and PDF, byte-stable, and the table that was drawn, unless it is saved elsewhere."""
@@ -60,8 +57,14 @@ class Record:
 
     @contextmanager
     def _file(self, name: str) -> Iterator[Path]:
-        """Where to write a file of this notebook, which is listed once it is whole."""
+        """Where to write a file of this notebook, which is listed once it is whole.
+
+        Raises:
+            ValueError: it has written one of this name.
+        """
         file = f"{self.notebook}_{name}"
+        if file in self._files:
+            raise ValueError(f"{file} is written already by this notebook: take another name")
         with atomic_path(self.folder / file) as partial:
             yield partial
         self._files.append(file)
