@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 from scipy import optimize, stats
 
@@ -92,6 +93,11 @@ def difference_estimate(values: ArrayLike) -> Estimate:
     drawn = np.random.default_rng(0).multinomial(n, np.array([won, lost, n - won - lost]) / n, size=2000)
     low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / n, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(float(images.mean()), float(low), float(high), len(images), seeds)
+
+
+def estimates_of(table: pd.DataFrame) -> list[Estimate]:
+    """The estimates in the rows of a table, from its columns value, low, high, n and seeds."""
+    return [Estimate(*row) for row in table[[f.name for f in fields(Estimate)]].itertuples(index=False)]
 
 
 def share_estimate(hits: ArrayLike, *, seeds: int = 1) -> Estimate:

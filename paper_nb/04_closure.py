@@ -31,7 +31,7 @@ import nslib
 from nslib import plots
 from nslib.analysis import closure, mixtures
 from nslib.experiment import open_experiment
-from nslib.intervals import Estimate
+from nslib.intervals import estimates_of
 from nslib.runtime import generator
 
 plots.use_style()
@@ -171,9 +171,8 @@ print(f"largest k with 95 % inside: {largest}; {singles}")
 
 # %%
 learned, convex = (table[table.noise == "learned"] for table in (deciding, line))
-estimates = ["value", "low", "high", "n", "seeds"]
-record.judge("C15", "scale", [Estimate(*row) for row in learned[estimates].itertuples(index=False)])
-record.judge("C16", "convex", [Estimate(*row) for row in convex[estimates].itertuples(index=False)])
+record.judge("C15", "scale", estimates_of(learned))
+record.judge("C16", "convex", estimates_of(convex))
 assert scales[scales.scale == 0].value.max() < 1e-6
 assert scales.value.between(0, 2).all()
 assert grid.value.between(0, 2).all()

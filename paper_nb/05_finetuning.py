@@ -32,7 +32,8 @@ import pandas as pd
 import nslib
 from nslib import jobs, plots, testable, trials
 from nslib.evaluate.comparison import mean_difference
-from nslib.intervals import Estimate, share_estimate, t_estimate
+from nslib.finetune.precision import resolved
+from nslib.intervals import Estimate, estimates_of, share_estimate, t_estimate
 from nslib.report.reference import printed
 
 plots.use_style()
@@ -42,7 +43,7 @@ settings.models, settings.finetune
 
 # %% [markdown]
 # ## Rounds
-# What each round of each seed found: norm of its noise, its gap on the batch that stopped the learning and on held-out images, the steps it took; and what it made of the model: top-1 on clean, attacked (FGSM) and, where the data has them, shifted images. The noise of round 0 is learned before any update, that of round r after r · S of them. Shown: NS, the first seed.
+# What each round of each seed found: norm of its noise, its gap on the batch that stopped the learning and on held-out images, the steps it took; and what it made of the model: top-1 on clean, attacked (FGSM) and, where the data has them, shifted images. The noise of round 0 is learned before any update, that of round r after r · S of them. Shown: NS, the first seed. The record says whether training was in float32 or bfloat16. One finetuning on several GPUs from a notebook: `accelerate.notebook_launcher`, as `nslib.processes` shows; many at once: `nslib prepare`.
 
 # %%
 bench = nslib.open_bench(settings)
@@ -155,7 +156,7 @@ pd.DataFrame([{"columns": ", ".join(measured), **vars(r)} for r in rise]).round(
 
 # %%
 paper, whole = testable.noise_as_paper(settings.finetune), testable.as_paper(settings.finetune)  # else not its claims
-growth = [Estimate(*row[2:]) for row in slopes.head(1).itertuples(index=False)]
+growth = estimates_of(slopes.head(1))
 record.judge("C7", "after", [share_estimate(later.converged, seeds=count)] if paper and len(later) else [])
 above = (learned.gap_heldout - settings.finetune.noise.eps).max()
 record.judge("C8", "influence", [Estimate.exact(above, len(learned), count)] if paper else [])
@@ -166,7 +167,8 @@ record.judge("C18", "share", [noise_share] if testable.cost_as_paper(settings.fi
 record.judge("C19", "fixed", fixed if whole else [])
 assert (rounds.loss > 0).all()
 assert (cost[cost.objective == "plain"].noise == 0).all()
-record.save(missed_eps=trials.missed_eps({"nullspace": tuned}), jobs=jobs.provenance(settings))
+precision = resolved(settings.finetune, bench.model.device).precision
+record.save(missed_eps=trials.missed_eps({"nullspace": tuned}), jobs=jobs.provenance(settings), precision=precision)
 record.summary()
 
 # %% [markdown]

@@ -9,6 +9,7 @@ from nslib.intervals import (
     Estimate,
     Spread,
     difference_estimate,
+    estimates_of,
     mean_estimate,
     paired_spread,
     share_estimate,
@@ -22,6 +23,13 @@ from nslib.intervals import (
 def test_span_in_words():
     assert span([4000, 200, 1000]) == "200 to 4000"
     assert span(pd.Series([1000, 1000])) == "1000"
+
+
+def test_estimates_come_back_from_a_table():
+    told = [Estimate(1.0, 0.5, 1.5, 10, 3), Estimate(2.0, float("-inf"), 2.5, 4)]
+    table = pd.DataFrame([vars(e) for e in told])[["seeds", "n", "high", "low", "value"]].assign(model="vit")
+    assert estimates_of(table) == told
+    assert estimates_of(table.head(0)) == []
 
 
 def test_share_by_hand():

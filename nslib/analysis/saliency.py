@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from nslib.analysis.lrp import pixel_relevance
 from nslib.attacks.attention import attention_maps
-from nslib.intervals import Estimate, mean_estimate
+from nslib.intervals import Estimate, estimates_of, mean_estimate
 from nslib.staged import StagedViT, batched_logits, frozen
 
 # Which maps are equal for equal tokens by algebra alone. Summed over a patch all are; pixel by pixel only the gradient,
@@ -115,7 +115,7 @@ def estimates(
 ) -> list[Estimate]:
     """The estimates of a `correlation_table`, one a method."""
     rows = table[(table.level == level) & (table.picture == picture) & (table.pair == pair)]
-    return [Estimate(r.value, r.low, r.high, r.n, r.seeds) for r in rows.itertuples()]
+    return estimates_of(rows)
 
 
 def _maps(model: StagedViT, images: Tensor, labels: Tensor, method: str) -> Tensor:

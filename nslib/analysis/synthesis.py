@@ -8,7 +8,7 @@ import pandas as pd
 
 from nslib.analysis.controls import mean_agreement, with_controls
 from nslib.config import SynthesisStudy
-from nslib.intervals import Estimate, mean_estimate, share_estimate
+from nslib.intervals import Estimate, estimates_of, mean_estimate, share_estimate
 from nslib.nullspace.membership import Agreement, CleanPass, Pool, agreement
 from nslib.nullspace.stored import stored_noise
 from nslib.staged import StagedViT
@@ -25,7 +25,7 @@ class Sweep:
     def estimates(self, noise: str, quantity: str) -> list[Estimate]:
         """Estimates of one curve, by lambda."""
         rows = self.table[(self.table.noise == noise) & (self.table.quantity == quantity)]
-        return [Estimate(r.value, r.low, r.high, r.n, r.seeds) for r in rows.itertuples()]
+        return estimates_of(rows)
 
 
 def lambda_sweep(model: StagedViT, pool: Pool, clean: CleanPass, study: SynthesisStudy, *, seed: int) -> Sweep:
