@@ -87,7 +87,7 @@ def _target(bench: Bench, settings: Settings, cfg: FinetuneConfig) -> Path:
     """Where in the store a finetuned model lies."""
     asked = _trace(settings) if cfg.objective in TRACED else None
     inputs = [VERSION, NOISE_VERSION, identity_of(cfg), model_digest(bench.model), bench.identity("train"), asked]
-    if (kind := resolved(cfg, bench.model.device).precision) != "float32":
+    if (kind := precision_of(bench, cfg)) != "float32":
         inputs.append(kind)
     return store_path() / "finetune" / digest(inputs) / f"{cfg.objective}.safetensors"
 
@@ -146,6 +146,11 @@ def config_of(settings: Settings, objective: str, seed: int = 0, **changes) -> F
     return with_recipe(replace(settings.finetune, objective=objective, seed=seed, **changes))
 
 
+def precision_of(bench: Bench, cfg: FinetuneConfig) -> str:
+    """float32 or bfloat16: in which a run's updates and noises are computed here."""
+    return resolved(cfg, bench.model.device).precision
+
+
 def fixed_noise(settings: Settings) -> NoiseConfig:
     """The noise of the run without early stopping (claim C19): a fixed number of steps."""
     return replace(settings.finetune.noise, eps=None, steps=settings.finetuning.fixed_steps)
@@ -190,7 +195,7 @@ def _inputs(bench: Bench, settings: Settings, cfg: FinetuneConfig) -> dict[str, 
     return {
         "version": {"job": VERSION, "noise": NOISE_VERSION},
         "finetune": identity_of(cfg),
-        "precision": resolved(cfg, bench.model.device).precision,
+        "precision": precision_of(bench, cfg),
         "trace": _trace(settings) if cfg.objective in TRACED else None,
         "weights": model_digest(bench.model),
         "data": {split: bench.identity(split) for split in ("train", "val")},

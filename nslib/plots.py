@@ -15,6 +15,8 @@ import seaborn
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from nslib.intervals import span
+
 # Okabe and Ito's palette, told apart with every common form of colour blindness; for methods beyond it Paul Tol's.
 COLOURS = {
     "learned": "#0072B2",
@@ -195,6 +197,11 @@ def caption(figure: plt.Figure, text: str) -> None:
     """What stands under the figure: n, seeds, and what the bands mean; in as many lines as its width asks for."""
     letters = int(20 * figure.get_size_inches()[0])  # of 6 points
     figure.supxlabel(textwrap.fill(text, letters), fontsize=6, color="0.35")
+
+
+def counts(of: Sequence[int]) -> str:
+    """Of how many images each of several figures is, for a caption: `n = 200 to 4000`, or `n = 4000`."""
+    return f"n = {span(of)}"
 
 
 def legend_above(figure: plt.Figure, ax: Axes, *, columns: int | None = None) -> None:

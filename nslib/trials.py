@@ -13,7 +13,7 @@ from nslib.evaluate.comparison import differences, mean_difference, pool_seeds, 
 from nslib.evaluate.metrics import corruption_ratio
 from nslib.evaluate.suite import Evaluation
 from nslib.experiment import open_bench
-from nslib.finetune.objectives import OBJECTIVES
+from nslib.finetune.objectives import ADVERSARIAL, OBJECTIVES
 from nslib.finetune.result import history_table
 from nslib.intervals import Estimate, slope_estimate, t_estimate
 from nslib.jobs import BASE, Job, base_row, config_of, eps_set, fixed_noise, in_turn, row_suite, run
@@ -277,6 +277,11 @@ def side_gains(found: Mapping[str, Evaluation], model: str, sides: Mapping[str, 
     """`gains_of` over the columns of each side that has any, named in a column side."""
     tables = [gains_of(found, model, columns).assign(side=side) for side, columns in sides.items() if columns]
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"side": []})
+
+
+def without_attacks(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of models that were not trained on adversarial images, by its column model."""
+    return table[~table.model.isin(ADVERSARIAL)]
 
 
 def half_widths(against: pd.DataFrame, settings: Settings) -> dict[str, float]:

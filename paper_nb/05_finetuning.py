@@ -32,7 +32,6 @@ import pandas as pd
 import nslib
 from nslib import jobs, plots, testable, trials
 from nslib.evaluate.comparison import mean_difference
-from nslib.finetune.precision import resolved
 from nslib.intervals import Estimate, estimates_of, share_estimate, t_estimate
 from nslib.report.reference import printed
 
@@ -167,7 +166,7 @@ record.judge("C18", "share", [noise_share] if testable.cost_as_paper(settings.fi
 record.judge("C19", "fixed", fixed if whole else [])
 assert (rounds.loss > 0).all()
 assert (cost[cost.objective == "plain"].noise == 0).all()
-precision = resolved(settings.finetune, bench.model.device).precision
+precision = jobs.precision_of(bench, settings.finetune)
 record.save(missed_eps=trials.missed_eps({"nullspace": tuned}), jobs=jobs.provenance(settings), precision=precision)
 record.summary()
 

@@ -33,8 +33,6 @@ from nslib.evaluate.comparison import mean_difference
 from nslib.evaluate.cue import cue_conflict_table
 from nslib.evaluate.examples import column_examples
 from nslib.evaluate.metrics import corruption_table
-from nslib.finetune.objectives import ADVERSARIAL
-from nslib.intervals import span
 from nslib.report.reference import beside_table2, printed
 
 plots.use_style()
@@ -58,7 +56,7 @@ plots.rows_of_table2(columns, printed("table2"), ax).set(ylabel="top-1 or error,
 plots.legend_above(figure, ax, columns=3)
 plots.caption(
     figure,
-    f"ours: {bench.model.name}, n = {span(columns.n)}; whiskers: 95 % intervals; c is an error",
+    f"ours: {bench.model.name}, {plots.counts(columns.n)}; whiskers: 95 % intervals; c is an error",
 )
 record.figure("beside_paper", figure, None)
 columns.round(1)
@@ -160,7 +158,7 @@ table2.round(1)
 
 # %%
 against = trials.differences_to(found, "plain")
-drawn = against[~against.model.isin(ADVERSARIAL)]
+drawn = trials.without_attacks(against)
 by_seeds = drawn.groupby("seeds", sort=False).model.unique()
 told = "; ".join(f"{s} for {', '.join(models)}" for s, models in by_seeds.items())
 figure, ax = plt.subplots(figsize=(6.8, 2.8))
@@ -168,7 +166,7 @@ plots.differences(drawn, ax).set(ylabel="top-1 minus plain, points")
 plots.legend_above(figure, ax, columns=5)
 plots.caption(
     figure,
-    f"{bench.model.name}, n = {span(drawn.n)} images a column; seeds of `plain` compared with: {told}; whiskers: 95 % of the paired difference",
+    f"{bench.model.name}, {plots.counts(drawn.n)} images a column; seeds of `plain` compared with: {told}; whiskers: 95 % of the paired difference",
 )
 record.figure("against_plain", figure, against)
 against_base = trials.differences_to({name: found[name] for name in (trials.BASE, "nullspace")}, trials.BASE)

@@ -30,7 +30,6 @@ import nslib
 from nslib import jobs, plots, testable, trials
 from nslib.evaluate.comparison import mean_difference
 from nslib.finetune.objectives import ADVERSARIAL
-from nslib.intervals import span
 from nslib.report.reference import printed
 
 plots.use_style()
@@ -67,7 +66,7 @@ if others:
     plots.legend_above(figure, ax)
     plots.caption(
         figure,
-        f"{bench.model.name}, n = {span(against.n)} images a column, seeds of each: {against.seeds.max()}; whiskers: 95 % of the paired difference",
+        f"{bench.model.name}, {plots.counts(against.n)} images a column, seeds of each: {against.seeds.max()}; whiskers: 95 % of the paired difference",
     )
     record.figure("against_adversarial", figure, against)
 

@@ -141,7 +141,7 @@ def test_spaces_between_columns(call, monkeypatch):
 
 def test_reproduce_dry_run_tells_the_whole_profile(call, tmp_path, monkeypatch):
     """In numbers of `budget`, which has tests of its own; no notebook is run."""
-    parts = pd.DataFrame({"part": ["columns", "noise"], "images": [10, None], "hours": [1.5, 0.25],
+    parts = pd.DataFrame({"part": ["columns", "noise"], "images": [10, 20], "hours": [1.5, 0.25],
                           "noise_hours": [0.0, 2.0], "memory": [0.1, 0.75]})  # fmt: skip
     asked = []
     monkeypatch.setattr("nslib.budget.budget", lambda settings: asked.append(settings) or parts)

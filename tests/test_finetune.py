@@ -340,7 +340,7 @@ def test_record_tells_the_precision(model, source, tmp_path):
         record = finetune_model(model, source, cfg, target=tmp_path / f"{asked}.safetensors").record
         used = resolved(cfg, model.device).precision
         assert record["precision"] == record["attack_precision"] == used
-        assert record["config"]["finetune"].precision == asked
+        assert record["config"]["finetune"]["precision"] == asked
 
 
 @pytest.mark.parametrize("outer", ["float32", "bfloat16"])

@@ -130,9 +130,9 @@ def test_of_an_older_record_and_a_contested_file_nothing_is_said():
     folder = leave("06_robustness").folder
     (folder / "06_robustness_numbers.csv").write_text("x\n3\n")
     assert gather(RUN).altered == ("06_robustness_numbers.csv",)
-    (folder / "records" / "06_robustness_numbers.json").write_text(to_json(run_record(resolve("imagenet"))))
+    (folder / "06_robustness_numbers.evaluation.json").write_text(to_json(run_record(resolve("imagenet"))))
     assert gather(RUN).altered == ()
-    (folder / "records" / "06_robustness_numbers.json").unlink()
+    (folder / "06_robustness_numbers.evaluation.json").unlink()
     path = folder / "records" / "06_robustness.json"
     older = json.loads(path.read_text())
     del older["hashes"]

@@ -293,7 +293,7 @@ def test_settings_that_differ_are_shown():
 
 def test_a_table_that_a_command_wrote_over_is_shown_once_as_the_commands():
     folder = leave("06_robustness", tables={"columns": {"top1": [50]}, "strength": {"top1": [1]}}).folder
-    (folder / "records" / "06_robustness_columns.json").write_text(to_json(run_record(resolve("imagenet"))))
+    (folder / "06_robustness_columns.evaluation.json").write_text(to_json(run_record(resolve("imagenet"))))
     (folder / "06_robustness_columns.csv").write_text("top1\n77\n")
     text = shown().text
     assert "06_robustness_columns.csv is listed by 2 records" in text

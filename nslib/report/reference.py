@@ -21,7 +21,7 @@ def printed(name: str) -> pd.DataFrame:
     """
     path = data_path("reference", f"{name}.csv")
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.csv")))
+        known = ", ".join(p.stem for kind in ("table", "figure") for p in sorted(path.parent.glob(f"{kind}*.csv")))
         raise FileNotFoundError(f"no printed table {name!r}: there are {known}")
     return pd.read_csv(path)
 
