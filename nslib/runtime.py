@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import platform
@@ -13,6 +14,7 @@ from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 
 from safetensors import SafetensorError
 
@@ -107,6 +109,18 @@ def atomic_path(final: Path) -> Iterator[Path]:
 def whole_files(folder: Path, pattern: str) -> list[Path]:
     """Files of a folder by a glob pattern, in the order of their names, without those that are being written."""
     return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+
+
+def optional(module: str, extra: str) -> ModuleType:
+    """Import a library of one of the package's extras.
+
+    Raises:
+        ModuleNotFoundError: it is not installed; says what to install.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"this needs {module}: pip install 'nslib[{extra}]'", name=module) from error
 
 
 def write_text(path: Path, text: str) -> Path:

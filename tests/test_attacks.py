@@ -16,11 +16,10 @@ from nslib.attacks.carlini import carlini_wagner
 from nslib.attacks.gradient import fgsm, pgd
 from nslib.attacks.patchfool import _ascent, choose_patches, patch_fool, patch_mask
 from nslib.attacks.surrogate import surrogate_cnn
-from nslib.attacks.target import optional
 from nslib.attacks.transfer import _smooth, transfer_set
 from nslib.data.shapes import render
 from nslib.models import load_model
-from nslib.runtime import generator
+from nslib.runtime import generator, optional
 
 EPS = 4 / 255
 
@@ -121,7 +120,7 @@ FOOLBOX = {
 @pytest.mark.parametrize("case", FOOLBOX)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_gradient_attacks_equal_foolbox(case, dtype, shapes):
-    foolbox = optional("foolbox")
+    foolbox = optional("foolbox", "attacks")
     name, settings, eps, own = FOOLBOX[case]
     model = load_model().to(dtype)
     images, labels = shapes.images[:4].to(dtype), shapes.labels[:4]
@@ -133,7 +132,7 @@ def test_gradient_attacks_equal_foolbox(case, dtype, shapes):
 
 
 def test_carlini_wagner_is_foolbox_at_these_settings(vit, images, labels):
-    foolbox = optional("foolbox")
+    foolbox = optional("foolbox", "attacks")
     oracle = foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=4, steps=20, initial_const=0.1)
     bounded = foolbox.PyTorchModel(vit, bounds=(0, 1), device="cpu")
     expected, _, success = oracle(bounded, images[:5], labels[:5], epsilons=None)
@@ -597,4 +596,4 @@ def test_attention_of_another_kind_is_refused():
 
 def test_missing_library_is_named():
     with pytest.raises(ModuleNotFoundError, match=r"needs no_such_library: pip install 'nslib\[attacks\]'"):
-        optional("no_such_library")
+        optional("no_such_library", "attacks")

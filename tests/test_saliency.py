@@ -241,5 +241,5 @@ def test_mistakes(model, images, monkeypatch):
 
     monkeypatch.setattr(importlib, "import_module", missing)
     for method, module in (("gradient", r"captum\.attr"), ("Grad-CAM", "pytorch_grad_cam")):
-        with pytest.raises(ModuleNotFoundError, match=rf"this map needs {module}: pip install 'nslib\[xai\]'"):
+        with pytest.raises(ModuleNotFoundError, match=rf"this needs {module}: pip install 'nslib\[xai\]'"):
             saliency.saliency_map(model.eval(), images, LABELS, method)

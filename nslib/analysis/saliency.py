@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
-from types import ModuleType
 
 import pandas as pd
 import torch
@@ -14,6 +12,7 @@ from torch.nn import functional as F
 from nslib.analysis.lrp import pixel_relevance
 from nslib.attacks.attention import attention_maps
 from nslib.intervals import Estimate, estimates_of, mean_estimate
+from nslib.runtime import optional
 from nslib.staged import StagedViT, batched_logits, frozen
 
 # Which maps are equal for equal tokens by algebra alone. Summed over a patch all are; pixel by pixel only the gradient,
@@ -124,20 +123,21 @@ def _maps(model: StagedViT, images: Tensor, labels: Tensor, method: str) -> Tens
 
 
 def _by_captum(name: str, model: StagedViT, images: Tensor, labels: Tensor, **options) -> Tensor:
-    explain = getattr(_optional("captum.attr"), name)(model)
+    explain = getattr(optional("captum.attr", "xai"), name)(model)
     images = images.detach().clone().requires_grad_()  # captum warns where it has to do this itself
     with frozen(model), torch.enable_grad():
         return explain.attribute(images, target=labels, **options).sum(1).to(images)
 
 
 def _grad_cam(model: StagedViT, images: Tensor, labels: Tensor) -> Tensor:
-    cam = _optional("pytorch_grad_cam")
+    cam = optional("pytorch_grad_cam", "xai")
     rows, columns = model.vit.patch_embed.grid_size
 
     def as_image(tokens: Tensor) -> Tensor:  # (B, T, D) -> (B, D, rows, columns)
         return tokens[:, model.vit.num_prefix_tokens :].unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
 
-    targets = [_optional("pytorch_grad_cam.utils.model_targets").ClassifierOutputTarget(y) for y in labels.tolist()]
+    told = optional("pytorch_grad_cam.utils.model_targets", "xai")
+    targets = [told.ClassifierOutputTarget(y) for y in labels.tolist()]
     images = images.detach().clone().requires_grad_()  # parameters are frozen, so that no gradient stays on them
     layers = [model.vit.blocks[-1].norm1]
     with frozen(model), torch.enable_grad(), cam.GradCAM(model, layers, reshape_transform=as_image) as explain:
@@ -156,10 +156,3 @@ def _rollout(model: StagedViT, images: Tensor) -> Tensor:
     read = rolled[:, 0] if prefix else rolled.mean(1)  # by the class token, or by all that are averaged
     grid = read[:, prefix:].unflatten(1, model.vit.patch_embed.grid_size)
     return F.interpolate(grid.unsqueeze(1), images.shape[2:], mode="nearest")[:, 0]
-
-
-def _optional(module: str) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"this map needs {module}: pip install 'nslib[xai]'", name=module) from error

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from nslib.attacks.budget import check_budget, tight
-from nslib.attacks.target import optional, under_attack
+from nslib.attacks.target import under_attack
+from nslib.runtime import optional
 
 _TARGETS = 9  # classes that APGD and FAB aim at in the standard version
 
@@ -34,7 +35,7 @@ def auto_attack(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float,
     Source: Croce and Hein 2020, arXiv:2003.01690, version `standard`.
     """
     check_budget(eps)
-    library = optional("pyautoattack")
+    library = optional("pyautoattack", "attacks")
     with under_attack(model, images, labels) as (target, images, labels, num_classes):
         if num_classes < 4:
             raise ValueError(f"AutoAttack's targeted loss compares four logits, got a model of {num_classes} classes")

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from nslib.attacks.budget import lengths
-from nslib.attacks.target import optional, under_attack
+from nslib.attacks.target import under_attack
+from nslib.runtime import optional
 
 
 class Nearest(NamedTuple):
@@ -48,7 +49,7 @@ def carlini_wagner(
     """
     if min(searches, steps) < 1:
         raise ValueError(f"searches and steps must be >= 1, got {searches} and {steps}")
-    foolbox = optional("foolbox")
+    foolbox = optional("foolbox", "attacks")
     attack = foolbox.attacks.L2CarliniWagnerAttack(
         binary_search_steps=searches, steps=steps, stepsize=lr, initial_const=start, confidence=confidence
     )

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -100,15 +98,3 @@ def _check_labels(labels: Tensor, images: int, num_classes: int) -> None:
             f"labels must lie in 0..{num_classes - 1}, the classes of the model, got {low}..{high}: "
             "map the folder's classes to the model's"
         )
-
-
-def optional(module: str) -> ModuleType:
-    """Import a library of the `attacks` extra.
-
-    Raises:
-        ModuleNotFoundError: it is not installed; says what to install.
-    """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"this attack needs {module}: pip install 'nslib[attacks]'", name=module) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from nslib.cli.options import check_out
+from nslib.cli.options import check_out, show_facts
 from nslib.config import DataConfig, NoiseConfig
 
 
@@ -76,5 +76,5 @@ def noise(
     told = {"weights": Path(weights).name, "data": replace(data, root=Path(imagenet).name)}  # where they lay is no fact
     record = run_record(noise, model=model, **told, pool=pool, heldout=heldout, seed=seed, result=facts)
     write_text(Path(out).with_suffix(".json"), to_json(record) + "\n")
-    print(f"{out}: " + ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items()))
+    show_facts(out, facts)
     return 0

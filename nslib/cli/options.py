@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from ast import literal_eval
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import is_dataclass
 from itertools import chain
@@ -140,3 +141,8 @@ def show(table) -> None:
     print(table[~absent].drop(columns="missing").round(2).to_string(index=False))
     for row in table[absent].itertuples():
         print(f"missing {row.column}: {row.missing}")
+
+
+def show_facts(out: str, facts: Mapping[str, Any]) -> None:
+    """Print in a line what was found out about a file that was written."""
+    print(f"{out}: " + ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items()))

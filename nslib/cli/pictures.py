@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import chain
 from pathlib import Path
 
-from nslib.cli.options import Suspects
+from nslib.cli.options import Suspects, show_facts
 
 
 def watermark(
@@ -47,7 +47,7 @@ def _laid_over(source: str, target: str, out: str, model: str, weights: str, str
     from nslib.models import load_model
 
     told = disguise_file(load_model(model, weights or None), Path(source), Path(target), Path(out), strength=strength)
-    print(f"{out}: " + ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in told.items()))
+    show_facts(out, told)
     return 0
 
 
