@@ -32,7 +32,7 @@ def reproduce(
 
     Args:
         notebooks: names or numbers, such as 02; default: all.
-        profile: smoke (about 4 min on 2 cores), laptop, full, gpu, imagenet or imagenet_small.
+        profile: smoke (2 to 4 min on 2 cores), laptop, full, gpu, imagenet or imagenet_small.
         run_name: folder under runs/ and figures/; default: the profile.
         imagenet: ImageNet-style folder with train/ and val/ (profiles imagenet...); default: $NSLIB_IMAGENET.
         weights: pretrained, random, a safetensors file, or a folder of <model>.safetensors; default: $NSLIB_WEIGHTS.
