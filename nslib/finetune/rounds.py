@@ -30,8 +30,6 @@ from nslib.processes import ALONE, Share
 from nslib.staged import StagedViT
 from nslib.store import model_digest
 
-_CHECKED = 8  # images of a batch on which the model has to answer before it is saved
-
 
 @dataclass(frozen=True)
 class Moment:
@@ -234,7 +232,7 @@ def _train(place: Place, trainer: Trainer, stream: Stream, save: Callable[[], No
         current.update_seconds += time.monotonic() - started
         due, last = (update + 1) % cfg.checkpoint_every == 0, place.step == cfg.steps
         if due or last:
-            trainer.check(images[:_CHECKED])
+            trainer.check(images)
         if due and not last:
             save()
         if on_step:
