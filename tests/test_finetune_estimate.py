@@ -153,6 +153,7 @@ def test_lines_tell_it_in_words(model):
     assert f"cost: without early stops {images:.0f} images of standard training, {epochs}\n" in text
     assert "memory of a process, GB: 0.00 beside Python and torch (weights 0.00, gradients" in text
     assert f"hours: without early stops {planned.hours:.2f}, with" in text
+    assert text.endswith("s an update, as measured now in float32")
     plain = estimate(model, FewImages(96), replace(CFG, objective="plain"))
     assert "without early stops" not in "\n".join(plain.lines())
 

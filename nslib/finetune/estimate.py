@@ -18,7 +18,7 @@ from nslib.data.source import Source
 from nslib.finetune.cost import cost_told
 from nslib.finetune.draws import draws
 from nslib.finetune.objectives import recipe_of
-from nslib.finetune.precision import computing_in
+from nslib.finetune.precision import computing_in, resolved
 from nslib.finetune.rounds import Moment, finetune_model
 from nslib.finetune.updates import Trainer
 from nslib.nullspace.encoder import step_images
@@ -37,7 +37,7 @@ class Estimate:
     warm start are not counted: a few passes over the held-out images a round. Groups are taken to be of equal size.
     """
 
-    cfg: FinetuneConfig
+    cfg: FinetuneConfig  # its precisions resolved
     images: int  # of all updates
     noise_steps: int  # of all rounds
     noise_units: float
@@ -60,7 +60,7 @@ class Estimate:
             f"cost: {at_most}{cost_told(self.noise_units + self.update_units, self.train)}",
             f"memory of a process, GB: {self.peak / 1e9:.2f} beside Python and torch ({parts})",
             f"hours: {at_most}{self.hours:.2f}, with {self.noise_step_seconds:.3f} s a noise step and "
-            f"{self.update_seconds:.3f} s an update, as measured now",
+            f"{self.update_seconds:.3f} s an update, as measured now in {cfg.precision}",
         ]
 
 
@@ -95,7 +95,7 @@ def estimate(model: StagedViT, source: Source, cfg: FinetuneConfig, *, share: Sh
     passes = 2 * step_images(cfg.noise, cfg.pool // cfg.groups, share)  # there and back
     step_units = passes * (depth - cfg.block) / depth
     return Estimate(
-        cfg=cfg,
+        cfg=resolved(cfg, model.device, share),
         images=cfg.rounds * cfg.steps * cfg.batch,
         noise_steps=cfg.rounds * searches * cfg.noise.steps,
         noise_units=cfg.rounds * (done.noise_units + further * step_units),
