@@ -12,6 +12,7 @@ from nslib.finetune import estimate as module
 from nslib.finetune.cost import cost_told
 from nslib.finetune.estimate import estimate, kept_bytes
 from nslib.finetune.rounds import finetune_model
+from nslib.processes import Share
 from nslib.runtime import generator
 
 NOISE = NoiseConfig(limit=1.0, lr=0.05, steps=7, batch=16, eps=None)
@@ -77,6 +78,14 @@ def test_activations_grow_with_the_batch(model, source):
     assert large == pytest.approx(2 * small, rel=0.05)
     plain = estimate(model, source, replace(CFG, objective="plain")).memory["activations"]
     assert 1.6 * plain < small < 2 * plain  # two branches, one patch embedding
+
+
+def test_a_search_that_is_not_made_is_not_shared(model, source):
+    """Two processes cannot share steps of 15 images, which `plain` does not take."""
+    odd = replace(CFG, noise=replace(NOISE, batch=15))
+    assert estimate(model, source, replace(odd, objective="plain"), share=Share(count=2)).noise_units == 0
+    with pytest.raises(ValueError, match="a batch of 15 images cannot be shared equally by 2"):
+        estimate(model, source, odd, share=Share(count=2))
 
 
 def test_peak_is_the_sum_on_a_cpu(model, source):

@@ -33,11 +33,11 @@ class Augment:
 
     def __init__(self, model: StagedViT, cfg: FinetuneConfig, images: int):
         self.model, self.cfg = model, cfg
-        if (cfg.mixup or cfg.cutmix) and images % 2:
+        mixes = cfg.mixup or cfg.cutmix
+        if mixes and images % 2:
             raise ValueError(f"mixup and cutmix pair the images of a process's batch, got {images}: make it even")
         self.policy = _policy(model, cfg.augment) if cfg.augment else None
         self.erase = RandomErasing(cfg.erasing, mode="pixel", device=model.device) if cfg.erasing else None
-        mixes = cfg.mixup or cfg.cutmix
         self.mix = timm.data.Mixup(cfg.mixup, cfg.cutmix, label_smoothing=cfg.smoothing,
                                    num_classes=model.num_classes) if mixes else None  # fmt: skip
 

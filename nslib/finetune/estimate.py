@@ -92,7 +92,7 @@ def estimate(model: StagedViT, source: Source, cfg: FinetuneConfig, *, share: Sh
     searches = cfg.noises * cfg.groups if objective.learns else 0
     further = searches * (cfg.noise.steps - _TRIED)  # steps of a round, besides those that were tried
     depth = len(model.vit.blocks)
-    passes = 2 * step_images(cfg.noise, cfg.pool // cfg.groups, share)  # there and back
+    passes = 2 * step_images(cfg.noise, cfg.pool // cfg.groups, share) if searches else 0  # there and back
     step_units = passes * (depth - cfg.block) / depth
     return Estimate(
         cfg=resolved(cfg, model.device, share),
