@@ -19,6 +19,7 @@ class DataConfig:
     kind: str = "shapes"  # or "folder", an ImageNet-style tree
     root: str = ""  # of the folder, which holds train and val
     seed: int = 0
+    images: int = 0  # of shapes: how many split train holds; 0: it has no end
     resize: bool = True  # False: train and val are cropped only, for copies that were resized before
     # The family, each in its published layout; by default the customary name under root (nslib.data.families).
     a: str = ""
@@ -61,10 +62,7 @@ class PretrainConfig:
 
 @dataclass(frozen=True)
 class SurrogateConfig(PretrainConfig):
-    """Training of the small CNN on which transferred attacks are made; the last steps see FGSM images.
-
-    Without those its attacks hardly transfer to a ViT.
-    """
+    """Training of the small CNN on which attacks are made that transfer to a ViT: thanks to FGSM images at the end."""
 
     model: str = "surrogate_cnn"
     steps: int = 1700
@@ -310,7 +308,9 @@ class FinetuningStudy:
     search_bases: tuple[int, ...] = ()  # seeds of other base models, finetuned with the recipe: see `open_stranger`
     search_rounds: int = 5  # of each such run
     search_longer: tuple[int, ...] = ()  # rounds of further runs with the recipe itself
-    search_images: int = 1000  # of val that judge it, none of which is reported
+    search_few: tuple[int, ...] = ()  # images, so few that finetuning on them without noise harms, with the recipe
+    search_images: int = 1000  # of val that judge it
+    search_first: int = 20000  # the first of these: beyond all that are reported anywhere
     keep: bool = False  # results of each run as a small file beside the figures, from which a later call takes them
 
     def __post_init__(self):

@@ -221,7 +221,8 @@ def _file(bench: Bench, settings: Settings, cfg: FinetuneConfig, *kind: str) -> 
     if not settings.finetuning.keep:
         return None
     changes = changed(config_of(settings, cfg.objective), cfg)
-    others = [f"first-{first}"] if (first := settings.suite.first) else []  # of the images that are measured
+    others = [f"images-{images}"] if (images := settings.data.images) else []  # on which it was trained
+    others += [f"first-{first}"] if (first := settings.suite.first) else []  # of those that are measured
     name = "_".join([bench.model.name, cfg.objective, f"seed{cfg.seed}", *changes, *others, *kind])
     return jobs_path(settings.run_name) / f"{name}.json"
 

@@ -123,7 +123,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "images": 4000,
         "finetune.rounds": 20,
         "finetune.steps": 40,
-        "finetune.lr": 3e-4,  # set by hand; notebook 11 looks around it, on val
+        "finetune.lr": 3e-4,  # set by hand; notebook 11 looks around it, on val, and reports what comes first
         "finetune.lr_min": 3e-5,
         "finetune.precision": "float32",  # kept results are taken on any machine: the same on all
         "finetune.attack_precision": "bfloat16",
@@ -136,6 +136,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "finetuning.fixed_steps": 300,
         "finetuning.keep": True,
         "finetuning.search_longer": (10, 20),
+        "finetuning.search_few": (256, 1024),
         "finetuning.search_lr": (1e-5, 1e-4, 3e-4, 1e-3),
         "finetuning.search_eps": (0.03, 0.1, 0.3),
         "finetuning.search_limits": (1.0, 10.0),

@@ -206,7 +206,7 @@ def test_the_search_looks_at_val_alone(bench, folder):
         table = search.settings_table(bench, settings)
     chosen_on = [json.loads(file.read_text())["config"] for file in folder.iterdir()]
     assert len(chosen_on) == 4  # plain and nullspace at each rate
-    assert {c["suite"]["first"] for c in chosen_on} == {KEEPING.images}  # the first that notebooks do not report
+    assert {c["suite"]["first"] for c in chosen_on} == {study.search_first}  # beyond what notebooks report
     assert {c["suite"]["images"] for c in chosen_on} == {4}
     assert {name for c in chosen_on for name in c["shown"]} == {"val"}
     assert sorted(table[["lr", "eps"]].values.tolist()) == [[1e-4, 0.5], [1e-3, 0.5]]
@@ -228,3 +228,24 @@ def test_the_search_is_kept_beside_the_runs_that_are_reported(bench, folder):
     again = jobs.run(bench, KEEPING, "plain").evaluation
     assert again.estimate("clean") == reported.evaluation.estimate("clean")
     assert search.place_of_settings(table, settings).startswith(f"this profile's {own} rounds, lr 0.001")
+
+
+def test_the_first_of_the_search_is_reported_with_all_seeds(bench, folder):
+    """The search trains on six images again and again, and its first recipe is measured where the notebooks are."""
+    study = replace(KEEPING.finetuning, search_few=(6,), search_rounds=1, search_images=4, seeds=2)
+    settings = replace(KEEPING, finetuning=study)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "VAL", ("clean", "fgsm"))
+        table = search.settings_table(bench, settings)
+    assert table[["images", "rounds"]].values.tolist() == [[6, 1]]
+    found = search.on_test(bench, settings, table)
+    assert list(found) == ["base", "plain", "nullspace"]
+    assert [found[name].seeds for name in ("plain", "nullspace")] == [2, 2]
+    configs = [json.loads(file.read_text())["config"] for file in folder.iterdir()]
+    assert {c["data"]["train"]["images"] for c in configs} == {KEEPING.finetune.pool + KEEPING.finetune.heldout + 6}
+    assert sorted(c["suite"]["first"] for c in configs) == [0] * 4 + [study.search_first] * 2
+    assert {c["suite"]["images"] for c in configs if not c["suite"]["first"]} == {KEEPING.finetuning.images}
+
+
+def test_nothing_is_reported_of_no_search(bench):
+    assert search.on_test(bench, KEEPING, search.settings_table(bench, KEEPING)) == {}

@@ -16,7 +16,7 @@ from nslib.search import place_of_settings, recipes, settings_table
 
 
 def test_search_on_the_columns_that_can_be_shown():
-    """Without a surrogate no damagenet. The images are those after the reported ones, and the rows lie in order."""
+    """Without a surrogate no damagenet. The rows lie in order."""
     model = make_vit()
     study = replace(TINY.finetuning, search_lr=(1e-3,), search_eps=(0.5, 1.0), search_rounds=1, search_images=6)
     table = settings_table(Bench(model, open_source(TINY.data, model), TINY.suite), replace(TINY, finetuning=study))
@@ -29,22 +29,27 @@ def test_search_on_the_columns_that_can_be_shown():
 
 
 def test_limits_and_base_models_beside_the_recipe():
-    """Each changes one thing of it; another base model or number of rounds has its own `plain`."""
+    """Each changes one thing of it; another base model, other images or rounds have their own `plain`."""
     study = replace(TINY.finetuning, search_limits=(0.2, 4.0), search_bases=(1,), search_rounds=1, search_images=6)
-    settings = replace(TINY, models=("shapes_vit",), finetuning=replace(study, search_longer=(2,)))
+    study = replace(study, search_longer=(2,), search_few=(5,))
+    settings = replace(TINY, models=("shapes_vit",), finetuning=study)
     own = TINY.finetune
     eps, limit = own.noise.eps, own.noise.limit
     assert recipes(settings) == [
-        (0, 1, own.lr, eps, 0.2), (0, 1, own.lr, eps, 4.0), (1, 1, own.lr, eps, limit), (0, 2, own.lr, eps, limit)
-    ]  # fmt: skip
+        (0, 0, 1, own.lr, eps, 0.2),
+        (0, 0, 1, own.lr, eps, 4.0),
+        (1, 0, 1, own.lr, eps, limit),
+        (0, 5, 1, own.lr, eps, limit),
+        (0, 0, 2, own.lr, eps, limit),
+    ]
     model = load_model()
     table = settings_table(Bench(model, open_source(TINY.data, model), TINY.suite), settings).set_index(
-        ["base", "rounds", "limit"]
+        ["base", "images", "rounds", "limit"]
     )
     plain, norm = table.plain, table.norm
-    assert plain[0, 1, 0.2] == plain[0, 1, 4.0]
-    assert len({plain[0, 1, 0.2], plain[1, 1, limit], plain[0, 2, limit]}) == 3
-    assert norm[0, 1, 0.2] < norm[0, 1, 4.0]
+    assert plain[0, 0, 1, 0.2] == plain[0, 0, 1, 4.0]
+    assert len({plain[0, 0, 1, 0.2], plain[1, 0, 1, limit], plain[0, 5, 1, limit], plain[0, 0, 2, limit]}) == 4
+    assert norm[0, 0, 1, 0.2] < norm[0, 0, 1, 4.0]
 
 
 def test_a_stranger_goes_by_its_seed():
@@ -56,7 +61,7 @@ def test_a_stranger_goes_by_its_seed():
     ("lr", "eps", "limit", "words"),
     [
         (1e-3, 0.5, 1.0, "2 rounds, lr 0.001, eps 0.5 and limit 1: place 3 of 4, 0.20 points over plain; the first is "
-                         r"2 rounds, lr 0.001, eps 0.1 and limit 1 from base model 2, 0.60 \[0.20, 1.00\]"),
+                         r"2 rounds, lr 0.001, eps 0.1 and limit 1 from base model 2 on 9 images, 0.60 \[0.20, 1.00\]"),
         (1e-3, 0.1, 1.0, "2 rounds, lr 0.001, eps 0.1 and limit 1: place 2 of 4, 0.50 points"),
         (1e-3, 0.1, 3.0, "2 rounds, lr 0.001, eps 0.1 and limit 3 are not among the 4 that were searched"),
         (1e-4, 0.1, 1.0, "2 rounds, lr 0.0001, eps 0.1 and limit 1 are not among the 4 that were searched"),
@@ -64,12 +69,12 @@ def test_a_stranger_goes_by_its_seed():
 )  # fmt: skip
 def test_where_the_recipe_stands(lr, eps, limit, words):
     rows = [
-        (2, 2, 1e-3, 0.1, 1.0, 0.6, 0.2, 1.0),
-        (0, 2, 1e-3, 0.1, 1.0, 0.5, 0.1, 0.9),
-        (0, 2, 1e-3, 0.5, 1.0, 0.2, -0.1, 0.5),
-        (0, 2, 1e-4, 0.5, 1.0, 0.1, -0.3, 0.5),
+        (2, 9, 2, 1e-3, 0.1, 1.0, 0.6, 0.2, 1.0),
+        (0, 0, 2, 1e-3, 0.1, 1.0, 0.5, 0.1, 0.9),
+        (0, 0, 2, 1e-3, 0.5, 1.0, 0.2, -0.1, 0.5),
+        (0, 0, 2, 1e-4, 0.5, 1.0, 0.1, -0.3, 0.5),
     ]
-    table = pd.DataFrame(rows, columns=["base", "rounds", "lr", "eps", "limit", "difference", "low", "high"])
+    table = pd.DataFrame(rows, columns=["base", "images", "rounds", "lr", "eps", "limit", "difference", "low", "high"])
     noise = replace(TINY.finetune.noise, eps=eps, limit=limit)
     finetune = replace(TINY.finetune, lr=lr, lr_min=lr / 10, noise=noise)
     said = place_of_settings(table, replace(TINY, finetune=finetune))

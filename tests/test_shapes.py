@@ -187,3 +187,15 @@ def test_source_refuses_a_model_that_is_not_square():
 def test_source_refuses_an_unknown_kind(vit):
     with pytest.raises(ValueError, match="data kind must be shapes or folder, got 'web'"):
         open_source(DataConfig(kind="web"), vit)
+
+
+def test_train_can_be_made_to_end(vit):
+    source, few = open_source(DataConfig(), vit), open_source(DataConfig(images=5), vit)
+    assert (source.count("train"), few.count("train"), few.count("val")) == (None, 5, None)
+    assert torch.equal(source.take("train", 5).images, few.take("train", 5).images)
+    assert source.identity("train") != few.identity("train")
+    assert source.identity("val") == few.identity("val")
+    with pytest.raises(ValueError, match=r"data\.images = 5, asked for image 5 of train: raise it, or set it to 0"):
+        few.take("train", 6)
+    with pytest.raises(ValueError, match="must be 0 for a folder"):
+        open_source(DataConfig(kind="folder", root="anywhere", images=5), vit)

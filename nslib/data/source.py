@@ -66,7 +66,10 @@ class Source(Protocol):
 
 
 class ShapesSource:
-    """The embedded data set at the model's image size, rendered on the model's device."""
+    """The embedded data set at the model's image size, rendered on the model's device.
+
+    Its splits have no end, but train ends after cfg.images where these are asked for.
+    """
 
     def __init__(self, cfg: DataConfig, model: StagedViT):
         _, height, width = model.image_shape
@@ -75,15 +78,19 @@ class ShapesSource:
                 f"shapes are square, {model.name} takes {height} x {width}: make it with img_size=({height}, {height})"
             )
         self.size, self.seed, self.device = height, cfg.seed, model.device
+        self.ends = {"train": cfg.images} if cfg.images else {}
 
     def take(self, split: str, n: int, *, start: int = 0) -> Batch:
         return self.pick(split, range(start, start + n))
 
     def pick(self, split: str, rows: Sequence[int]) -> Batch:
+        end = self.ends.get(split)
+        if end is not None and len(rows) and max(rows) >= end:
+            raise ValueError(f"data.images = {end}, asked for image {max(rows)} of {split}: raise it, or set it to 0")
         return render(split, torch.tensor(rows), seed=self.seed, size=self.size, device=self.device)
 
-    def count(self, split: str) -> None:
-        return None
+    def count(self, split: str) -> int | None:
+        return self.ends.get(split)
 
     def missing(self, split: str) -> str:
         told = f"the embedded shapes have no {split}, only {', '.join(SPLITS)}: pass --imagenet FOLDER"
@@ -99,7 +106,8 @@ class ShapesSource:
         return list(CLASSES)
 
     def identity(self, split: str) -> dict[str, Any]:
-        return {"kind": "shapes", "split": split, "seed": self.seed, "size": self.size, "version": VERSION}
+        end = {"images": self.ends[split]} if split in self.ends else {}
+        return {"kind": "shapes", "split": split, "seed": self.seed, "size": self.size, "version": VERSION, **end}
 
 
 class FolderSource:
@@ -203,6 +211,8 @@ def open_source(cfg: DataConfig, model: StagedViT) -> Source:
     if cfg.kind == "shapes":
         return ShapesSource(cfg, model)
     if cfg.kind == "folder":
+        if cfg.images:
+            raise ValueError(f"data.images must be 0 for a folder, which holds what it holds, got {cfg.images}")
         if not cfg.root:
             raise ValueError("no ImageNet folder: pass --imagenet FOLDER or set NSLIB_IMAGENET")
         return FolderSource(cfg, model)
