@@ -41,20 +41,18 @@ def budget(settings: Settings) -> pd.DataFrame:
     Raises:
         as `open_bench` and `finetune_model`.
     """
-    first, *others = settings.models
-    tables = [_of_model(_bench(settings, first), settings, finetunings(settings), whole=True)]
+    (first, *others), barely = settings.models, barely_trained(settings)
+    tables = [_of_model(open_bench(barely, first), settings, finetunings(settings), whole=True)]
     for name in others:
-        tables.append(_of_model(_bench(settings, name), settings, Counter(OF_OTHERS), whole=False))
+        tables.append(_of_model(open_bench(barely, name), settings, Counter(OF_OTHERS), whole=False))
     return pd.concat(tables, ignore_index=True)
 
 
-def _bench(settings: Settings, name: str) -> Bench:
-    """As `open_bench`, but what is to be trained from scratch is as fast after two steps, and is left there."""
-    hardly = {"steps": 2, "images": 0, "report_images": 1}
-    surrogate = replace(settings.surrogate_pretrain, fgsm_steps=0, **hardly)
-    return open_bench(
-        replace(settings, pretrain=replace(settings.pretrain, **hardly), surrogate_pretrain=surrogate), name
-    )
+def barely_trained(settings: Settings) -> Settings:
+    """Settings by which to tell what they take: what they train from scratch is as fast after two steps."""
+    barely = {"steps": 2, "images": 0, "report_images": 1}
+    surrogate = replace(settings.surrogate_pretrain, fgsm_steps=0, **barely)
+    return replace(settings, pretrain=replace(settings.pretrain, **barely), surrogate_pretrain=surrogate)
 
 
 def _from_scratch(settings: Settings, plain: Estimate, *, whole: bool) -> list[dict[str, Any]]:

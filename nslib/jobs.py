@@ -85,7 +85,7 @@ def in_turn(bench: Bench, settings: Settings, objectives: Sequence[str]) -> Iter
 
 def _target(bench: Bench, settings: Settings, cfg: FinetuneConfig) -> Path:
     """Where in the store a finetuned model lies."""
-    asked = _trace(settings) if cfg.objective in TRACED else None
+    asked = [_trace(settings), *_traced_inputs(bench, settings)] if cfg.objective in TRACED else None
     inputs = [VERSION, NOISE_VERSION, identity_of(cfg), model_digest(bench.model), bench.identity("train"), asked]
     if (kind := precision_of(bench, cfg)) != "float32":
         inputs.append(kind)
@@ -97,6 +97,13 @@ def _trace(settings: Settings) -> dict[str, Any]:
     columns = ("clean", "fgsm", *(c for c in SHIFTED if settings.data.kind == "shapes"))
     same = {name: getattr(settings.suite, name) for name in ("batch", "fgsm_eps", "protocol", "seed")}
     return {"columns": columns, "images": settings.finetuning.trace_images, **same}
+
+
+def _traced_inputs(bench: Bench, settings: Settings) -> list[Any]:
+    """On what else these figures depend, which lie in the store with the model: images, and how they are measured."""
+    shown = [COLUMNS[name] for name in _trace(settings)["columns"]]
+    images = [bench.identity(split) for column in shown for split in bench.reads(column.split)]
+    return [EVALUATION_VERSION, [column.version for column in shown], images]
 
 
 def trace_suite(settings: Settings) -> SuiteConfig:

@@ -99,7 +99,9 @@ def load_model(
 
 def _from_hub(name: str, kwargs: dict) -> StagedViT:
     if name == SHAPES_VIT:
-        raise ValueError(f"{SHAPES_VIT} is not on a hub: pass weights='shipped', 'random' or a safetensors file")
+        raise ValueError(
+            f"{SHAPES_VIT} is not on a hub: pass weights (--weights) shipped, random or a safetensors file"
+        )
     build_model(name, **kwargs)  # an unknown name is told apart from a network that is down
     try:
         model = build_model(name, **kwargs, pretrained=True)

@@ -58,6 +58,7 @@ _IMAGENET: dict[str, Any] = {
     "suite.transfer_smoothing": 1,  # between two ViTs more costs
     "finetune.pool": 4096,
     "finetune.heldout": 1024,
+    "finetune.precision": "bfloat16",  # kept results are taken on any machine: the same on all
     "finetuning.columns": TABLE2,
     "finetuning.images": 10000,
     "finetuning.trace_images": 1000,
@@ -125,7 +126,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "finetune.steps": 40,
         "finetune.lr": 3e-4,  # set by hand; notebook 11 looks around it, on val, and reports what comes first
         "finetune.lr_min": 3e-5,
-        "finetune.precision": "float32",  # kept results are taken on any machine: the same on all
+        "finetune.precision": "float32",  # as that of imagenet
         "finetune.attack_precision": "bfloat16",
         "finetuning.seeds": 3,
         "finetuning.columns": TABLE2,
@@ -228,6 +229,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "finetune.batch": 16,
         "finetune.pool": 448,
         "finetune.heldout": 128,
+        "finetune.precision": "auto",
         "finetune.noise.limit": 0.3,  # from .5 no noise gets inside eps = .03 on held-out images
         "finetune.noise.lr": 0.02,
         "finetune.noise.steps": 200,
@@ -254,10 +256,12 @@ def resolve(profile: str, run_name: str = "", overrides: dict[str, Any] | None =
     the models to the plain ViTs that it holds, and the surrogate's weights to that folder if they are there.
 
     Raises:
-        ValueError: unknown profile or name, or a value of another type than the default's.
+        ValueError: unknown profile or name, a run name that is a path, or a value of another type than the default's.
     """
     if profile not in PROFILES:
         raise ValueError(f"profile must be one of {', '.join(PROFILES)}, got {profile!r}")
+    if run_name and (Path(run_name).name != run_name or run_name == ".."):
+        raise ValueError(f"run_name must name one folder, which goes under figures/ and runs/, got {run_name!r}")
     chosen = {**PROFILES[profile], **(_real_input(overrides or {}) if profile in REAL else overrides or {})}
     return overridden(Settings(profile=profile, run_name=run_name or profile), chosen)
 

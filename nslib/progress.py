@@ -24,23 +24,55 @@ def noise_bar(cfg: NoiseConfig, label: str = "noise") -> Iterator[Callable]:
         yield on_step
 
 
+_BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"  # no rate of updates: searches lie between them
+
+
+class _TimeLeft:
+    """Seconds that are left of a finetuning, by the rounds that were seen: each has its search and its updates."""
+
+    def __init__(self, cfg: FinetuneConfig):
+        self.cfg = cfg
+        self.rounds: dict[int, float] = {}  # when each began
+        self.update: tuple[int, float] | None = None  # the first that was seen, and when
+
+    def __call__(self, moment, now: float) -> float | None:
+        """None until one round can be told from its search and two updates."""
+        began = self.rounds.setdefault(moment.round, now)
+        first, start = next(iter(self.rounds.items()))
+        if moment.round > first:
+            each = (began - start) / (moment.round - first)
+            return max(0.0, each * (self.cfg.rounds - moment.round) - (now - began))
+        if moment.phase == "noise":
+            return None
+        step, made = self.update = self.update or (moment.step, now)
+        if moment.step == step:
+            return None
+        updates = (now - made) / (moment.step - step) * (self.cfg.steps - moment.step)  # that this round still has
+        return updates + (now - start + updates) * (self.cfg.rounds - moment.round - 1)
+
+
 @contextmanager
 def finetune_bar(cfg: FinetuneConfig, label: str = "finetune", *, disable: bool = False) -> Iterator[Callable]:
-    """A bar over the updates for `finetune_model(..., on_step=...)`: round, loss; step, gap, norm and loss of noise."""
-    with tqdm(total=cfg.rounds * cfg.steps, desc=label, leave=False, disable=disable) as bar:
+    """A bar over the updates for `finetune_model(..., on_step=...)`.
+
+    It shows round, loss and time left, and of the noise step, gap, norm and loss.
+    """
+    with tqdm(total=cfg.rounds * cfg.steps, desc=label, leave=False, disable=disable, bar_format=_BAR) as bar:
         told: dict[str, str] = {}
+        left = _TimeLeft(cfg)
 
         def on_step(moment) -> None:
+            seconds = left(moment, time.monotonic())
             if moment.phase == "noise" and moment.step % 10:
                 return
             bar.n = moment.round * cfg.steps + (moment.step if moment.phase == "update" else 0)
-            if not told:  # a run that goes on: what was done before says nothing about its speed
-                bar.initial, bar.start_t = bar.n, time.time()
             values = {f"noise {k}" if moment.phase == "noise" else k: v for k, v in moment.values.items()}
             told.update({k: f"{v:.3g}" for k, v in values.items()})
             if moment.phase == "noise":
                 told["noise step"] = str(moment.step)
-            bar.set_postfix(told | {"round": f"{moment.round + 1}/{cfg.rounds}"}, refresh=False)
+            place = {"left": "?" if seconds is None else bar.format_interval(seconds),
+                     "round": f"{moment.round + 1}/{cfg.rounds}"}  # fmt: skip
+            bar.set_postfix(place | told, refresh=False)
             bar.refresh()
 
         yield on_step

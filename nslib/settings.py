@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
+from difflib import get_close_matches
 from typing import Any, get_args, get_origin, get_type_hints
 
 from nslib.config import (
@@ -65,11 +66,28 @@ def overridden(settings: Settings, values: Mapping[str, Any]) -> Settings:
     return settings
 
 
+def _near(name: str) -> str:
+    """Settings that may be meant by an unknown name, in words: of the same last part, or spelled like it."""
+    known = [".".join(path) for path in _paths(Settings())]
+    last = name.rpartition(".")[2]
+    near = [k for k in known if k.rpartition(".")[2] == last] + get_close_matches(name, known)
+    return f"; near it: {', '.join(dict.fromkeys(near))}" if near else ""
+
+
+def _paths(part: Any) -> Iterator[tuple[str, ...]]:
+    for f in fields(part):
+        value = getattr(part, f.name)
+        if is_dataclass(value):
+            yield from ((f.name, *path) for path in _paths(value))
+        else:
+            yield (f.name,)
+
+
 def _override(part: Any, full_name: str, path: list[str], value: Any) -> Any:
     known = {f.name: getattr(part, f.name) for f in fields(part)}
     head, *rest = path
     if head not in known or (rest and not is_dataclass(known[head])) or (not rest and is_dataclass(known[head])):
-        raise ValueError(f"no setting {full_name!r}: {type(part).__name__} has {', '.join(known)}")
+        raise ValueError(f"no setting {full_name!r}: {type(part).__name__} has {', '.join(known)}{_near(full_name)}")
     if rest:
         return replace(part, **{head: _override(known[head], full_name, rest, value)})
     return replace(part, **{head: _typed(full_name, get_type_hints(type(part))[head], known[head], value)})

@@ -71,6 +71,7 @@ def paper(monkeypatch):
         (("reproduce", "--set", "steps=3"), "no setting 'steps': Settings has"),
         (("reproduce", "--set", "images"), "--set takes NAME=VALUE such as images=500, got 'images'"),
         (("reproduce", "99", "--profile", "smoke"), "no notebook '99': there are"),
+        (("reproduce", "02", "--dry-run"), "--dry-run tells of a whole profile: name no notebooks, got 02"),
         (
             ("reproduce", "--imagenet", "x"),
             "--imagenet goes with --profile imagenet or imagenet_small, got",
@@ -338,6 +339,15 @@ def test_evaluate_writes_a_table_and_its_record(call, tmp_path):
     record = json.loads((tmp_path / "row.evaluation.json").read_text())  # row.json would be that of weights
     assert record["config"]["suite"]["fgsm_eps"] == pytest.approx(2 / 255)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["row.csv", "row.evaluation.json"]
+
+
+def test_evaluate_of_a_folder_without_what_is_asked_for(call, tmp_path):
+    (tmp_path / "empty").mkdir()
+    tag = ("--model", "vit_tiny_patch16_224", "--weights", "random", "--imagenet", str(tmp_path / "empty"))
+    code, _, errors = call("evaluate", *tag, "--columns", "clean,a", "--set", "surrogate=")
+    assert code == 2
+    assert "no column can be measured: " in errors
+    assert "expected <root>/<split>/<wnid>/*.JPEG" in errors
 
 
 def test_evaluate_against_another_model(call, tmp_path):

@@ -164,6 +164,16 @@ def test_finetune_dry_run_only_tells(call, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("command", ["finetune", "evaluate"])
+def test_dry_run_trains_nothing_first(call, monkeypatch, command):
+    """Models of a profile that has them trained from scratch are opened after two steps."""
+    asked = []
+    monkeypatch.setattr("nslib.experiment.pretrain", lambda cfg, target, **_: asked.append(cfg.steps) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        call(command, "--profile", "gpu", "--model", "shapes_vit", "--dry-run")
+    assert asked == [2]
+
+
 def test_finetune_closes_with_its_cost(call):
     tiny = ("--objective", "plain", "--set", "rounds=1", "steps=2", "batch=4", "pool=8", "heldout=4")
     code, printed = call("finetune", "--target", "w.safetensors", *tiny)

@@ -1,6 +1,7 @@
 """Profiles and their overrides: what is unknown or of another type is refused by name."""
 
 import dataclasses
+import re
 from operator import attrgetter
 
 import pytest
@@ -70,6 +71,12 @@ def test_unknown_profile(profile):
         resolve(profile)
 
 
+@pytest.mark.parametrize("name", ["../evil", "a/b", "..", "/tmp"])
+def test_run_name_that_is_a_path(name):
+    with pytest.raises(ValueError, match=f"run_name must name one folder, .*, got '{re.escape(name)}'"):
+        resolve("smoke", name)
+
+
 @pytest.mark.parametrize(
     ("name", "told"),
     [
@@ -77,7 +84,9 @@ def test_unknown_profile(profile):
         ("synthesis.noise.step", "no setting 'synthesis.noise.step': NoiseConfig has limit, .*steps"),
         ("synthesis", "no setting 'synthesis'"),  # a group is no value
         ("images.count", "no setting 'images.count'"),
-        ("noise.steps", "no setting 'noise.steps': Settings has"),
+        ("noise.steps", "no setting 'noise.steps': Settings has .*near it: .*finetune.noise.steps"),
+        ("imagse", "near it: images"),
+        ("finetune.eps", "near it: .*finetune.noise.eps"),
     ],
 )
 def test_unknown_setting(name, told):

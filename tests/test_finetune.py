@@ -25,13 +25,13 @@ from nslib.finetune.noises import Search, find_noises, pool_of
 from nslib.finetune.objectives import OBJECTIVES, View, against_itself, against_labels, recipe_of
 from nslib.finetune.precision import computing_in, resolved
 from nslib.finetune.result import history_table
-from nslib.finetune.rounds import FinetuneDiverged, finetune_model
+from nslib.finetune.rounds import FinetuneDiverged, Moment, finetune_model
 from nslib.finetune.stream import Stream
 from nslib.finetune.updates import Trainer
 from nslib.models import load_model
 from nslib.nullspace.membership import boundary_scale, noise_gap
 from nslib.processes import ALONE, Share
-from nslib.progress import finetune_bar
+from nslib.progress import _TimeLeft, finetune_bar
 from nslib.runtime import generator
 
 NOISE = NoiseConfig(limit=1.0, lr=0.05, steps=100, batch=16)
@@ -233,7 +233,7 @@ def test_learning_rate_falls_along_a_cosine(model, source):
 
 def trainer_of(model, **change) -> Trainer:
     objective, cfg = recipe_of(replace(CFG, **change))
-    return Trainer(deepcopy(model), objective, cfg, ALONE)
+    return Trainer(deepcopy(model), objective, resolved(cfg, model.device), ALONE)
 
 
 def test_gradients_are_clipped(model, source):
@@ -647,7 +647,7 @@ def test_augmentation_leaves_the_callers_images_and_generators(model):
     assert torch.equal(torch.get_rng_state(), states[2])
 
 
-@pytest.mark.parametrize("name", ["randaugment", "rnd-m9", "rand-q9"])
+@pytest.mark.parametrize("name", ["randaugment", "rnd-m9", "rand-q9", "rand-foo", "augmix-w-m3"])
 def test_unknown_policy(model, name):
     with pytest.raises(ValueError, match=f"augment must be such as rand-m9-mstd0.5-inc1 or augmix-m3-w3, got '{name}'"):
         Augment(model, replace(CFG, augment=name), 8)
@@ -834,6 +834,25 @@ def test_bar_moves_during_a_search(model, source, capsys):
     told = capsys.readouterr().err
     assert "noise step=0" in told
     assert "noise step=10" in told
+
+
+def test_time_left_by_searches_and_updates():
+    """Four rounds with a search of 100 s and ten updates of 1 s each."""
+    left = _TimeLeft(FinetuneConfig(rounds=4, steps=10))
+
+    def after(seconds, round_, phase, step):
+        return left(Moment(round_, phase, step, {}), seconds)
+
+    assert after(0, 0, "noise", 0) is None
+    assert after(100, 0, "noise", 50) is None
+    assert after(101, 0, "update", 1) is None  # which may be slower than the others
+    assert after(103, 0, "update", 3) == pytest.approx(7 + 3 * 110)
+    assert after(110, 0, "update", 10) == pytest.approx(3 * 110)
+    assert after(110, 1, "noise", 0) == pytest.approx(3 * 110)
+    assert after(160, 1, "noise", 25) == pytest.approx(3 * 110 - 50)
+    assert after(330, 3, "noise", 0) == pytest.approx(110)
+    assert after(431, 3, "update", 1) == pytest.approx(9)
+    assert after(500, 3, "update", 2) == 0
 
 
 def test_saved_weights_are_those_returned(model, source, tmp_path):

@@ -1,5 +1,6 @@
 """What a finetuning will need, told before it starts, against what it then needs."""
 
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from nslib.finetune import estimate as module
 from nslib.finetune.cost import cost_told
 from nslib.finetune.estimate import estimate, kept_bytes
 from nslib.finetune.rounds import finetune_model
+from nslib.finetune.updates import Trainer
 from nslib.processes import Share
 from nslib.runtime import generator
 
@@ -19,6 +21,11 @@ NOISE = NoiseConfig(limit=1.0, lr=0.05, steps=7, batch=16, eps=None)
 CFG = FinetuneConfig(
     precision="float32", rounds=2, steps=3, batch=8, lr=1e-3, lr_min=1e-5, pool=32, heldout=16, noise=NOISE
 )
+
+
+def test_an_update_is_timed_without_the_check_at_the_end_of_a_round(model, source, monkeypatch):
+    monkeypatch.setattr(Trainer, "check", lambda self, images: time.sleep(1))
+    assert estimate(model, source, CFG).update_seconds < 0.5
 
 
 # Bytes

@@ -52,6 +52,13 @@ def test_result_of_other_settings_is_kept(model, source, target, change, told):
     assert finetune_model(model, source, replace(CFG, **change), target=target).record["images"] == 16
 
 
+def test_damaged_result_is_told(model, source, target):
+    finetune_model(model, source, CFG, target=target)
+    target.write_bytes(target.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"w\.safetensors is damaged \(.+\): remove it or take another target"):
+        finetune_model(model, source, CFG, target=target)
+
+
 @pytest.mark.parametrize("record", [None, "", "{}", '{"config": {"steps": 3}, "top1": 0.9}'])
 def test_weights_that_no_finetuning_has_made_are_kept(model, source, target, record):
     target.write_bytes(b"somebody's weights")

@@ -95,6 +95,18 @@ def test_a_damaged_file_is_named(path):
         kept(path, {}, lambda: {"value": 2})
 
 
+def test_what_was_measured_after_each_round_is_of_the_images_that_there_are(bench, monkeypatch):
+    """It lies in the store with the model, which depends on train alone."""
+    identity = type(bench).identity
+    places = {}
+    for where in ("here", "there"):
+        changed = {"moved": where} if where == "there" else {}
+        monkeypatch.setattr(type(bench), "identity",
+                            lambda self, s, new=changed: identity(self, s) | (new if s == "val" else {}))  # fmt: skip
+        places[where] = [jobs._target(bench, TINY, jobs.config_of(TINY, o)) for o in ("plain", "madry")]
+    assert [a == b for a, b in zip(*places.values(), strict=True)] == [False, True]
+
+
 def test_a_failure_keeps_nothing(path):
     with pytest.raises(KeyboardInterrupt):
         kept(path, {}, lambda: (_ for _ in ()).throw(KeyboardInterrupt))

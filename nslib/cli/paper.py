@@ -55,6 +55,8 @@ def reproduce(
     if dry_run:
         from nslib.budget import budget
 
+        if notebooks:
+            raise ValueError(f"--dry-run tells of a whole profile: name no notebooks, got {', '.join(notebooks)}")
         planned = budget(resolve(profile, run_name, chosen))
         print(planned.round(2).fillna("").to_string(index=False))
         least, noise, memory = planned.hours.sum(), planned.noise_hours.sum(), planned.memory.max()

@@ -64,6 +64,7 @@ def evaluate(
         out: write the table to this CSV file, its record beside it as .evaluation.json.
         set: override a setting, such as --set suite.images=500 suite.fgsm_eps=4/255.
     """
+    from nslib.budget import barely_trained
     from nslib.evaluate.comparison import differences
     from nslib.evaluate.suite import dry_run as estimate
     from nslib.evaluate.suite import evaluate_model
@@ -79,6 +80,7 @@ def evaluate(
         profile, imagenet, device, set, weights=weights, models=model, suite__protocol=protocol,
         suite__columns=[c.strip() for c in columns.split(",")] if columns else "",
     )  # fmt: skip
+    settings = barely_trained(settings) if dry_run else settings
     with processes(settings.device) as (share, place):
         settings = replace(settings, device=str(place))
         bench = open_bench(settings)
@@ -90,6 +92,8 @@ def evaluate(
             return 0
         other = against and bench.of(open_model(replace(settings, weights=absolute_weights(against))))
         found = evaluate_model(bench.model, bench.source, settings.suite, surrogate=bench.surrogate, share=share)
+        if not found.hits:
+            raise FileNotFoundError(f"no column can be measured: {'; '.join(dict.fromkeys(found.missing.values()))}")
         table = found.table()
         if other:
             base = evaluate_model(other.model, other.source, settings.suite, surrogate=other.surrogate, share=share)
@@ -133,10 +137,11 @@ def finetune(
         target: the safetensors file to write, its record and log beside it; default:
             runs/finetune/<profile>/<model>_<objective>.safetensors.
         num_classes: give the model an untrained head of so many classes; default: the head that it has.
-        dry_run: only tell images, steps, forward passes, memory and hours, from a round of two steps and two updates.
+        dry_run: only tell images, steps, forward passes, memory and hours, from a round of two steps and three updates.
         device: auto, cpu, cuda or mps.
         set: override a setting of the finetuning, such as --set rounds=20 noise.eps=0.01.
     """
+    from nslib.budget import barely_trained
     from nslib.data.source import open_source
     from nslib.experiment import open_model
     from nslib.finetune.cost import cost_told
@@ -150,6 +155,7 @@ def finetune(
     settings = settings_of(
         profile, imagenet, device, set, within="finetune", weights=weights, models=model, finetune__objective=objective
     )
+    settings = barely_trained(settings) if dry_run else settings
     cfg = settings.finetune
     path = Path(target or runs_path("finetune") / settings.profile / f"{model}_{cfg.objective}.safetensors")
     with processes(settings.device) as (share, place):

@@ -61,7 +61,10 @@ class Source(Protocol):
         ...
 
     def identity(self, split: str) -> dict[str, Any]:
-        """Plain values that change whenever the images, labels or order of a split do: a part of cache keys."""
+        """Plain values that change whenever the images, labels or order of a split do: a part of cache keys.
+
+        Files are looked at once: this may be asked often.
+        """
         ...
 
 
@@ -125,6 +128,7 @@ class FolderSource:
         self.cfg, self.model = cfg, model
         self._opened: dict[str, ImageFiles] = {}
         self._counts: dict[str, int] = {}
+        self._identities: dict[str, dict[str, Any]] = {}
         self._first_part: ImageFiles | None = None  # of ImageNet-C, with which the others are compared
 
     def open(self, split: str) -> ImageFiles:
@@ -176,7 +180,9 @@ class FolderSource:
         return list(self.labels or (name.split(",")[0] for name in ImageNetInfo().label_descriptions()))
 
     def identity(self, split: str) -> dict[str, Any]:
-        return {"kind": "folder", "split": split, **self.open(split).identity()}
+        if split not in self._identities:
+            self._identities[split] = {"kind": "folder", "split": split, **self.open(split).identity()}
+        return self._identities[split]
 
     def _open(self, split: str) -> ImageFiles:
         cfg, model = self.cfg, self.model

@@ -41,7 +41,6 @@ class Bench:
         self.model, self.source, self.suite, self.surrogate = model, source, suite, surrogate
         self._target = Target(model)
         self._published: dict[str, bool] = {}
-        self._identities: dict[str, dict[str, Any]] = {}
         self._last: tuple[tuple[str, int, int], Batch] | None = None
 
     def of(self, model: StagedViT) -> Bench:
@@ -103,10 +102,8 @@ class Bench:
         return min(math.inf if n is None else n for n in counts)
 
     def identity(self, split: str) -> dict[str, Any]:
-        """What the images of a split depend on, looked up once."""
-        if split not in self._identities:
-            self._identities[split] = self.source.identity(split)
-        return self._identities[split]
+        """What the images of a split depend on."""
+        return self.source.identity(split)
 
     def logits(self, images: Tensor, labels: Tensor, split: str) -> Tensor:
         """(B, C, H, W) -> (B, K), -inf for classes that may not be answered in this split.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import timm.data
 import torch
 from PIL import ImageOps
@@ -17,6 +19,7 @@ from nslib.config import FinetuneConfig
 from nslib.staged import StagedViT
 
 _POLICIES = {"rand": rand_augment_transform, "augmix": augment_and_mix_transform}
+_PART = re.compile(r"[a-z]+\d[\d.]*|tweights")  # such as m9, mstd0.5; the last names a set of operations
 
 
 class Augment:
@@ -69,8 +72,9 @@ def _policy(model: StagedViT, name: str):
     mean = tuple(round(255 * m) for m in model.mean.flatten().tolist())
     side = min(model.image_shape[1:])
     policy = None
+    spelled = all(_PART.fullmatch(part) for part in name.split("-")[1:])  # timm skips parts that it does not know
     try:
-        if make:
+        if make and spelled:
             # Lengths of translations as in timm's own training script.
             policy = make(name, {"translate_const": int(side * 0.45), "translate_pct": 0.3, "img_mean": mean})
     except (AssertionError, ValueError):

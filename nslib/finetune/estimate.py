@@ -1,4 +1,4 @@
-"""What a finetuning will need, told before it starts: by one round of two noise steps and two updates."""
+"""What a finetuning will need, told before it starts: by one round of two noise steps and three updates."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from nslib.processes import ALONE, Share
 from nslib.runtime import generator
 from nslib.staged import StagedViT, frozen
 
-_TRIED = 2  # the first noise step and the first update are slower
+_TRIED = 2  # the first noise step and the first update are slower; after a round's last update the model is checked
 
 
 @dataclass(frozen=True)
@@ -67,19 +67,20 @@ class Estimate:
 def estimate(model: StagedViT, source: Source, cfg: FinetuneConfig, *, share: Share = ALONE) -> Estimate:
     """Images, steps, forward passes, memory and hours of `finetune_model` with these arguments.
 
-    Reads the pool and the images of two updates, and writes nothing.
+    Reads the pool and the images of three updates, and writes nothing.
 
     Raises:
         as `finetune_model`.
     """
-    objective, _ = recipe_of(cfg)
+    objective, cfg = recipe_of(cfg)
+    cfg = resolved(cfg, model.device, share)
     times: dict[tuple[str, int], float] = {}
 
     def watch(moment: Moment) -> None:
         times[moment.phase, moment.step] = time.monotonic()
 
     noise = replace(cfg.noise, steps=_TRIED, eps=None) if objective.learns else cfg.noise
-    tried = replace(cfg, rounds=1, steps=_TRIED, noise=noise, warm_start=0.0)
+    tried = replace(cfg, rounds=1, steps=_TRIED + 1, noise=noise, warm_start=0.0)
     cuda = model.device.type == "cuda"
     if cuda:
         torch.cuda.reset_peak_memory_stats(model.device)
@@ -95,11 +96,11 @@ def estimate(model: StagedViT, source: Source, cfg: FinetuneConfig, *, share: Sh
     passes = 2 * step_images(cfg.noise, cfg.pool // cfg.groups, share) if searches else 0  # there and back
     step_units = passes * (depth - cfg.block) / depth
     return Estimate(
-        cfg=resolved(cfg, model.device, share),
+        cfg=cfg,
         images=cfg.rounds * cfg.steps * cfg.batch,
         noise_steps=cfg.rounds * searches * cfg.noise.steps,
         noise_units=cfg.rounds * (done.noise_units + further * step_units),
-        update_units=cfg.rounds * cfg.steps * done.update_units / _TRIED,
+        update_units=cfg.rounds * cfg.steps * done.update_units / tried.steps,
         noise_step_seconds=step,
         update_seconds=update,
         hours=cfg.rounds * (done.noise_seconds + further * step + cfg.steps * update) / 3600,
@@ -111,11 +112,11 @@ def estimate(model: StagedViT, source: Source, cfg: FinetuneConfig, *, share: Sh
 
 def _memory(model: StagedViT, cfg: FinetuneConfig, share: Share) -> dict[str, int]:
     """Bytes by what they are for; activations as the larger of an update and a noise step keeps for its way back."""
-    objective, cfg = recipe_of(cfg)
+    objective, _ = recipe_of(cfg)
     trainer = Trainer(deepcopy(model), objective, cfg, share)
     images = torch.rand(share.size(cfg.batch), *model.image_shape, generator=generator(0)).to(model.device)
     labels = torch.zeros(len(images), dtype=torch.int64, device=model.device)
-    weight, precision = model.vit.patch_embed.proj.weight, trainer.cfg.precision
+    weight, precision = model.vit.patch_embed.proj.weight, cfg.precision
     noise = torch.zeros(1, *trainer.model.token_shape).to(weight) if objective.noise else None
 
     def update() -> None:

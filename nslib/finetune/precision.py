@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from nslib.config import FinetuneConfig
 from nslib.processes import ALONE, Share
 
+_ANY = [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
 _INSTRUCTIONS = ("avx512_bf16", "amx_bf16")  # with one of these a CPU is two to three times as fast
 
 
@@ -47,6 +48,7 @@ def computing_in(precision: str, device: torch.device) -> Iterator[None]:
     if precision not in ("float32", "bfloat16"):
         raise ValueError(f"precision must be float32 or bfloat16, got {precision!r}: take that of `resolved`")
     half = precision == "bfloat16"
-    attention = sdpa_kernel(SDPBackend.MATH) if half and device.type == "cpu" else nullcontext()
+    kernels = SDPBackend.MATH if half else _ANY  # float32 may be asked for inside of a block in bfloat16
+    attention = sdpa_kernel(kernels) if device.type == "cpu" else nullcontext()
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half), attention:
         yield

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from nslib.config import FinetuneConfig
 from nslib.finetune.cost import STANDARD_TRAINING
 from nslib.finetune.state import Place, Round, rounds_of
-from nslib.models import save_weights
+from nslib.models import first_line, save_weights
 from nslib.processes import Share
 from nslib.runtime import run_record, to_json, write_text
 from nslib.staged import StagedViT
@@ -29,7 +30,8 @@ def finished(
     Args:
         begun: there is a saved state: weights without a record are then those of a run that was killed between both.
     Raises:
-        ValueError: the target was made with other settings, or its record does not tell how; neither is replaced.
+        ValueError: the target was made with other settings, its record does not tell how, or it is damaged; it is
+            not replaced.
     """
     if target is None or not target.is_file():
         return None
@@ -45,7 +47,10 @@ def finished(
         ) from error
     check_same(target, config, settings, remedy=remedy)
     made = deepcopy(model)
-    made.vit.load_state_dict(load_file(target))
+    try:
+        made.vit.load_state_dict(load_file(target))
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{target} is damaged ({first_line(error)}): {remedy}") from error
     return made.eval(), history, record
 
 

@@ -14,7 +14,7 @@ from nslib.config import FinetuneConfig
 from nslib.finetune.augment import Augment, set_drop_path
 from nslib.finetune.cut import cut_at
 from nslib.finetune.objectives import Objective, View
-from nslib.finetune.precision import computing_in, resolved
+from nslib.finetune.precision import computing_in
 from nslib.processes import Share
 from nslib.staged import StagedViT
 
@@ -25,7 +25,7 @@ class Trainer:
     Args:
         model: trained in place; in evaluation mode except inside `update`. `self.model` is it with its cut where
             cfg.block wants the noise.
-        cfg: `auto` precisions are resolved in `self.cfg`.
+        cfg: with its precisions `resolved`.
         share: of each batch; gradients are averaged over processes, so that all hold the same weights.
     Raises:
         ValueError: no parameter has cfg.trainable in its name; or as `Augment` and `cut_at`.
@@ -33,7 +33,7 @@ class Trainer:
 
     def __init__(self, model: StagedViT, objective: Objective, cfg: FinetuneConfig, share: Share):
         self.whole, self.model = model, cut_at(model, cfg.block)
-        self.objective, self.cfg, self.share = objective, resolved(cfg, model.device, share), share
+        self.objective, self.cfg, self.share = objective, cfg, share
         self.augment = Augment(model, cfg, share.size(cfg.batch))
         if cfg.drop_path:
             set_drop_path(model, cfg.drop_path)
