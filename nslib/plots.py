@@ -15,6 +15,7 @@ import seaborn
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from nslib.evaluate.columns import COSTLY
 from nslib.intervals import span
 
 # Okabe and Ito's palette, told apart with every common form of colour blindness; for methods beyond it Paul Tol's.
@@ -73,25 +74,9 @@ VERDICTS = {
     "not testable": ("_", "#7F7F7F"),
     "not run": (".", "#D0D0D0"),
 }
-MARKERS = {
-    "permuted": "s",
-    "random": "^",
-    "random_boundary": "v",
-    "pool": "d",
-    "complement": "s",
-    "paper": "x",
-    "base": "x",
-    "smallest": "s",
-    "nearest level": "s",
-    "clipped": "^",
-    "JPEG 95": "d",
-    "blend": "x",
-    "largest angle": "s",
-    "mixup": "<",
-    "randaugment": ">",
-    "augmix": "P",
-    "sam": "*",
-}
+MARKERS = {"permuted": "s", "random": "^", "random_boundary": "v", "pool": "d", "complement": "s", "paper": "x",
+           "base": "x", "smallest": "s", "nearest level": "s", "clipped": "^", "JPEG 95": "d", "blend": "x",
+           "largest angle": "s", "mixup": "<", "randaugment": ">", "augmix": "P", "sam": "*"}  # fmt: skip
 
 
 def use_style() -> None:
@@ -110,6 +95,21 @@ def curves(table: pd.DataFrame, ax: Axes, *, x: str, y: str = "value", by: str =
         if {"low", "high"} <= set(rows):
             ax.fill_between(rows[x], rows["low"], rows["high"], color=line.get_color(), alpha=0.15, linewidth=0)
     return ax
+
+
+def span_at_least(ax: Axes, span: float) -> None:
+    """Widen the vertical axis about its middle to this span, lest a single image look like a trend."""
+    low, high = ax.get_ylim()
+    wider = max(0.0, span - (high - low)) / 2
+    ax.set_ylim(low - wider, high + wider)
+
+
+def panels(table: pd.DataFrame, **figure) -> tuple[plt.Figure, list[tuple[Axes, pd.DataFrame]]]:
+    """An axis for the columns of many images, and one beside it for those of costly attacks, if there are any."""
+    parts = [rows for _, rows in table.groupby(table.column.isin(COSTLY).to_numpy())]
+    widths = [rows.column.nunique() for rows in parts]
+    figure, axes = plt.subplots(1, len(parts), width_ratios=widths, squeeze=False, **figure)
+    return figure, list(zip(axes[0], parts, strict=True))
 
 
 def bars(table: pd.DataFrame, ax: Axes, *, x: str, y: str = "value", by: str = "noise") -> Axes:

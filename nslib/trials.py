@@ -9,6 +9,7 @@ import pandas as pd
 
 from nslib.config import TABLE2
 from nslib.evaluate.bench import Bench
+from nslib.evaluate.columns import COSTLY
 from nslib.evaluate.comparison import differences, mean_difference, pool_seeds, table2_row
 from nslib.evaluate.metrics import corruption_ratio
 from nslib.evaluate.suite import Evaluation
@@ -16,7 +17,7 @@ from nslib.experiment import open_bench
 from nslib.finetune.objectives import ADVERSARIAL, OBJECTIVES
 from nslib.finetune.result import history_table
 from nslib.intervals import Estimate, slope_estimate, t_estimate
-from nslib.jobs import BASE, Job, base_row, config_of, eps_set, fixed_noise, in_turn, row_suite, run
+from nslib.jobs import BASE, Job, base_row, config_of, eps_set, fixed_noise, in_turn, run
 from nslib.settings import Settings
 
 OF_OTHERS = ("plain", "nullspace")  # with which a profile's further models are finetuned
@@ -284,17 +285,19 @@ def without_attacks(table: pd.DataFrame) -> pd.DataFrame:
     return table[~table.model.isin(ADVERSARIAL)]
 
 
-def half_widths(against: pd.DataFrame, settings: Settings) -> dict[str, float]:
+def half_widths(against: pd.DataFrame, seeded: Sequence[str]) -> dict[str, float]:
     """The widest half-interval of `differences_to` on columns without a costly attack, in percentage points.
 
+    Args:
+        seeded: objectives that may have several seeds.
     Returns:
-        of the objectives with several seeds over images, and over images and seeds; of the others over images.
+        of these over images, and over images and seeds; of the others over images.
     """
-    cheap = against[against.n > row_suite(settings).costly_images]
-    seeded = cheap.model.isin(settings.finetuning.seeded)
+    cheap = against[~against.column.isin(COSTLY)]
+    several = cheap.model.isin(seeded)
     whole = (cheap.difference_high - cheap.difference_low) / 2
-    found = {"images": cheap.half_images[seeded].max(), "images and seeds": whole[seeded].max(),
-             "images, of the other objectives": cheap.half_images[~seeded].max()}  # fmt: skip
+    found = {"images": cheap.half_images[several].max(), "images and seeds": whole[several].max(),
+             "images, of the other objectives": cheap.half_images[~several].max()}  # fmt: skip
     return {name: float(half) for name, half in found.items() if pd.notna(half)}
 
 

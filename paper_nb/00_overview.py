@@ -94,7 +94,15 @@ if settings.data.kind == "shapes":
 
 # %% [markdown]
 # ## The embedded data set
-# Ten shapes, drawn by signed-distance functions from a seed, with a foreground texture that agrees with the class half of the time, so that a texture bias can be learned. Each further split is a shift of distribution that stands for a column of the paper's Table 2.
+# Ten shapes, drawn by signed-distance functions from a seed, with a foreground texture that agrees with the class half of the time, so that a texture bias can be learned. Each further split is a shift of distribution that stands for a column of the paper's Table 2:
+#
+# - `v2`, for ImageNet-V2: the same classes drawn again by a slightly shifted generator;
+# - `a`, for ImageNet-A: small, off-centre and cluttered;
+# - `r`, for ImageNet-R: other renditions in low contrast, flat, posterised or pixel art;
+# - `sketch`, for ImageNet-Sketch: outlines on white, smaller and less centred;
+# - `stylized`, for Stylized-ImageNet: the texture always belongs to another class, and stands out more than the shape.
+#
+# The column c is `val` under the fifteen corruptions of ImageNet-C at five severities, damagenet is `val` attacked on another network.
 
 # %%
 sheet = {split: nslib.render(split, range(10), seed=settings.data.seed).images for split in SPLITS}

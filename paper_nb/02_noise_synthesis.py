@@ -121,3 +121,4 @@ record.summary()
 
 # %% [markdown]
 # The difference between learned and permuted noise of equal norm says that direction matters, not size alone.
+# At `full` 98.8 % of the predictions stay under noise learned at λ = 2, and 54 % under the same noise permuted; the MSE probability, .0026, is above the paper's: [figures/full](../figures/full/index.html).

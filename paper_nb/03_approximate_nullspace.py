@@ -118,5 +118,5 @@ record.summary()
 
 # %% [markdown]
 # How far the batch flatters depends on ε: at `laptop`, in the mean over starts, the noise that it lets through has 1.7 times the gap asked for at ε = .01, 1.4 times at .03 and about that gap at .1. Held-out images let through no larger gap than the batch did from the same start, and in the mean none above ε, which is why every later notebook stops on them.
-# They are no guarantee: at `imagenet-mini`, with batches of 16 images, the noise has 2.0 times ε = .03 when its batch stops it; held-out images had not stopped it after 120 steps, at 1.7 times.
+# They are no guarantee: at `imagenet-mini`, with batches of 16 images, the noise has 2.3 times ε = .03 when its batch stops it; held-out images had not stopped it after 120 steps, at 1.8 times.
 # Whether noise is hard to bring inside before finetuning depends on the model and on the size of the start; the table says it for this one.

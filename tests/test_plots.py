@@ -73,3 +73,21 @@ def test_a_long_caption_stays_inside_its_figure(width):
     box = figure._supxlabel.get_window_extent()
     assert 0 <= box.x0 < box.x1 <= figure.bbox.width
     assert box.y0 >= 0
+
+
+def test_an_axis_spans_at_least_so_much():
+    _, (narrow, wide) = plt.subplots(1, 2)
+    narrow.set_ylim(97, 98)
+    wide.set_ylim(0, 50)
+    for ax in (narrow, wide):
+        plots.span_at_least(ax, 4)
+    assert narrow.get_ylim() == (95.5, 99.5)
+    assert wide.get_ylim() == (0, 50)
+
+
+def test_costly_columns_have_an_axis_of_their_own():
+    table = pd.DataFrame({"column": ["clean", "cw", "c", "clean"], "value": [1, 90, 2, 3]})
+    _, panels = plots.panels(table, figsize=(4, 2))
+    assert [rows.value.tolist() for _, rows in panels] == [[1, 2, 3], [90]]
+    _, panels = plots.panels(table[table.column != "cw"], figsize=(4, 2))
+    assert [len(rows) for _, rows in panels] == [3]

@@ -189,6 +189,7 @@ COLUMNS: dict[str, Column] = {
     "stylized": _shown("stylized"),
     "cue_conflict": _shown("cue_conflict"),
 }
+COSTLY = tuple(name for name, column in COLUMNS.items() if column.costly)
 BESIDE = {"a": "clean_a", "r": "clean_r"}  # accuracy on clean images of the same classes, where these are a subset
 
 
