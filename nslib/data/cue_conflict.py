@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +15,6 @@ from nslib.staged import StagedViT
 
 COARSE = ("airplane", "bear", "bicycle", "bird", "boat", "bottle", "car", "cat", "chair", "clock", "dog", "elephant",
           "keyboard", "knife", "oven", "truck")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class CueCounts:
-    """How many decisions went by the shape, by the texture, and by neither."""
-
-    shape: int
-    texture: int
-    other: int
-
-    @property
-    def n(self) -> int:
-        """All decisions."""
-        return self.shape + self.texture + self.other
-
-    @property
-    def shape_bias(self) -> float:
-        """Share of shape among the decisions for one of the two cues; NaN where there was none."""
-        cued = self.shape + self.texture
-        return self.shape / cued if cued else float("nan")
 
 
 class CueConflict(ImageFiles):
@@ -72,16 +51,6 @@ class CueConflict(ImageFiles):
         """Whether each decision is the image's shape, and whether it is its texture, two (B,) bool; never both."""
         decided, labels = self.decide(logits), labels.to(logits.device)
         return decided == labels // len(COARSE), decided == labels % len(COARSE)
-
-    def count(self, logits: Tensor, labels: Tensor) -> CueCounts:
-        """Sort the decisions on images by the cue that they follow.
-
-        Args:
-            logits: (B, 1000).
-            labels: (B,) as `load` gives them.
-        """
-        shape, texture = (int(followed.sum()) for followed in self.follows(logits, labels))
-        return CueCounts(shape, texture, len(labels) - shape - texture)
 
     def identity(self) -> dict[str, Any]:
         """As for all image files, and the labels of the coarse classes."""

@@ -77,7 +77,7 @@ def being_made(target: Path) -> bool:
 
 @contextmanager
 def only_maker(target: Path | None, share: Share) -> Iterator[None]:
-    """One run at a time makes a target: a second waits, says so, and finds it made or goes on with it.
+    """One run at a time makes a target: a second with the same store waits, says so, and finds it made or goes on.
 
     Of several processes the first holds the lock for all.
 
