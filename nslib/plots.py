@@ -70,6 +70,7 @@ DASHES = {
 # Told apart by shape and by colour.
 VERDICTS = {
     "holds": ("o", "#009E73"),
+    "not shown": ("D", "#E69F00"),
     "does not hold": ("X", "#D55E00"),
     "not testable": ("_", "#7F7F7F"),
     "not run": (".", "#D0D0D0"),

@@ -57,7 +57,7 @@ overview
 
 # %% [markdown]
 # ## Verdicts
-# One line a part of a claim, one column a run. `not testable`: the rule cannot be applied at that profile; `testable at` tells where it can. The verdict is made in the `notebook`, by the cell with `record.judge` under the heading `cell`.
+# One line a part of a claim, one column a run. `not shown`: the rule asks an interval to lie beyond a threshold, and it holds it; `does not hold`: all of it lies on the wrong side, or the rule asks for no interval. `not testable`: the rule cannot be applied at that profile; `testable at` tells where it can. The verdict is made in the `notebook`, by the cell with `record.judge` under the heading `cell`.
 
 # %%
 names = [r.run_name for r in runs] or [""]
@@ -89,7 +89,7 @@ numbers.assign(**{bound: numbers[bound].map(number) for bound in ("value", "low"
 # The same claim, judged by the same rule, at two scales.
 
 # %%
-judged = claims[claims.verdict.isin(["holds", "does not hold"])]
+judged = claims[claims.verdict.isin(["holds", "not shown", "does not hold"])]
 split = judged.groupby("claim part", sort=False).filter(lambda rows: rows.verdict.nunique() > 1)
 record.table("disagreements", split[[*shown, "words"]])
 split[["claim", "part", "profile", "verdict", "value", "low", "high", "n"]].round(4)

@@ -149,11 +149,21 @@ def at(value, reach=0.1):
 def test_operators_and_bounds(monkeypatch, bound, operator, threshold, good, bad):
     rule(monkeypatch, bound, operator, threshold)
     assert judge("C0", "x", good, profile="laptop").verdict == "holds"
-    assert judge("C0", "x", bad, profile="laptop").verdict == "does not hold"
+    missed = "does not hold" if bound == "value" else "not shown"  # the other end lies on the right side
+    assert judge("C0", "x", bad, profile="laptop").verdict == missed
     for several in ([good, good, bad], [bad, good]):  # all of them must hold, and the worst is the one told
         verdict = judge("C0", "x", several, profile="laptop")
-        assert verdict.verdict == "does not hold"
+        assert verdict.verdict == missed
         assert (verdict.value, verdict.low, verdict.high) == (bad.value, bad.low, bad.high)
+
+
+@pytest.mark.parametrize(("bound", "operator", "sign"), [("low", ">", 1), ("high", "<", -1)])
+def test_what_is_refuted_is_told_from_what_is_not_shown(monkeypatch, bound, operator, sign):
+    """One that is refuted decides, also beside a wider interval that reaches farther on the wrong side."""
+    rule(monkeypatch, bound, operator, 0)
+    good, wide, wrong = at(sign * 2), at(sign * 1, reach=9), at(-sign * 2)
+    verdicts = [judge("C0", "x", several, profile="laptop") for several in ([good, wide], [wide, wrong, good])]
+    assert [(v.verdict, v.value) for v in verdicts] == [("not shown", sign * 1), ("does not hold", -sign * 2)]
 
 
 @pytest.mark.parametrize(

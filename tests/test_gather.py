@@ -173,6 +173,16 @@ def test_verdict_that_does_not_follow_from_its_number_is_told():
     assert gather(RUN).outdated == ("C4.match",)
 
 
+@pytest.mark.parametrize(("value", "told"), [(0.1, "not shown"), (-0.1, "does not hold")])
+def test_records_from_before_what_is_not_shown_was_told_apart(value, told):
+    gain = Estimate(value, value - 0.15, value + 0.05, 100, 3)
+    record = leave("05_finetuning", ("C10", "rise", gain), profile="full").folder / "records" / "05_finetuning.json"
+    record.write_text(record.read_text().replace('"not shown"', '"does not hold"'))
+    (verdict,) = gather(RUN).records[0].verdicts
+    assert (verdict.verdict, verdict.value) == (told, value)
+    assert gather(RUN).outdated == ()
+
+
 def test_the_notebook_of_all_claims_tells_what_is_outdated_and_goes_on():
     path = leave("02_noise_synthesis", match(0.985), ("C6", "norm", Estimate.exact(1.0, 10))).folder / "records"
     path /= "02_noise_synthesis.json"
@@ -296,7 +306,7 @@ def test_settings_that_older_records_lack_are_told_by_section():
         (lambda r: to_json(r | {"verdicts": [{"claim": "C4"}]}), "cannot be read as a record"),
         (
             lambda r: to_json(r | {"verdicts": [r["verdicts"][0] | {"verdict": "perhaps"}]}),
-            "verdict must be one of holds, does not hold, not testable, not run, got perhaps",
+            "verdict must be one of holds, not shown, does not hold, not testable, not run, got perhaps",
         ),
     ],
 )
@@ -415,6 +425,7 @@ def test_every_verdict_has_a_mark_of_its_own():
     placed = {c.get_label(): sorted(map(tuple, c.get_offsets().tolist())) for c in ax.collections}
     assert placed == {
         "holds": [(0.0, 0.0), (1.0, 1.0)],
+        "not shown": [],
         "does not hold": [(0.0, 1.0)],
         "not testable": [],
         "not run": [(1.0, 0.0)],

@@ -15,9 +15,9 @@ import pandas as pd
 from nslib.intervals import Estimate
 from nslib.runtime import data_path
 
-HOLDS, FAILS, UNTESTABLE = "holds", "does not hold", "not testable"
+HOLDS, FAILS, UNSHOWN, UNTESTABLE = "holds", "does not hold", "not shown", "not testable"
 _OPERATORS = {">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le, "==": operator.eq}
-_BOUNDS = {"value", "low", "high"}
+_BOUNDS = {"value": "value", "low": "high", "high": "low"}  # each with the other end of the interval
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,9 @@ def read_claims() -> pd.DataFrame:
 def judge(claim: str, part: str, estimates: Estimate | Sequence[Estimate], *, profile: str) -> Verdict:
     """Apply a claim's written rule to estimates; with several of them it must hold for every one.
 
+    Where the rule asks one end of an interval to lie beyond a threshold and that does not, the claim is `not shown` if
+    the other end does, and does not hold if the whole interval lies on the wrong side.
+
     Args:
         claim: such as `C5`; part: of the claim, as in claims.csv.
         estimates: none at all means not testable with this model or data.
@@ -73,11 +76,14 @@ def judge(claim: str, part: str, estimates: Estimate | Sequence[Estimate], *, pr
         return Verdict(claim, part, UNTESTABLE, row.statistic, rule)
     if not all(math.isfinite(getattr(e, row.bound)) for e in estimates):
         raise ValueError(f"{claim}.{part} cannot be judged: not every estimate is finite: {estimates}")
-    worst = max(estimates, key=lambda e: _excess(row.operator, getattr(e, row.bound), row.threshold))
-    holds = _OPERATORS[row.operator](getattr(worst, row.bound), row.threshold)
+    within = _OPERATORS[row.operator]
+    missed = [e for e in estimates if not within(getattr(e, row.bound), row.threshold)]
+    refuted = [e for e in missed if not within(getattr(e, _BOUNDS[row.bound]), row.threshold)]
+    verdict = FAILS if refuted else UNSHOWN if missed else HOLDS
+    deciding = refuted or missed or estimates
+    worst = max(deciding, key=lambda e: _excess(row.operator, getattr(e, row.bound), row.threshold))
     low, high = (None if math.isnan(end) else end for end in (worst.low, worst.high))
-    return Verdict(claim, part, HOLDS if holds else FAILS, row.statistic, rule, worst.value, low, high, worst.n,
-                   worst.seeds)  # fmt: skip
+    return Verdict(claim, part, verdict, row.statistic, rule, worst.value, low, high, worst.n, worst.seeds)
 
 
 def _excess(op: str, value: float, threshold: float) -> float:

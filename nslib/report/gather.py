@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,13 @@ import pandas as pd
 
 from nslib.intervals import Estimate
 from nslib.profiles import PROFILES
-from nslib.report.claims import FAILS, HOLDS, UNTESTABLE, Verdict, judge, read_claims
+from nslib.report.claims import FAILS, HOLDS, UNSHOWN, UNTESTABLE, Verdict, judge, read_claims
 from nslib.report.conditions import SettingDifference, VersionGroup, setting_differences, version_groups
 from nslib.runtime import checkout, figures_path, whole_files
 
 NOT_RUN = "not run"
 OF_COMMAND = ".evaluation.json"  # ends the name of a command's record, which lies beside its CSV and judges nothing
-VERDICTS = (HOLDS, FAILS, UNTESTABLE, NOT_RUN)
+VERDICTS = (HOLDS, UNSHOWN, FAILS, UNTESTABLE, NOT_RUN)
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,9 @@ class GatheredRun:
         asked = set(zip(claims.claim, claims.part, claims.notebook, strict=True))
         told = [(r, v) for r in self.records for v in r.verdicts if r.name not in self.strangers]
         return tuple(
-            f"{v.claim}.{v.part}" for r, v in told if (v.claim, v.part, r.name) not in asked or _judged_again(r, v) != v
+            f"{v.claim}.{v.part}"
+            for r, v in told
+            if (v.claim, v.part, r.name) not in asked or _judged_again(v, r.config) != v
         )
 
     @property
@@ -228,13 +231,24 @@ def short_hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
-def _judged_again(record: StoredRecord, verdict: Verdict) -> Verdict:
+def _judged_again(verdict: Verdict, config: dict[str, Any]) -> Verdict:
     """The rule of claims.csv as it is now, on the numbers that decided then; without any its words do not matter."""
     v = verdict
     ends = (math.nan if end is None else end for end in (v.low, v.high))
     estimates = [] if v.value is None else Estimate(v.value, *ends, v.n, v.seeds)
-    again = judge(v.claim, v.part, estimates, profile=record.config["profile"])
+    again = judge(v.claim, v.part, estimates, profile=config["profile"])
     return replace(again, statistic=v.statistic, rule=v.rule) if v.value is None else again
+
+
+def _told_apart(verdict: Verdict, config: dict[str, Any]) -> Verdict:
+    """What is not shown, in records from before it was told apart from what does not hold."""
+    if verdict.verdict != FAILS:
+        return verdict
+    with suppress(KeyError):  # a claim that is no longer there
+        again = _judged_again(verdict, config)
+        if again == replace(verdict, verdict=UNSHOWN):
+            return again
+    return verdict
 
 
 def _read(path: Path, titles: dict[str, str]) -> StoredRecord:
@@ -263,7 +277,7 @@ def _read(path: Path, titles: dict[str, str]) -> StoredRecord:
             hardware=dict(stored["hardware"]),
             made=stored["made"],
             minutes=None if by_command else float(stored["minutes"]),
-            verdicts=verdicts,
+            verdicts=tuple(_told_apart(v, stored["config"]) for v in verdicts),
             files=(f"{name}.csv",) if by_command else tuple(stored["files"]),
             hashes=dict(stored.get("hashes", {})),
             facts=stored.get("facts", {}),

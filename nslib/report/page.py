@@ -18,13 +18,13 @@ from PIL import Image
 
 from nslib.intervals import span
 from nslib.report.cells import Cells, cells, number, read_cells
-from nslib.report.claims import FAILS, HOLDS, UNTESTABLE
+from nslib.report.claims import FAILS, HOLDS, UNSHOWN, UNTESTABLE
 from nslib.report.executed import executed_pages, heading_anchor
 from nslib.report.gather import NOT_RUN, GatheredRun, StoredRecord, claims_of, gather
 from nslib.report.reference import printed
 from nslib.runtime import write_text
 
-SYMBOLS = {HOLDS: "✓", FAILS: "✗", UNTESTABLE: "○", NOT_RUN: "–"}
+SYMBOLS = {HOLDS: "✓", UNSHOWN: "≈", FAILS: "✗", UNTESTABLE: "○", NOT_RUN: "–"}
 LONG, CAP = 30, 100  # rows above which a table is folded, and at which it ends
 _LARGE = 1 << 18  # bytes of a PNG, which no plot has
 
