@@ -86,11 +86,12 @@ def _run(bench: Bench, settings: Settings, recipe: Recipe, objective: str, *, se
 
 def _place(bench: Bench, settings: Settings, recipe: Recipe) -> tuple[Bench, Settings]:
     """A recipe's base model and images."""
-    model = open_stranger(settings, recipe.base) if recipe.base else bench.model
-    if recipe.images:  # those for the noise come first, and no update sees them
-        cfg = settings.finetune
-        settings = replace(settings, data=replace(settings.data, images=cfg.pool + cfg.heldout + recipe.images))
-    return Bench(model, open_source(settings.data, model), bench.suite, bench.surrogate), settings
+    bench = bench.of(open_stranger(settings, recipe.base)) if recipe.base else bench
+    if not recipe.images:
+        return bench, settings
+    cfg = settings.finetune  # its images for the noise come first, and no update sees them
+    settings = replace(settings, data=replace(settings.data, images=cfg.pool + cfg.heldout + recipe.images))
+    return Bench(bench.model, open_source(settings.data, bench.model), bench.suite, bench.surrogate), settings
 
 
 def recipes(settings: Settings) -> list[Recipe]:

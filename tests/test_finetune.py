@@ -647,10 +647,17 @@ def test_augmentation_leaves_the_callers_images_and_generators(model):
     assert torch.equal(torch.get_rng_state(), states[2])
 
 
-@pytest.mark.parametrize("name", ["randaugment", "rnd-m9", "rand-q9", "rand-foo", "augmix-w-m3"])
+@pytest.mark.parametrize("name", ["randaugment", "rnd-m9", "rand-q9", "rand-foo", "augmix-w-m3", "augmix-tweights"])
 def test_unknown_policy(model, name):
     with pytest.raises(ValueError, match=f"augment must be such as rand-m9-mstd0.5-inc1 or augmix-m3-w3, got '{name}'"):
         Augment(model, replace(CFG, augment=name), 8)
+
+
+@pytest.mark.parametrize(
+    "name", ["rand", "rand-m9-n3-p0.5-mstd0.5-mmax12-inc1", "rand-tweights", "rand-t3aw-m5", "augmix-m5-w4-d2"]
+)
+def test_spellings_of_timm(model, name):
+    assert Augment(model, replace(CFG, augment=name), 8).policy is not None
 
 
 def test_odd_batch_cannot_be_mixed(model):

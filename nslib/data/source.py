@@ -214,11 +214,11 @@ def open_source(cfg: DataConfig, model: StagedViT) -> Source:
     Raises:
         ValueError: neither `shapes` nor `folder`, a folder without a root, or a model that does not fit the data.
     """
+    if cfg.images < 0 or (cfg.images and cfg.kind == "folder"):
+        raise ValueError(f"data.images must be >= 0, and 0 for a folder, which holds what it holds, got {cfg.images}")
     if cfg.kind == "shapes":
         return ShapesSource(cfg, model)
     if cfg.kind == "folder":
-        if cfg.images:
-            raise ValueError(f"data.images must be 0 for a folder, which holds what it holds, got {cfg.images}")
         if not cfg.root:
             raise ValueError("no ImageNet folder: pass --imagenet FOLDER or set NSLIB_IMAGENET")
         return FolderSource(cfg, model)

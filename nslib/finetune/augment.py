@@ -19,7 +19,8 @@ from nslib.config import FinetuneConfig
 from nslib.staged import StagedViT
 
 _POLICIES = {"rand": rand_augment_transform, "augmix": augment_and_mix_transform}
-_PART = re.compile(r"[a-z]+\d[\d.]*|tweights")  # such as m9, mstd0.5; the last names a set of operations
+# timm skips parts that it does not know. Those that begin with t name a set of operations.
+_SPELLING = re.compile(r"rand(-([a-z]+\d[\d.]*|tweights|t3aw?))*|augmix(-[a-z]+\d[\d.]*)*")
 
 
 class Augment:
@@ -68,13 +69,12 @@ class Augment:
 
 
 def _policy(model: StagedViT, name: str):
-    make = _POLICIES.get(name.split("-")[0])
     mean = tuple(round(255 * m) for m in model.mean.flatten().tolist())
     side = min(model.image_shape[1:])
     policy = None
-    spelled = all(_PART.fullmatch(part) for part in name.split("-")[1:])  # timm skips parts that it does not know
     try:
-        if make and spelled:
+        if _SPELLING.fullmatch(name):
+            make = _POLICIES[name.split("-")[0]]
             # Lengths of translations as in timm's own training script.
             policy = make(name, {"translate_const": int(side * 0.45), "translate_pct": 0.3, "img_mean": mean})
     except (AssertionError, ValueError):

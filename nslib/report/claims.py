@@ -1,6 +1,7 @@
 """Verdicts by the rules of data/reference/claims.csv, written down before the first experiment.
 
-Where a rule was changed afterwards its row says when, how, and what it gave before.
+Where a rule was changed afterwards its row says when, how, and what it gave before. `not shown` is told apart from
+`does not hold` since 2026-11-27; no rule was changed by that.
 """
 
 from __future__ import annotations
