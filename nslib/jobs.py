@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from nslib.analysis.attack_curves import pgd_curve
 from nslib.analysis.epsilon import eps_noises, reach_table
 from nslib.config import FinetuneConfig, NoiseConfig, SuiteConfig
 from nslib.data.corruptions import VERSION as CORRUPTIONS_VERSION
@@ -195,6 +196,26 @@ def eps_set(bench: Bench, settings: Settings, objective: str, *, eps: float) -> 
     inputs = {**_inputs(bench, settings, cfg), "reach": study, **asked}
     rows = kept(_file(bench, settings, cfg, f"reach-{eps:g}"), inputs, compute)["rows"]
     return pd.DataFrame(rows, columns=["model", "start", "noise", "norm", "gap", "reached"])
+
+
+def strength(bench: Bench, settings: Settings, objective: str) -> pd.DataFrame:
+    """Top-1 under PGD against its budget, on the first images of val: of a finetuned model, or of `base`.
+
+    Returns:
+        columns model, eps (in 1/255), value, low, high (percent), n.
+    """
+    study, steps = settings.robustness, settings.suite.pgd_steps
+
+    def compute() -> dict[str, Any]:
+        model = bench.model if objective == BASE else finetuned(bench, settings, objective).model
+        found = pgd_curve(model, *bench.take("val", 0, study.images), study.eps, steps=steps)
+        return {"rows": rounded(found.to_dict("records"))}
+
+    cfg = config_of(settings, objective)
+    asked = {"eps": study.eps, "images": study.images, "steps": steps}
+    inputs = {**_inputs(bench, settings, cfg), "strength": asked}
+    rows = kept(_file(bench, settings, cfg, "strength"), inputs, compute)["rows"]
+    return pd.DataFrame(rows, columns=["eps", "value", "low", "high", "n"]).assign(model=objective)
 
 
 def _inputs(bench: Bench, settings: Settings, cfg: FinetuneConfig) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from nslib.config import FinetuneConfig
 from nslib.evaluate.bench import Bench
 from nslib.experiment import open_bench, open_model, open_stranger
 from nslib.finetune.objectives import ADVERSARIAL
-from nslib.jobs import TRACED, finetuned, fixed_noise, run
+from nslib.jobs import TRACED, finetuned, fixed_noise, run, strength
 from nslib.runtime import pick_device
 from nslib.settings import Settings
 from nslib.staged import renormalised
@@ -21,6 +21,7 @@ from nslib.trials import OF_OTHERS
 from nslib.workers import KILLED, threads, workers
 
 _OF_EPS = ("nullspace", "random")  # measured at every eps of the study
+_ATTACKED = (*OF_OTHERS, *ADVERSARIAL)  # by 07, against the strength of an attack
 _ON_A_GPU = 4  # processes, by default: each holds its own model and images there
 _IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
@@ -138,3 +139,5 @@ def _make(settings: Settings, one: Planned) -> None:
     run(astray(bench) if one.astray else bench, settings, one.objective, seed=one.seed, **one.changes)
     if one in [Planned(settings.models[0], o) for o in TRACED]:
         finetuned(bench, settings, one.objective)  # 05 and 13 look at the models themselves, not only at kept rows
+    if one in [Planned(settings.models[0], o) for o in _ATTACKED]:
+        strength(bench, settings, one.objective)

@@ -145,6 +145,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "suite.c_images": 1000,
         "suite.costly_images": 200,
         "finetuning.objectives": _EVERY,
+        "robustness.images": 1000,
         "synthesis.starts": 3,
         "synthesis.noise.lr": 0.02,
         "synthesis.noise.steps": 400,

@@ -25,6 +25,7 @@ overrides = {}  # settings by dotted name, such as {"finetune.attack_eps": 0.016
 
 # %%
 import matplotlib.pyplot as plt
+import pandas as pd
 
 import nslib
 from nslib import jobs, plots, testable, trials
@@ -80,6 +81,22 @@ sides = testable.sides(columns)
 gains = trials.side_gains({"nullspace": found["nullspace"], **others}, "nullspace", sides)
 record.table("sides", gains)
 gains.round(2)
+
+# %% [markdown]
+# ## Stronger attacks
+# FGSM of Table 2 is of 1/255, and the rivals are trained at 8/255: top-1 under PGD against its budget.
+
+# %%
+curves = pd.concat([jobs.strength(bench, settings, name) for name in found], ignore_index=True)
+strength, ax = plt.subplots(figsize=(4.8, 2.6))
+plots.curves(curves, ax, x="eps", by="model").set(xlabel="ε in 1/255 of the range of a pixel", ylabel="top-1, %")
+plots.legend_above(strength, ax, columns=3)
+plots.caption(
+    strength,
+    f"{bench.model.name}, n = {settings.robustness.images}, the first seed of each; PGD of {settings.suite.pgd_steps} steps; bands: 95 % intervals",
+)
+record.figure("strength", strength, curves)
+curves.pivot(index="model", columns="eps", values="value").loc[list(found)].round(1)
 
 # %% [markdown]
 # ## Verdicts

@@ -71,6 +71,7 @@ def test_07_tells_the_seeds_compared_and_judges_no_unfinished_model(execute):
     cells, record = execute("07_adversarial_finetuning", **changes)
     assert cells["found"]["nullspace"].seeds == 2
     assert "seeds of each: 1;" in cells["figure"].get_supxlabel()
+    assert cells["curves"].model.unique().tolist() == ["base", "plain", "nullspace", "madry"]
     assert cells["gains"].side.tolist() == ["natural", "adversarial"]
     assert cells["rivals"] == []
     assert record["facts"]["missed_eps"] == {"nullspace": 0}

@@ -162,6 +162,22 @@ def test_who_made_each_kept_result_is_told(bench, folder):
         jobs.provenance(KEEPING)
 
 
+def test_strength_is_measured_once(bench, folder, monkeypatch):
+    settings = replace(KEEPING, robustness=replace(KEEPING.robustness, eps=(0.0, 0.1), images=6))
+    first = {o: jobs.strength(bench, settings, o) for o in ("base", "plain")}
+    assert {file.stem.removeprefix(f"{bench.model.name}_") for file in folder.iterdir()} == {
+        "base_seed0_strength", "plain_seed0_strength"
+    }  # fmt: skip
+    images, labels = bench.take("val", 0, 6)
+    clean = 100 * (bench.model(images).argmax(1) == labels).float().mean().item()
+    assert first["base"][["eps", "n"]].values.tolist() == [[0, 6], [25.5, 6]]
+    assert first["base"].value[0] == pytest.approx(clean, abs=1e-3)
+    assert first["base"].value[1] <= first["base"].value[0]
+    assert set(first["plain"].model) == {"plain"}
+    monkeypatch.setattr(jobs, "finetuned", lambda *args, **kwargs: pytest.fail("trained again"))
+    assert jobs.strength(bench, settings, "plain").equals(first["plain"])
+
+
 def test_a_change_has_a_file_of_its_own(bench, folder):
     jobs.run(bench, KEEPING, "plain", trainable="pos_embed")
     noise = replace(KEEPING.finetune.noise, eps=0.4)

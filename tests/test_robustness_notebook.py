@@ -12,7 +12,7 @@ import torch
 from conftest import ROOT, random_images, real_folder
 
 import nslib.analysis.attack_curves as attack_curves_module
-from nslib.analysis.attack_curves import attack_curves, pgd_hits, random_signs, right, sanity_table
+from nslib.analysis.attack_curves import attack_curves, pgd_curve, pgd_hits, random_signs, right, sanity_table
 from nslib.attacks.gradient import pgd
 from nslib.config import TABLE2, DataConfig, SuiteConfig
 from nslib.data.source import open_source
@@ -48,6 +48,9 @@ def test_curves(vit):
     assert (table.n == 12).all()
     fgsm = table[(table.attack == "FGSM") & (table.eps == 127.5)].value.item()
     assert fgsm < 100
+    alone = pgd_curve(vit, images, labels, (0.0, 0.5), steps=3)
+    pgd = table[table.attack == "PGD"].drop(columns="attack").reset_index(drop=True)
+    pd.testing.assert_frame_equal(alone, pgd)
 
 
 def test_no_two_batches_have_the_same_signs(vit, monkeypatch):

@@ -51,10 +51,20 @@ def attack_curves(
     for name, (make, asked) in attacks.items():
         for eps in eps_values:
             hits = _hits(model, images, labels, make(), eps, {"attack": name, **asked}, batch=batch)
-            found = share_estimate(hits).percent()
-            bounds = {k: getattr(found, k) for k in ("value", "low", "high", "n")}
-            rows.append({"attack": name, "eps": round(255 * eps, 4), **bounds})
+            rows.append({"attack": name, **_point(eps, hits)})
     return pd.DataFrame(rows)
+
+
+def pgd_curve(
+    model: StagedViT, images: Tensor, labels: Tensor, eps_values: Sequence[float], *, steps: int
+) -> pd.DataFrame:
+    """Of `attack_curves` that of PGD alone: columns eps, value, low, high, n. Arguments and errors as there."""
+    return pd.DataFrame([_point(e, pgd_hits(model, images, labels, eps=e, steps=steps)) for e in eps_values])
+
+
+def _point(eps: float, hits: np.ndarray) -> dict[str, float]:
+    found = share_estimate(hits).percent()
+    return {"eps": round(255 * eps, 4), **{k: getattr(found, k) for k in ("value", "low", "high", "n")}}
 
 
 def pgd_hits(
