@@ -184,7 +184,7 @@ def _data_uri(path: Path) -> str:
     """The picture as WebP, half as large as PNG: as it is or, a large one, which is of photographs, in good quality."""
     webp = BytesIO()
     with Image.open(path) as picture:
-        picture.convert("RGB").save(webp, "WEBP", quality=80, method=4, lossless=path.stat().st_size <= _LARGE)
+        picture.convert("RGB").save(webp, "WEBP", quality=70, method=4, lossless=path.stat().st_size <= _LARGE)
     return "data:image/webp;base64," + base64.b64encode(webp.getvalue()).decode()
 
 
