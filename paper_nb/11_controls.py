@@ -134,11 +134,11 @@ over_nullspace.round(2)
 recipes = search.settings_table(bench, settings)
 record.table("search", recipes)
 print(search.place_of_settings(recipes, settings))
-chosen = search.on_test(bench, settings, recipes)
-record.table("search_first", trials.rows_table(chosen))
-gained = trials.gains_over(chosen, "plain", columns)
-record.table("search_first_gain", gained)
-print("the first, on the images that are reported:", *gained.round(2).to_dict("records"))
+if chosen := search.on_test(bench, settings, recipes):
+    gained = trials.gains_over(chosen, "plain", columns)
+    record.table("search_first", trials.rows_table(chosen))
+    record.table("search_first_gain", gained)
+    print("the first, on the images that are reported:", *gained.round(2).to_dict("records"))
 recipes.round(2)
 
 # %%

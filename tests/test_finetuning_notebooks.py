@@ -10,6 +10,7 @@ from conftest import ROOT
 from nslib.budget import finetunings
 from nslib.plan import prepare
 from nslib.profiles import resolve
+from nslib.report.cells import read_cells
 from nslib.runtime import store_path
 
 FEW = {
@@ -43,6 +44,8 @@ def execute(monkeypatch, tmp_path):
         code = code.replace("overrides = {}", f"overrides = {FEW | changes}")
         exec(compile(code, f"{name}.py", "exec"), cells := {})
         plt.close("all")
+        for table in tmp_path.rglob("*.csv"):
+            assert read_cells(table, most=3).columns  # as the page does, which an empty file would end
         return cells, json.loads((tmp_path / "smoke" / "records" / f"{name}.json").read_text())
 
     return run
