@@ -254,7 +254,7 @@ def test_hub_out_of_reach():
 
 
 def test_the_small_model_is_on_no_hub():
-    with pytest.raises(ValueError, match="pass weights='shipped', 'random' or a safetensors file"):
+    with pytest.raises(ValueError, match=r"pass weights \(--weights\) shipped, random or a safetensors file"):
         load_model("shapes_vit", "pretrained")
 
 
