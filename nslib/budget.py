@@ -11,7 +11,7 @@ import pandas as pd
 from nslib.analysis.epsilon import STOPPING
 from nslib.evaluate.bench import Bench
 from nslib.evaluate.suite import dry_run
-from nslib.experiment import open_bench
+from nslib.experiment import barely_trained, open_bench
 from nslib.finetune.estimate import Estimate, estimate
 from nslib.jobs import TRACED, config_of, row_suite, trace_suite
 from nslib.plan import planned
@@ -46,13 +46,6 @@ def budget(settings: Settings) -> pd.DataFrame:
     for name in others:
         tables.append(_of_model(open_bench(barely, name), settings, Counter(OF_OTHERS), whole=False))
     return pd.concat(tables, ignore_index=True)
-
-
-def barely_trained(settings: Settings) -> Settings:
-    """Settings by which to tell what they take: what they train from scratch is as fast after two steps."""
-    barely = {"steps": 2, "images": 0, "report_images": 1}
-    surrogate = replace(settings.surrogate_pretrain, fgsm_steps=0, **barely)
-    return replace(settings, pretrain=replace(settings.pretrain, **barely), surrogate_pretrain=surrogate)
 
 
 def _from_scratch(settings: Settings, plain: Estimate, *, whole: bool) -> list[dict[str, Any]]:

@@ -52,6 +52,13 @@ def open_model(settings: Settings, name: str | None = None) -> StagedViT:
     return load_model(name, settings.weights, seed=settings.seed, device=device)
 
 
+def barely_trained(settings: Settings) -> Settings:
+    """Settings by which to tell what they take: what they train from scratch is as fast after two steps."""
+    barely = {"steps": 2, "images": 0, "report_images": 1}
+    surrogate = replace(settings.surrogate_pretrain, fgsm_steps=0, **barely)
+    return replace(settings, pretrain=replace(settings.pretrain, **barely), surrogate_pretrain=surrogate)
+
+
 def open_stranger(settings: Settings, seed: int) -> StagedViT:
     """The first model's architecture trained on `shapes` from another seed: other images and another start.
 

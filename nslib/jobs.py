@@ -184,7 +184,7 @@ def eps_set(bench: Bench, settings: Settings, objective: str, *, eps: float) -> 
     study = replace(settings.approximate, eps=(eps,), starts=settings.finetuning.fresh, noise=settings.finetune.noise)
 
     def compute() -> dict[str, Any]:
-        model = bench.model if objective == BASE else finetuned(bench, settings, objective).model
+        model = _model(bench, settings, objective)
         reported, _ = bench.source.take("val", study.reach_images)
         pool = open_pool(settings, model, bench.source)
         noises = eps_noises(model, pool, study, seed=settings.seed + _FRESH, stops=("heldout",))
@@ -207,7 +207,7 @@ def strength(bench: Bench, settings: Settings, objective: str) -> pd.DataFrame:
     study, steps = settings.robustness, settings.suite.pgd_steps
 
     def compute() -> dict[str, Any]:
-        model = bench.model if objective == BASE else finetuned(bench, settings, objective).model
+        model = _model(bench, settings, objective)
         found = pgd_curve(model, *bench.take("val", 0, study.images), study.eps, steps=steps)
         return {"rows": rounded(found.to_dict("records"))}
 
@@ -216,6 +216,10 @@ def strength(bench: Bench, settings: Settings, objective: str) -> pd.DataFrame:
     inputs = {**_inputs(bench, settings, cfg), "strength": asked}
     rows = kept(_file(bench, settings, cfg, "strength"), inputs, compute)["rows"]
     return pd.DataFrame(rows, columns=["eps", "value", "low", "high", "n"]).assign(model=objective)
+
+
+def _model(bench: Bench, settings: Settings, objective: str) -> StagedViT:
+    return bench.model if objective == BASE else finetuned(bench, settings, objective).model
 
 
 def _inputs(bench: Bench, settings: Settings, cfg: FinetuneConfig) -> dict[str, Any]:

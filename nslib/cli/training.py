@@ -64,11 +64,10 @@ def evaluate(
         out: write the table to this CSV file, its record beside it as .evaluation.json.
         set: override a setting, such as --set suite.images=500 suite.fgsm_eps=4/255.
     """
-    from nslib.budget import barely_trained
     from nslib.evaluate.comparison import differences
     from nslib.evaluate.suite import dry_run as estimate
     from nslib.evaluate.suite import evaluate_model
-    from nslib.experiment import open_bench, open_model
+    from nslib.experiment import barely_trained, open_bench, open_model
     from nslib.processes import processes
     from nslib.report.gather import OF_COMMAND
     from nslib.report.record import portable, without_paths
@@ -141,9 +140,8 @@ def finetune(
         device: auto, cpu, cuda or mps.
         set: override a setting of the finetuning, such as --set rounds=20 noise.eps=0.01.
     """
-    from nslib.budget import barely_trained
     from nslib.data.source import open_source
-    from nslib.experiment import open_model
+    from nslib.experiment import barely_trained, open_model
     from nslib.finetune.cost import cost_told
     from nslib.finetune.estimate import estimate
     from nslib.finetune.rounds import finetune_model
