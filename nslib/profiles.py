@@ -134,7 +134,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "finetuning.eps": (0.01, 0.03, 0.1),
         "finetuning.fresh": 12,
         "finetuning.variants": True,
-        "finetuning.fixed_steps": 300,
+        "finetuning.fixed_steps": 3000,
         "finetuning.keep": True,
         "finetuning.search_longer": (10, 20),
         "finetuning.search_few": (256, 1024),
