@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from nslib.analysis.attack_curves import VERSION as STRENGTH_VERSION
 from nslib.analysis.attack_curves import pgd_curve
 from nslib.analysis.epsilon import eps_noises, reach_table
 from nslib.config import FinetuneConfig, NoiseConfig, SuiteConfig
@@ -212,7 +213,7 @@ def strength(bench: Bench, settings: Settings, objective: str) -> pd.DataFrame:
         return {"rows": rounded(found.to_dict("records"))}
 
     cfg = config_of(settings, objective)
-    asked = {"eps": study.eps, "images": study.images, "steps": steps}
+    asked = {"eps": study.eps, "images": study.images, "steps": steps, "version": STRENGTH_VERSION}
     inputs = {**_inputs(bench, settings, cfg), "strength": asked}
     rows = kept(_file(bench, settings, cfg, "strength"), inputs, compute)["rows"]
     return pd.DataFrame(rows, columns=["eps", "value", "low", "high", "n"]).assign(model=objective)

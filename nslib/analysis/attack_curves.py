@@ -19,7 +19,7 @@ from nslib.staged import StagedViT
 from nslib.store import cached, model_digest, tensor_digest
 
 Attack = Callable[[Tensor, Tensor, float], Tensor]  # images, labels, eps -> images
-_VERSION = 2  # raise it when the same settings give other hits
+VERSION = 2  # part of every stored and kept result: raise it when the same settings give other hits
 
 
 def attack_curves(
@@ -101,7 +101,7 @@ def _hits(
         return {"right": torch.cat([right(model, attack(x, y, eps), y) for x, y in pairs])}
 
     key = {"model": model_digest(model), "images": tensor_digest(images, labels), "eps": eps, "batch": batch, **asked}
-    return cached("strength", key, compute, version=_VERSION)["right"].numpy()
+    return cached("strength", key, compute, version=VERSION)["right"].numpy()
 
 
 def random_signs(images: Tensor, eps: float, draws: torch.Generator) -> Tensor:
