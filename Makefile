@@ -7,6 +7,9 @@ PROFILE = laptop
 FORCE   =
 ARGS    =
 
+# Of the benchmarks those whose figures the README states.
+TIMED := "attack_step --pairs 5" "corruptions --images 32 --rounds 3" "finetune_round"
+
 # Of the tests: over the cores, a file at a time, for what its tests share is made once.
 SPREAD := -n auto --maxprocesses 4 --dist loadfile
 
@@ -14,7 +17,7 @@ EXTRAS      := attacks,xai,distributed,lab,test
 VENV_PYTHON := .venv/bin/python
 INSTALLED   := .venv/.installed
 
-.PHONY: help reproduce test lint unit nbval lab notebooks clean
+.PHONY: help reproduce test lint unit nbval bench lab notebooks clean
 .DELETE_ON_ERROR:
 .NOTPARALLEL: # the parts of `test` would take the cores from each other
 
@@ -43,6 +46,14 @@ nbval: $(INSTALLED)
 	NSLIB_STORE="$$tmp/store" NSLIB_FIGURES="$$tmp/figures" OMP_NUM_THREADS=1 \
 	$(VENV_PYTHON) -m pytest $(SPREAD) --nbval-lax --nbval-sanitize-with tests/nbval_sanitize.cfg \
 		--nbval-current-env --nbval-cell-timeout 240 paper_nb/*.ipynb
+
+bench: $(INSTALLED) ## time against references, in turn; let nothing else run; writes benchmarks/results
+	@for timed in $(TIMED); do \
+		set -- $$timed; name=$$1; shift; \
+		echo "benchmarks/$$name.py $$*"; \
+		out=benchmarks/results/$$name.txt; \
+		$(VENV_PYTHON) benchmarks/$$name.py "$$@" > $$out.partial && mv $$out.partial $$out && cat $$out || exit 1; \
+	done
 
 # The server's root is the repository, so that jupytext finds the pairing in pyproject.toml.
 lab: $(INSTALLED) ## open JupyterLab in paper_nb

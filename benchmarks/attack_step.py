@@ -11,7 +11,6 @@ Signs of gradients near zero fall either way, and the paths part there: how stro
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 
@@ -22,7 +21,7 @@ from torch.nn import functional as F
 from nslib.attacks.gradient import pgd
 from nslib.data.shapes import render
 from nslib.models import load_model
-from nslib.runtime import pick_device
+from nslib.runtime import pick_device, run_record, to_json
 from nslib.staged import frozen
 
 EPS, STEP, STEPS = 8 / 255, 2 / 255, 10
@@ -48,7 +47,7 @@ def ours(model, images, labels):
 
 
 def main() -> None:
-    """Run the pairs, print the medians and what the attacks leave, and close with one line of JSON."""
+    """Run the pairs, print the medians and what the attacks leave, and close with the record as one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=7, help="interleaved pairs of attacks, each on a batch of its own")
     parser.add_argument("--batch", type=int, default=128)
@@ -71,7 +70,8 @@ def main() -> None:
     seen = (args.pairs + 1) * args.batch
     print(f"median attack on {args.batch} images: {medians['theirs']:.3f} s, ours {medians['ours']:.3f} s")
     print(f"still right of {seen}: {right['theirs']} after theirs, {right['ours']} after ours")
-    print(json.dumps({"ratio": round(medians["theirs"] / medians["ours"], 3)}))
+    ratio = round(medians["theirs"] / medians["ours"], 3)
+    print(to_json(run_record(vars(args), ratio=ratio), indent=None))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ is made in a round off the clock. `ratio` is the library's time over all 15 over
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import statistics
@@ -23,6 +22,7 @@ import torch
 
 from nslib.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from nslib.data.shapes import render
+from nslib.runtime import run_record, to_json
 
 _worker_images: list[np.ndarray] = []
 
@@ -59,7 +59,7 @@ def line(count: int, library: float, own: float) -> str:
 
 
 def main() -> None:
-    """Print a line for each corruption and close with one line of JSON."""
+    """Print a line for each corruption and close with the record as one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=224, help="side of the images in pixels")
     parser.add_argument("--images", type=int, default=64)
@@ -93,7 +93,7 @@ def main() -> None:
     print(f"{'all 15':18} {line(count * len(CORRUPTIONS), library, own)}")
     print(f"{args.size} px, {args.workers} workers against {torch.get_num_threads()} threads, {count} images a round")
     ratios = {name: round(library / own, 2) for name, (library, own) in medians.items()}
-    print(json.dumps({"ratio": round(library / own, 2), "size": args.size, "ratios": ratios}))
+    print(to_json(run_record(vars(args), ratio=round(library / own, 2), ratios=ratios), indent=None))
 
 
 if __name__ == "__main__":

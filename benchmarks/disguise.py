@@ -11,7 +11,6 @@ of the same images, in turn with ours. `ratio` is its seconds a patch over those
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 
@@ -24,6 +23,7 @@ from nslib.analysis.watermark import nearest_legal, round_unseen
 from nslib.data.shapes import render
 from nslib.models import load_model
 from nslib.nullspace.patch import PatchNullspace
+from nslib.runtime import run_record, to_json
 
 
 def timed(action):
@@ -51,7 +51,7 @@ def by_scipy(null, own, goal) -> np.ndarray:
 
 
 def main() -> None:
-    """Disguise several images, print a line for each and the medians, and close with one line of JSON."""
+    """Disguise several images, print a line for each and the medians, and close with the record as one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=7)
     parser.add_argument("--patches", type=int, default=3, help="of these images one patch each goes to scipy")
@@ -83,7 +83,8 @@ def main() -> None:
         "apart": max(apart),
     }
     print(f"{model.image_shape[1]} px, {torch.get_num_threads()} threads, medians of {args.images} images")
-    print(json.dumps({name: float(f"{value:.3g}") for name, value in figures.items()}))
+    figures = {name: float(f"{value:.3g}") for name, value in figures.items()}
+    print(to_json(run_record(vars(args), **figures), indent=None))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ reach are printed beside it.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from copy import deepcopy
@@ -40,6 +39,7 @@ from nslib.finetune.stream import Stream
 from nslib.finetune.updates import Trainer
 from nslib.models import load_model
 from nslib.processes import ALONE
+from nslib.runtime import run_record, to_json
 
 
 class PlainUpdates:
@@ -102,7 +102,7 @@ def updates(model, noise, stream, cfg):
 
 
 def main() -> None:
-    """Run the pairs, print a line for each, and close with one line of JSON."""
+    """Run the pairs, print a line for each, and close with the record as one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=5, help="rounds by each, from a start of their own")
     parser.add_argument("--steps", type=int, default=40, help="updates in a round")
@@ -147,7 +147,8 @@ def main() -> None:
             f"noise: anew {fresh.steps} steps to {fresh.gap_heldout:.4f} at norm {fresh.norm:.1f}, past the boundary "
             f"{further.steps} to {further.gap_heldout:.4f} at {further.norm:.1f}"
         )
-    print(json.dumps({name: round(statistics.median(values), 3) for name, values in ratios.items()}))
+    figures = {name: round(statistics.median(values), 3) for name, values in ratios.items()}
+    print(to_json(run_record(vars(args), **figures), indent=None))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ same held-out eps from the same starts over ours, with our held-out tests on the
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from dataclasses import replace
@@ -24,7 +23,7 @@ from nslib.data.shapes import render
 from nslib.models import load_model
 from nslib.nullspace.encoder import learn_noise, start_noise
 from nslib.nullspace.membership import inside, make_pool, probability_gap
-from nslib.runtime import generator, pick_device
+from nslib.runtime import generator, pick_device, run_record, to_json
 
 
 def embedded(model, images):
@@ -81,7 +80,7 @@ def ours(model, pool, cfg, seed):
 
 
 def main() -> None:
-    """Run the pairs, print a line for each and the medians, and close with one line of JSON."""
+    """Run the pairs, print a line for each and the medians, and close with the record as one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=7, help="interleaved pairs of runs, each from a start of its own")
     parser.add_argument("--batch", type=int, default=128)
@@ -111,7 +110,8 @@ def main() -> None:
     medians = {name: statistics.median(times) for name, times in step.items()}
     print(f"median step: {1e3 * medians['theirs']:.1f} ms, ours {1e3 * medians['ours']:.1f} ms, batch {args.batch}")
     figures = {"ratio": medians["theirs"] / medians["ours"], "ratio_to_eps": statistics.median(whole)}
-    print(json.dumps({name: round(value, 3) for name, value in figures.items()}))
+    figures = {name: round(value, 3) for name, value in figures.items()}
+    print(to_json(run_record(vars(args), **figures), indent=None))
 
 
 if __name__ == "__main__":

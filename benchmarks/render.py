@@ -6,18 +6,17 @@ python benchmarks/render.py --size 48
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 
 import torch
 
 from nslib.data.shapes import render
-from nslib.runtime import pick_device
+from nslib.runtime import pick_device, run_record, to_json
 
 
 def main() -> None:
-    """Draw fresh images of split train several times; print each rate and close with one line of JSON."""
+    """Draw fresh images of split train several times; print each rate and close with the record as one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=48, help="image side in pixels")
     parser.add_argument("--count", type=int, default=4096, help="images of a run")
@@ -36,7 +35,8 @@ def main() -> None:
     print(
         f"{args.size} px on {device}, {torch.get_num_threads()} threads: " + ", ".join(f"{r:,.0f}" for r in rates[1:])
     )
-    print(json.dumps({"images_per_second": round(statistics.median(rates[1:]))}))
+    rate = round(statistics.median(rates[1:]))
+    print(to_json(run_record(vars(args), images_per_second=rate), indent=None))
 
 
 if __name__ == "__main__":
