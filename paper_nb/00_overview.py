@@ -94,7 +94,7 @@ if settings.data.kind == "shapes":
 
 # %% [markdown]
 # ## The embedded data set
-# Ten shapes, drawn by signed-distance functions from a seed, with a foreground texture that agrees with the class half of the time, so that a texture bias can be learned. Each further split is a shift of distribution that stands for a column of the paper's Table 2:
+# Ten shapes, drawn by signed-distance functions from a seed, with a foreground texture that is made to agree with the class in half of the images and is any in the others, so that a texture bias can be learned. Each further split is a shift of distribution that stands for a column of the paper's Table 2:
 #
 # - `v2`, for ImageNet-V2: the same classes drawn again by a slightly shifted generator;
 # - `a`, for ImageNet-A: small, off-centre and cluttered;

@@ -130,5 +130,5 @@ record.save(null_dim=null.dim, null_models=len(blind), surveyed=len(survey))
 record.summary()
 
 # %% [markdown]
-# The first layer of many ViTs, six of the paper's eight and 46 of those of timm, is blind to a whole subspace of images, and what lies in it can be found by one SVD.
+# The first layer of many ViTs, six of the paper's eight by its Table 1 (with random weights five) and 46 of those of timm, is blind to a whole subspace of images, and what lies in it can be found by one SVD.
 # Nothing needs to be learned for this invariance, and finetuning the layers above cannot change it.

@@ -16,7 +16,7 @@
 #
 # **Claim.** C12: nullspace finetuning (NS) beats Madry and TRADES on clean and shifted images, and loses to them under FGSM and DamageNet.
 #
-# *Paper: Section 5.3, Table 3, arXiv:2403.10476.* Madry and TRADES train on PGD images (10 steps, 8/255). The paper's rows were trained with another batch size and other augmentation than its NS row; here all share one recipe. `madry` has no clean term; the authors' variant, which adds one, is the row `madry_authors` of profile `full`. C12 is judged only with the paper's rounds, updates and noise (K = 20, S = 40, A = 3, T = 3,000): after fewer updates much of the gap is that training on attacks has only begun.
+# *Paper: Section 5.3, Table 3, arXiv:2403.10476.* Madry and TRADES train on PGD images (10 steps, 8/255). The paper's rows were trained with another batch size and other augmentation than its NS row; here all share one recipe. `madry` has no clean term; the authors' variant, which adds one, is the row `madry_authors` of profiles `full` and `gpu`. C12 is judged only with the paper's rounds, updates and noise (K = 20, S = 40, A = 3, T = 3,000): after fewer updates much of the gap is that training on attacks has only begun.
 
 # %% tags=["parameters"]
 profile = "smoke"  # smoke, laptop, full, gpu, imagenet or imagenet_small

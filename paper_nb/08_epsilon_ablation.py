@@ -16,7 +16,7 @@
 #
 # **Claims.** C13: the method (NS, nullspace finetuning) is insensitive to ε in {.01, .03, .1}. C14: at each of them it beats finetuning with random noise of the same ε, except on corruptions.
 #
-# *Paper: Section 5.4, Table 4, arXiv:2403.10476.* `random` follows the authors' rule: Gaussian noise shrunk by a fifth until it is inside. `plain`, the same finetuning without noise, is our control; the paper has none. Profile `laptop` runs ε = .03 alone; the others run at `full`.
+# *Paper: Section 5.4, Table 4, arXiv:2403.10476.* `random` follows the authors' rule: Gaussian noise shrunk by a fifth until it is inside. `plain`, the same finetuning without noise, is our control; the paper has none. Profile `laptop` runs ε = .03 alone; `full` and `gpu` run all three.
 
 # %% tags=["parameters"]
 profile = "smoke"  # smoke, laptop, full, gpu, imagenet or imagenet_small

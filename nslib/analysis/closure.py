@@ -44,8 +44,8 @@ def closure_noises(model: StagedViT, pool: Pool, study: ClosureStudy, *, seed: i
 def typical(clean: CleanPass, gaps: Tensor, images: int) -> CleanPass:
     """So many of the clean images, in their order, that look like all of them, or all if there are no more.
 
-    Few images drawn blindly may be much harder than the rest, or easier: a third of the noises lay outside eps on 64 of
-    512 where a tenth did on all. Sorted by their gaps, these are at even distances, the middle one of each stretch.
+    Few images drawn blindly may be much harder than the rest, or easier. Sorted by their gaps, these are at even
+    distances, the middle one of each stretch.
 
     Args:
         gaps: (M,) of each image, its mean MSE probability over the noises.
