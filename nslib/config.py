@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from numbers import Integral
 
 WEIGHTS = ("shipped", "pretrained", "random", "train")  # words for weights; anything else is a file or folder
 
@@ -10,6 +11,13 @@ WEIGHTS = ("shipped", "pretrained", "random", "train")  # words for weights; any
 def _require(holds: bool, name: str, expected: str, received: object) -> None:
     if not holds:
         raise ValueError(f"{name} must be {expected}, got {received!r}")
+
+
+def require_counts(config: object, *names: str, least: int = 1) -> None:
+    """Refuse settings of these names, by a ValueError, that are no whole numbers or below the least."""
+    for name, value in ((name, getattr(config, name)) for name in names):
+        whole = isinstance(value, Integral)
+        _require(whole and value >= least, name, f">= {least}" if whole else "a whole number", value)
 
 
 @dataclass(frozen=True)
@@ -33,8 +41,8 @@ class DataConfig:
 
     def paths(self) -> dict[str, str]:
         """The folders that are set, by the name of their setting."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "kind"}
-        return {name: value for name, value in values.items() if value and isinstance(value, str)}
+        named = (f.name for f in fields(self) if f.type == "str" and f.name != "kind")
+        return {name: getattr(self, name) for name in named if getattr(self, name)}
 
 
 @dataclass(frozen=True)
@@ -54,9 +62,8 @@ class PretrainConfig:
     report_images: int = 4000  # of each split, for the record
 
     def __post_init__(self):
-        for name in ("size", "steps", "batch", "checkpoint_every", "report_images"):
-            _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
-        _require(self.images >= 0, "images", ">= 0", self.images)
+        require_counts(self, "size", "steps", "batch", "checkpoint_every", "report_images")
+        require_counts(self, "images", least=0)
         _require(self.lr > 0, "lr", "> 0", self.lr)
 
 
@@ -93,8 +100,7 @@ class NoiseConfig:
     def __post_init__(self):
         _require(self.limit > 0, "limit", "> 0", self.limit)
         _require(self.lr > 0, "lr", "> 0", self.lr)
-        _require(self.steps >= 1, "steps", ">= 1", self.steps)
-        _require(self.batch >= 1, "batch", ">= 1", self.batch)
+        require_counts(self, "steps", "batch")
         _require(self.eps is None or 0 < self.eps <= 2, "eps", "a squared l2 gap in (0, 2], or None", self.eps)
         _require(self.regularization >= 0, "regularization", ">= 0", self.regularization)
         _require(self.stop_on in ("heldout", "batch"), "stop_on", "heldout or batch", self.stop_on)
@@ -141,12 +147,12 @@ class FinetuneConfig:
     sam_rho: float = 0.05
 
     def __post_init__(self):
-        counts = ("rounds", "steps", "batch", "pool", "heldout", "noises", "groups", "checkpoint_every", "attack_steps")
-        for name in counts:
-            _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
+        require_counts(self, "rounds", "steps", "batch", "pool", "heldout", "noises", "groups")
+        require_counts(self, "checkpoint_every", "attack_steps")
+        require_counts(self, "seed", "block", least=0)
         for name in ("lr", "clip", "sam_rho"):
             _require(getattr(self, name) > 0, name, "> 0", getattr(self, name))
-        for name in ("weight_decay", "mixup", "cutmix", "trades_beta", "seed", "block"):
+        for name in ("weight_decay", "mixup", "cutmix", "trades_beta"):
             _require(getattr(self, name) >= 0, name, ">= 0", getattr(self, name))
         for name in ("ema", "smoothing", "drop_path"):
             _require(0 <= getattr(self, name) < 1, name, "in [0, 1)", getattr(self, name))
@@ -157,8 +163,8 @@ class FinetuneConfig:
         _require(self.objective != "permuted" or not self.warm_start, "warm_start", "0 with permuted", self.warm_start)
         _require(self.groups == 1 or self.noises == 1, "groups", f"1 with noises = {self.noises}", self.groups)
         for name in ("precision", "attack_precision"):
-            known = getattr(self, name) in ("auto", "float32", "bfloat16")
-            _require(known, name, "auto, float32 or bfloat16", getattr(self, name))
+            value = getattr(self, name)
+            _require(value in ("auto", "float32", "bfloat16"), name, "auto, float32 or bfloat16", value)
 
 
 @dataclass(frozen=True)
@@ -207,9 +213,8 @@ class ClosureStudy:
     draws: int = 100  # such combinations
 
     def __post_init__(self):
-        _require(self.noises >= 2, "noises", ">= 2", self.noises)
-        for name in ("judged_images", "images", "grid_images", "pairs", "control_pairs", "draws"):
-            _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
+        require_counts(self, "noises", least=2)
+        require_counts(self, "judged_images", "images", "grid_images", "pairs", "control_pairs", "draws")
 
 
 @dataclass(frozen=True)
@@ -232,13 +237,11 @@ class FingerprintStudy:
     batch: int = 128
 
     def __post_init__(self):
-        for name in ("untrained", "permuted"):
-            _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
-        _require(self.trained >= 0, "trained", ">= 0", self.trained)
+        require_counts(self, "untrained", "permuted")
+        require_counts(self, "trained", least=0)
 
 
-# The columns of Table 2, in its order.
-TABLE2 = ("clean", "patchfool", "cw", "fgsm", "damagenet", "a", "c", "v2", "r", "sketch", "stylized")
+TABLE2 = ("clean", "patchfool", "cw", "fgsm", "damagenet", "a", "c", "v2", "r", "sketch", "stylized")  # in its order
 
 
 @dataclass(frozen=True)
@@ -266,14 +269,12 @@ class SuiteConfig:
     seed: int = 0  # of corruptions and of the attacks' random starts
 
     def __post_init__(self):
-        counts = ("images", "costly_images", "batch", "pgd_steps", "cw_steps", "patchfool_steps", "patchfool_patches")
-        for name in counts:
-            _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
-        for name in ("first", "c_images"):
-            _require(getattr(self, name) >= 0, name, ">= 0", getattr(self, name))
+        require_counts(self, "images", "costly_images", "batch", "pgd_steps", "cw_steps")
+        require_counts(self, "patchfool_steps", "patchfool_patches")
+        require_counts(self, "first", "c_images", least=0)
         for name in ("fgsm_eps", "pgd_eps", "autoattack_eps", "transfer_eps", "patchfool_bound"):
-            value = getattr(self, name)
-            _require(value is None or 0 <= value <= 1, name, "in [0, 1], 8-bit levels divided by 255", value)
+            value = (self.patchfool_bound or 0) if name == "patchfool_bound" else getattr(self, name)
+            _require(value is not None and 0 <= value <= 1, name, "in [0, 1], 8-bit levels divided by 255", value)
         _require(self.cw_budget >= 0, "cw_budget", ">= 0", self.cw_budget)
         _require(self.protocol in ("pixels", "authors"), "protocol", "pixels or authors", self.protocol)
 
@@ -314,7 +315,6 @@ class FinetuningStudy:
     keep: bool = False  # results of each run as a small file beside the figures, from which a later call takes them
 
     def __post_init__(self):
-        for name in ("seeds", "images", "trace_images", "fresh", "search_rounds", "search_images"):
-            _require(getattr(self, name) >= 1, name, ">= 1", getattr(self, name))
+        require_counts(self, "seeds", "images", "trace_images", "fresh", "search_rounds", "search_images")
         compared = {"plain", "nullspace"}
         _require(compared <= {*self.objectives}, "objectives", "plain, nullspace and any others", self.objectives)

@@ -20,7 +20,7 @@ from nslib.finetune.checkpoints import load_checkpoint
 from nslib.models import PICKLES, load_model
 from nslib.nullspace.membership import CleanPass, Pool, clean_pass, make_pool
 from nslib.pretrain import pretrain
-from nslib.runtime import data_path, pick_device, store_path
+from nslib.runtime import data_path, in_store, pick_device
 from nslib.settings import Settings
 from nslib.staged import StagedViT
 from nslib.store import digest
@@ -91,8 +91,7 @@ def _from_scratch(cfg: PretrainConfig, device: torch.device) -> StagedViT:
 
 def _trained(cfg: PretrainConfig, device: torch.device) -> Path:
     """The weights that these settings give, trained now unless the store has them."""
-    target = store_path() / "pretrain" / digest([cfg, SHAPES_VERSION]) / f"{cfg.model}.safetensors"
-    target.parent.mkdir(parents=True, exist_ok=True)
+    target = in_store("pretrain", digest([cfg, SHAPES_VERSION]), f"{cfg.model}.safetensors")
     with FileLock(f"{target}.lock"):
         if not target.is_file():
             pretrain(cfg, target, device=device)
@@ -103,9 +102,9 @@ def open_surrogate(settings: Settings, model: StagedViT) -> nn.Module | None:
     """The network on which transferred images for this model are made; None where there is none to be had.
 
     Warns:
-        UserWarning: its weights are missing or cannot be fetched.
+        UserWarning: its weights are missing or cannot be fetched, or it is for images of another size.
     Raises:
-        ValueError: the weights do not fit, or are for images of another size.
+        ValueError: the weights do not fit.
     """
     name, weights = settings.surrogate, settings.surrogate_weights
     if not name or name == model.name or (name == SURROGATE_CNN) != (settings.data.kind == "shapes"):
@@ -113,12 +112,15 @@ def open_surrogate(settings: Settings, model: StagedViT) -> nn.Module | None:
     try:
         if name != SURROGATE_CNN:
             surrogate = load_model(name, weights, device=model.device)
+            if surrogate.image_shape != model.image_shape:
+                raise FileNotFoundError(f"surrogate {name} takes images {surrogate.image_shape}, {model.name} "
+                                        f"{model.image_shape}: set surrogate to one of that size")  # fmt: skip
             return surrogate if surrogate.num_classes == model.num_classes else None  # of other classes
         size = model.image_shape[1]
         if weights == "shipped" and size != SurrogateConfig().size:
-            raise ValueError(
+            raise FileNotFoundError(
                 f"the shipped {name} is for {SurrogateConfig().size} px, {model.name} takes {size}: "
-                f"set surrogate_weights to train and surrogate_pretrain.size to {size}, or surrogate to nothing"
+                f"set surrogate_weights to train and surrogate_pretrain.size to {size}"
             )
         path = weights if weights != "train" else str(_trained(settings.surrogate_pretrain, model.device))
         return load_surrogate(path, num_classes=len(CLASSES), size=model.image_shape[1], device=model.device)

@@ -19,7 +19,7 @@ from filelock import FileLock
 from nslib.config import ApproximateStudy, FinetuneConfig, SuiteConfig
 from nslib.evaluate.columns import COLUMNS
 from nslib.evaluate.suite import Evaluation
-from nslib.runtime import figures_path, run_record, store_path, to_json, write_text
+from nslib.runtime import figures_path, in_store, run_record, to_json, write_text
 from nslib.store import differences, sweep
 
 _taken: dict[Path, None] = {}  # files whose results this process has used
@@ -52,8 +52,7 @@ def kept(path: Path | None, inputs: dict[str, Any], compute: Callable[[], dict[s
     if path is None:
         return compute()
     now = json.loads(to_json(inputs))
-    lock = store_path() / "jobs" / f"{path.parents[2].name}_{path.stem}.lock"
-    lock.parent.mkdir(parents=True, exist_ok=True)
+    lock = in_store("jobs", f"{path.parents[2].name}_{path.stem}.lock")
     with FileLock(lock):
         sweep(path)
         if path.is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from difflib import get_close_matches
 from pathlib import Path
 
 import timm
@@ -55,10 +56,9 @@ def _of_timm(name: str, kwargs: dict) -> nn.Module:
             raise ValueError(
                 f"{architecture} has no tag {tag!r} in timm {timm.__version__}: {', '.join(known)}"
             ) from error
-        near = ", ".join(timm.list_models(f"{architecture[:12]}*", module="vision_transformer")[:4])
-        raise ValueError(
-            f"no model named {name!r} in timm {timm.__version__}; near it: {near or SHAPES_VIT}"
-        ) from error
+        near = get_close_matches(architecture, [SHAPES_VIT, *timm.list_models(module="vision_transformer")], n=4)
+        told = f"; near it: {', '.join(near)}" if near else f": take {SHAPES_VIT} or a plain ViT of timm.list_models()"
+        raise ValueError(f"no model named {name!r} in timm {timm.__version__}{told}") from error
 
 
 def load_model(
@@ -145,7 +145,7 @@ def weights_path(name: str, weights: str | Path) -> Path:
             f"no weights at {path}: pass a safetensors file, a folder that holds {name}.safetensors, "
             "'pretrained' or 'random'"
         )
-    if path.suffix in PICKLES:
+    if path.suffix.lower() in PICKLES:
         raise ValueError(
             f"{path} is a pickle, which can run code when opened: take nslib.load_checkpoint, or convert it once with "
             "safetensors.torch.save_file(torch.load(path, weights_only=True), 'weights.safetensors')"
@@ -190,7 +190,8 @@ def put_weights(
         told = [f"{len(part)} {kind} ({sorted(part)[0]})" for kind, part in
                 (("missing", missing), ("unknown", unknown), ("of another shape", wrong)) if part]  # fmt: skip
         raise ValueError(
-            f"{path} does not fit {model.name}: tensors {', '.join(told)}; name the model that it was made for"
+            f"{path} does not fit {model.name}: tensors {', '.join(told)}; name the model that it was made for, in "
+            "Python with its img_size, or another file"
         )
     model.vit.load_state_dict(state)
     if normalisation:
@@ -205,10 +206,10 @@ def check_target(target: Path | None) -> None:
     """Refuse a file of weights to write under whose name its record and saved state would not find their own.
 
     Raises:
-        ValueError: it does not end in .safetensors.
+        ValueError: it does not end in .safetensors, or is a folder.
     """
-    if target is not None and target.suffix != ".safetensors":
-        raise ValueError(f"target must end in .safetensors, got {target}")
+    if target is not None and (target.suffix != ".safetensors" or target.is_dir()):
+        raise ValueError(f"target must be a file that ends in .safetensors, got {target}")
 
 
 def save_weights(model: StagedViT, path: Path) -> None:

@@ -50,6 +50,22 @@ def store_path() -> Path:
     return Path(os.environ.get("NSLIB_STORE") or _work_root() / "runs" / "store")
 
 
+def in_store(*parts: str) -> Path:
+    """A file or folder of the store, whose parent is there.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    path = store_path().joinpath(*parts)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"no results can be kept in {path.parent} ({error}): set NSLIB_STORE to another folder"
+        ) from error
+    return path
+
+
 def figures_path(run_name: str) -> Path:
     """Figures, tables and records of a run: `$NSLIB_FIGURES/<run_name>`, else `figures/<run_name>`."""
     return Path(os.environ.get("NSLIB_FIGURES") or _work_root() / "figures") / run_name

@@ -22,6 +22,7 @@ from nslib.config import (
     SurrogateConfig,
     SynthesisStudy,
     WatermarkStudy,
+    require_counts,
 )
 
 
@@ -53,6 +54,9 @@ class Settings:
     finetuning: FinetuningStudy = FinetuningStudy()
     surrogate: str = "surrogate_cnn"  # network on which transferred images are made, or a timm tag; empty: none
     surrogate_weights: str = "shipped"  # shipped, pretrained, train, a file or folder
+
+    def __post_init__(self):
+        require_counts(self, "pool", "heldout", "images")
 
 
 def overridden(settings: Settings, values: Mapping[str, Any]) -> Settings:

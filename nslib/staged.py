@@ -34,7 +34,8 @@ class StagedViT(nn.Module):
         mean, std: of each channel, in units in which images lie in [0, 1].
     Raises:
         TypeError: not a VisionTransformer of timm, or its patch embedding is not one convolution of fixed size.
-        ValueError: mean or std of another number of channels, or an image smaller than a patch.
+        ValueError: mean or std of another number of channels, or that no images in [0, 1] have; an image smaller than
+            a patch.
     Source: arXiv:2403.10476, Section 3.1.
     """
 
@@ -45,16 +46,21 @@ class StagedViT(nn.Module):
         _check_architecture(vit, name)
         self.vit = vit
         self.name = name
-        self.architecture: dict = {}  # arguments of timm's model, such as num_heads, that say otherwise than its name
+        # What no weight and no name tells: of a model by its name the arguments of timm's that say otherwise.
+        heads = [m.num_heads for m in vit.modules() if hasattr(m, "num_heads")]
+        self.architecture: dict = {"heads": heads, "global_pool": vit.global_pool, "vit": repr(vit)}
         self.stored_dtype: torch.dtype | None = None  # of the patch embedding in the file that weights came from
         channels = vit.patch_embed.proj.in_channels
-        if not len(mean) == len(std) == channels:
-            raise ValueError(f"mean and std must have a number for each of {channels} channels, got {mean} and {std}")
         if not vit.patch_embed.num_patches:
             sizes = f"{vit.patch_embed.img_size}, a patch {vit.patch_embed.patch_size}"
             raise ValueError(f"{name} takes images {sizes}: img_size must be at least one patch")
         for key, value in (("mean", mean), ("std", std)):
-            self.register_buffer(key, torch.tensor(value, dtype=torch.float32).reshape(1, -1, 1, 1), persistent=False)
+            each = torch.as_tensor(value, dtype=torch.float32)
+            if each.shape != (channels,) or not ((each >= 0) & (each <= 1)).all() or (key == "std" and not each.all()):
+                span = "[0, 1]" if key == "mean" else "(0, 1]"
+                raise ValueError(f"{key} must have a number in {span} for each of {channels} channels, got {value}: "
+                                 "images lie in [0, 1] here, divide what is meant for 0..255 by 255")  # fmt: skip
+            self.register_buffer(key, each.reshape(1, -1, 1, 1), persistent=False)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

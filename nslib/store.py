@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from nslib.runtime import atomic_path, store_path, to_json
+from nslib.runtime import atomic_path, in_store, to_json
 
 _ENTRY, _TENSORS = "entry.json", "tensors.safetensors"
 
@@ -68,8 +68,7 @@ def cached(kind: str, key: dict[str, Any], compute: Callable[[], dict[str, Any]]
         OSError: an entry cannot be read or written; names the folder.
     """
     full_key = {"kind": kind, "version": version, **key}
-    folder = store_path() / kind / digest(full_key)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder = in_store(kind, digest(full_key))
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
             for left in folder.parent.glob(f".{folder.name}.*.partial"):  # of a run that was killed while it wrote

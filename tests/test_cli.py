@@ -211,7 +211,11 @@ def test_ctrl_c_is_one_line(call, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("nslib.reproduce.reproduce", stopped)
-    assert call("reproduce") == (130, "", "\nnslib: stopped; the same command goes on from what is kept\n")
+    assert call("reproduce") == (
+        130,
+        "",
+        "\nnslib: stopped; the same command goes on from what was saved\n",
+    )
 
 
 @pytest.mark.parametrize(
@@ -293,6 +297,29 @@ def test_nulldim(call):
     assert "rank 128 + null dimension 304 = 432" in text
 
 
+def test_a_noise_replaces_no_weights(call, tmp_path):
+    weights = tmp_path / "weights.safetensors"
+    save_file(load_model(weights="random").vit.state_dict(), weights)
+    before = weights.read_bytes()
+    code, _, errors = call("noise", "--weights", str(weights), "--out", str(weights))
+    assert code == 2
+    assert "weights.safetensors holds other tensors than a noise" in errors
+    assert weights.read_bytes() == before
+
+
+def test_places_where_nothing_can_be_written(call, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    code, _, errors = call("noise", "--weights", "random", "--out", "file/noise.safetensors")
+    assert code == 2
+    assert "--out file/noise.safetensors cannot be written (" in errors
+    monkeypatch.setenv("NSLIB_STORE", str(tmp_path / "file"))
+    code, _, errors = call(
+        "finetune", "--weights", "random", "--target", "t.safetensors", "--set", "rounds=1", "steps=1"
+    )
+    assert code == 2
+    assert "set NSLIB_STORE to another folder" in errors
+
+
 def test_noise_is_saved_with_its_record(call, tmp_path):
     code, text, errors = call(
         "noise", "--weights", "random", "--pool", "12", "--heldout", "4", "--seed", "3", "--noise.steps", "5",
@@ -344,10 +371,18 @@ def test_evaluate_writes_a_table_and_its_record(call, tmp_path):
 def test_evaluate_of_a_folder_without_what_is_asked_for(call, tmp_path):
     (tmp_path / "empty").mkdir()
     tag = ("--model", "vit_tiny_patch16_224", "--weights", "random", "--imagenet", str(tmp_path / "empty"))
-    code, _, errors = call("evaluate", *tag, "--columns", "clean,a", "--set", "surrogate=")
+    code, _, errors = call("evaluate", *tag, "--columns", "clean,a")
     assert code == 2
     assert "no column can be measured: " in errors
     assert "expected <root>/<split>/<wnid>/*.JPEG" in errors
+
+
+def test_evaluate_against_a_model_of_other_classes(call, tmp_path):
+    other = load_model(weights="random", num_classes=5)
+    save_file(other.vit.state_dict(), tmp_path / "other.safetensors")
+    code, _, errors = call("evaluate", "--against", str(tmp_path / "other.safetensors"), "--columns", "clean")
+    assert code == 2
+    assert "answers with 5 classes and shapes_vit with 10: only models of the same classes can be compared" in errors
 
 
 def test_evaluate_against_another_model(call, tmp_path):

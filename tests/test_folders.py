@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import WNIDS, make_vit, real_folder
@@ -172,6 +173,38 @@ def test_unreadable_images_are_counted_and_named(image_tree, vit):
         images.load(range(12))
     for wnid, name in zip(WNIDS, ("image_0", "image_1", "image_2"), strict=True):
         assert f"{wnid}/{name}.JPEG" in str(error.value)
+
+
+def test_images_of_sixteen_bits_are_not_cut_off(image_tree, vit):
+    deep = np.full((40, 56), 40000, np.uint16)
+    Image.fromarray(deep).save(image_tree / "val" / WNIDS[0] / "deep.png")
+    with pytest.raises(OSError, match=r"1 of 13 images .*deep\.png.*convert those of more than 8 bits a channel"):
+        FolderImages(image_tree, "val", vit).load(range(13))
+
+
+def test_images_above_the_limit_of_pillow_are_named(image_tree, vit, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(OSError, match="12 of 12 images are unreadable"):
+        FolderImages(image_tree, "val", vit).load(range(12))
+
+
+def test_tiff_files_are_images_and_empty_classes_are_told(image_tree, vit):
+    for path in (image_tree / "val" / WNIDS[1]).iterdir():
+        Image.open(path).save(path.with_suffix(".tif"))
+        path.unlink()
+    for path in (image_tree / "val" / WNIDS[2]).iterdir():
+        path.unlink()
+    with pytest.warns(UserWarning, match=rf"1 of 3 class folders in .*val hold no image .*\.tif.* \({WNIDS[2]}\)"):
+        images = FolderImages(image_tree, "val", vit)
+    assert len(images) == 8
+
+
+@pytest.mark.parametrize(("n", "start"), [(0, 0), (2, -3)])
+def test_places_that_are_none(image_tree, vit, n, start):
+    model = make_vit(num_classes=1000)
+    source = open_source(DataConfig(kind="folder", root=str(image_tree)), model)
+    with pytest.raises(ValueError, match=rf"images to take must be >= 1, from place 0 on, got {n} from {start}"):
+        source.take("val", n, start=start)
 
 
 def test_many_unreadable_images_are_named_in_part(image_tree, vit):

@@ -34,7 +34,7 @@ def main() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + _SIGPIPE
     except KeyboardInterrupt:
-        print("\nnslib: stopped; the same command goes on from what is kept", file=sys.stderr)
+        print("\nnslib: stopped; the same command goes on from what was saved", file=sys.stderr)
         return 128 + signal.SIGINT
     except (ValueError, TypeError, KeyError, OSError, FloatingPointError, ImportError) as error:
         if os.environ.get("NSLIB_TRACEBACK"):

@@ -63,6 +63,7 @@ def noise(
     from nslib.runtime import atomic_path, generator, pick_device, run_record, to_json, write_text
 
     check_out(out, ".safetensors", beside=".json")
+    _check_no_weights(Path(out))
     vit = load_model(model, weights or None, device=pick_device(device))
     data = DataConfig(kind="folder" if imagenet else "shapes", root=imagenet, seed=seed)
     images, _ = open_source(data, vit).take("train", pool + heldout)
@@ -78,3 +79,18 @@ def noise(
     write_text(Path(out).with_suffix(".json"), to_json(record) + "\n")
     show_facts(out, facts)
     return 0
+
+
+def _check_no_weights(out: Path) -> None:
+    """Refuse to replace a file that holds something else than a noise."""
+    from safetensors import SafetensorError, safe_open
+
+    if not out.is_file():
+        return
+    try:
+        with safe_open(out, "pt") as file:
+            names = set(file.keys())
+    except SafetensorError:  # half a file, say
+        return
+    if names != {"noise"}:
+        raise ValueError(f"{out} holds other tensors than a noise, weights perhaps: write to another --out")

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import is_dataclass
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import tyro
@@ -130,9 +131,17 @@ def check_out(out: str, suffix: str, *, beside: str) -> None:
         beside: what stands in the suffix's place in the name of its record.
     Raises:
         ValueError: it ends in another suffix.
+        OSError: no file can be made in its folder.
     """
     if Path(out).suffix != suffix:
         raise ValueError(f"--out must end in {suffix}, got {out}: its record goes beside it as {beside}")
+    folder = Path(out).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"--out {out} cannot be written ({error}): take a folder in which files can be made") from error
 
 
 def show(table) -> None:

@@ -79,6 +79,8 @@ def evaluate(
         profile, imagenet, device, set, weights=weights, models=model, suite__protocol=protocol,
         suite__columns=[c.strip() for c in columns.split(",")] if columns else "",
     )  # fmt: skip
+    if "damagenet" not in settings.suite.columns:
+        settings = replace(settings, surrogate="")  # no image is made on it
     settings = barely_trained(settings) if dry_run else settings
     with processes(settings.device) as (share, place):
         settings = replace(settings, device=str(place))
@@ -135,7 +137,7 @@ def finetune(
         profile: whose settings to take; default: laptop, or imagenet with --imagenet.
         target: the safetensors file to write, its record and log beside it; default:
             runs/finetune/<profile>/<model>_<objective>.safetensors.
-        num_classes: give the model an untrained head of so many classes; default: the head that it has.
+        num_classes: give the model an untrained head, unless its own is of so many classes; default: its own.
         dry_run: only tell images, steps, forward passes, memory and hours, from a round of two steps and three updates.
         device: auto, cpu, cuda or mps.
         set: override a setting of the finetuning, such as --set rounds=20 noise.eps=0.01.

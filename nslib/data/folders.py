@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from nslib.runtime import generator
 from nslib.staged import StagedViT
 from nslib.store import digest
 
-_SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp"}
+_SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
 _LAYOUT = "<root>/<split>/<wnid>/*.JPEG, such as val/n01440764/ILSVRC2012_val_00000293.JPEG"
 _OWN_LAYOUT = "<root>/<split>/<class>/*.JPEG, the same classes in train and val"
 _SUBSETS = {
@@ -89,7 +90,8 @@ class ImageFiles:
         broken = [str(item[0]) for item, image in zip(chosen, images, strict=True) if image is None]
         if broken:
             raise OSError(f"{len(broken)} of {len(chosen)} images are unreadable or truncated: {', '.join(broken[:5])}"
-                          f"{' ...' if len(broken) > 5 else ''}: fetch them again or move them away")  # fmt: skip
+                          f"{' ...' if len(broken) > 5 else ''}: fetch them again or move them away, convert those of "
+                          "more than 8 bits a channel; a run that was begun has to begin anew then")  # fmt: skip
         return Batch(torch.stack(images), torch.tensor([label for _, label in chosen]))
 
     def identity(self) -> dict[str, Any]:
@@ -106,8 +108,9 @@ class ImageFiles:
     def _read(self, path: Path) -> Tensor | None:
         try:
             with Image.open(path) as image:
-                return self.transform(image.convert("RGB")).float() / 255
-        except (OSError, UnidentifiedImageError, SyntaxError):
+                deep = image.mode[0] in "IF"  # 16 bits and more, which `convert` would cut off at 255
+                return None if deep else self.transform(image.convert("RGB")).float() / 255
+        except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError):
             return None
 
 
@@ -171,7 +174,8 @@ def own_labels(root: str | Path, num_classes: int) -> dict[str, int]:
     if len(classes) != num_classes:
         raise ValueError(
             f"{folder} holds {len(classes)} classes and the head of the model has {num_classes}: make the model with "
-            f"num_classes={len(classes)} (--num-classes {len(classes)}), or take one with the head of ImageNet-1k"
+            f"num_classes={len(classes)} (nslib finetune --num-classes {len(classes)}), or take one with the head of "
+            "ImageNet-1k"
         )
     return {path.name: label for label, path in enumerate(classes)}
 
@@ -188,16 +192,23 @@ def class_files(
     Raises:
         FileNotFoundError: no such folder.
         ValueError: a class folder has none of these names.
+    Warns:
+        UserWarning: some class folders hold no image.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}: expected {layout}")
     classes = subfolders(folder)
     unknown = [p.name for p in classes if p.name not in labels]
     if unknown:
-        remedy = f", or, for classes of your own, finetune with --num-classes {len(classes)}" if own else ""
+        remedy = f", or, for classes of your own, nslib finetune --num-classes {len(classes)}" if own else ""
         raise ValueError(f"{len(unknown)} of {len(classes)} folders in {folder} are no {kind} "
                          f"({', '.join(unknown[:3])}): expected {layout}{remedy}")  # fmt: skip
-    return [(f, labels[c.name]) for c in classes for f in image_files(c)]
+    files = {c.name: image_files(c) for c in classes}
+    empty = [name for name, found in files.items() if not found]
+    if 0 < len(empty) < len(files):
+        warnings.warn(f"{len(empty)} of {len(classes)} class folders in {folder} hold no image "
+                      f"{', '.join(sorted(_SUFFIXES))} ({', '.join(empty[:3])})", stacklevel=2)  # fmt: skip
+    return [(f, labels[name]) for name, found in files.items() for f in found]
 
 
 def subfolders(folder: Path) -> list[Path]:

@@ -68,6 +68,26 @@ class Source(Protocol):
         ...
 
 
+def checked(batch: Batch, n: int, model: StagedViT) -> Batch:
+    """A batch from any source as the model takes it: images (n, C, H, W) in the type of its weights, labels (n,).
+
+    Raises:
+        ValueError: not n images with a label each, or a value that is no image's or no class of the model.
+    """
+    images, labels = batch
+    if len(images) != n or labels.shape != (n,) or labels.is_floating_point() or not images.is_floating_point():
+        got = f"images {tuple(images.shape)} {images.dtype} with labels {tuple(labels.shape)} {labels.dtype}"
+        raise ValueError(f"the data set was asked for {n} images in [0, 1] with labels ({n},) of integers, got {got}")
+    model.check_images(images)
+    low, high = (labels.min().item(), labels.max().item()) if n else (0, 0)
+    if low < 0 or high >= model.num_classes:
+        raise ValueError(
+            f"labels must lie in 0..{model.num_classes - 1}, the classes of {model.name}, got {low}..{high}: make the "
+            f"model with num_classes={high + 1} or more (nslib finetune --num-classes)"
+        )
+    return Batch(images.to(model.vit.patch_embed.proj.weight.dtype), labels.long())
+
+
 class ShapesSource:
     """The embedded data set at the model's image size, rendered on the model's device.
 
@@ -109,8 +129,9 @@ class ShapesSource:
         return list(CLASSES)
 
     def identity(self, split: str) -> dict[str, Any]:
-        end = {"images": self.ends[split]} if split in self.ends else {}
-        return {"kind": "shapes", "split": split, "seed": self.seed, "size": self.size, "version": VERSION, **end}
+        told = {"images": self.ends[split]} if split in self.ends else {}
+        told |= _heir(self, ShapesSource)
+        return {"kind": "shapes", "split": split, "seed": self.seed, "size": self.size, "version": VERSION, **told}
 
 
 class FolderSource:
@@ -148,6 +169,8 @@ class FolderSource:
 
     def take(self, split: str, n: int, *, start: int = 0) -> Batch:
         images = self.open(split)
+        if n < 1 or start < 0:
+            raise ValueError(f"images to take must be >= 1, from place 0 on, got {n} from {start}")
         if start + n > len(images):
             raise ValueError(
                 f"{images.folder} holds {len(images)} images, asked for {start} to {start + n}: ask for fewer, "
@@ -181,7 +204,8 @@ class FolderSource:
 
     def identity(self, split: str) -> dict[str, Any]:
         if split not in self._identities:
-            self._identities[split] = {"kind": "folder", "split": split, **self.open(split).identity()}
+            told = self.open(split).identity() | _heir(self, FolderSource)
+            self._identities[split] = {"kind": "folder", "split": split, **told}
         return self._identities[split]
 
     def _open(self, split: str) -> ImageFiles:
@@ -208,15 +232,24 @@ class FolderSource:
         return images
 
 
+def _heir(source: Source, known: type) -> dict[str, str]:
+    """What tells a class that inherits from a data set apart from it: its images may be others."""
+    return {} if type(source) is known else {"class": type(source).__qualname__}
+
+
 def open_source(cfg: DataConfig, model: StagedViT) -> Source:
     """The data set of a configuration, in the pixels that the model expects.
 
     Raises:
-        ValueError: neither `shapes` nor `folder`, a folder without a root, or a model that does not fit the data.
+        ValueError: neither `shapes` nor `folder`, folders set and yet `shapes`, a folder without a root, or a model
+            that does not fit the data.
     """
     if cfg.images < 0 or (cfg.images and cfg.kind == "folder"):
         raise ValueError(f"data.images must be >= 0, and 0 for a folder, which holds what it holds, got {cfg.images}")
     if cfg.kind == "shapes":
+        if unread := cfg.paths():
+            raise ValueError(f"the embedded shapes read no folder, and {', '.join(unread)} of data is set: set "
+                             "data.kind=folder and data.root (--imagenet FOLDER)")  # fmt: skip
         return ShapesSource(cfg, model)
     if cfg.kind == "folder":
         if not cfg.root:

@@ -15,7 +15,7 @@ from nslib.attacks.transfer import transfer_set
 from nslib.config import SuiteConfig
 from nslib.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from nslib.data.shapes import Batch
-from nslib.data.source import Source
+from nslib.data.source import Source, checked
 from nslib.staged import StagedViT
 from nslib.store import cached, digest, model_digest
 
@@ -44,14 +44,27 @@ class Bench:
         self._last: tuple[tuple[str, int, int], Batch] | None = None
 
     def of(self, model: StagedViT) -> Bench:
-        """The same data and settings for another model of the same images."""
+        """The same data and settings for another model of the same images and classes.
+
+        Raises:
+            ValueError: it has another number of classes, so that the labels are not its own.
+        """
+        if model.num_classes != self.model.num_classes:
+            raise ValueError(
+                f"{model.name} answers with {model.num_classes} classes and {self.model.name} with "
+                f"{self.model.num_classes}: only models of the same classes can be compared"
+            )
         return Bench(model, self.source, self.suite, self.surrogate)
 
     def take(self, split: str, start: int, stop: int) -> Batch:
-        """Images start ... stop of a split on the model's device; the last ones asked for are kept."""
+        """Images start ... stop of a split on the model's device; the last ones asked for are kept.
+
+        Raises:
+            ValueError: as `checked`.
+        """
         wanted = (split, start, stop)
         if self._last is None or self._last[0] != wanted:
-            images, labels = self.source.take(split, stop - start, start=start)
+            images, labels = checked(self.source.take(split, stop - start, start=start), stop - start, self.model)
             self._last = wanted, Batch(images.to(self.model.device), labels.to(self.model.device))
         return self._last[1]
 
@@ -105,18 +118,14 @@ class Bench:
         """What the images of a split depend on."""
         return self.source.identity(split)
 
-    def logits(self, images: Tensor, labels: Tensor, split: str) -> Tensor:
+    def logits(self, images: Tensor, split: str) -> Tensor:
         """(B, C, H, W) -> (B, K), -inf for classes that may not be answered in this split.
 
         Raises:
             FloatingPointError: NaN logits.
-            ValueError: labels that are no classes of the model.
         """
         with torch.inference_mode():
             logits = self._target(images)
-        if labels.min() < 0 or labels.max() >= logits.shape[1]:
-            span = f"{labels.min().item()}..{labels.max().item()}"
-            raise ValueError(f"labels {span} are no classes of {self.model.name}, which has {logits.shape[1]}")
         allowed = self.source.classes(split)
         if allowed is None:
             return logits
@@ -169,7 +178,7 @@ def _check_surrogate(surrogate: nn.Module, model: StagedViT) -> None:
     if isinstance(surrogate, StagedViT) and surrogate.image_shape != model.image_shape:
         raise ValueError(
             f"surrogate {surrogate.name} takes images {surrogate.image_shape}, {model.name} {model.image_shape}: "
-            "name one of the same size"
+            "name one of the same size, or none by surrogate= (--set surrogate=)"
         )
     with torch.inference_mode():
         classes = surrogate(torch.zeros(1, *model.image_shape, device=model.device)).shape[1]

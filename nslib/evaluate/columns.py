@@ -240,7 +240,7 @@ def hits_of(bench: Bench, part: Part) -> dict[str, Tensor]:
     hits = {}
     try:
         for variant, images, labels in column.show(bench, part):
-            logits = bench.logits(images, labels, column.split)
+            logits = bench.logits(images, column.split)
             if part.column in BY_CUE:
                 shape, texture = bench.source.open(column.split).follows(logits, labels)
                 hits |= {"shape": shape.cpu(), "texture": texture.cpu()}

@@ -34,6 +34,6 @@ def column_examples(bench: Bench, count: int, *, corruption: str = "fog", severi
         views = {view.variant: view for view in column.show(bench, part)}
         _, images, labels = views[f"{corruption}/{severity}" if name == "c" else ""]
         with torch.inference_mode():
-            predictions = bench.logits(images, labels, column.split).argmax(1)
+            predictions = bench.logits(images, column.split).argmax(1)
         found[name] = Example(images.cpu(), labels.cpu(), predictions.cpu())
     return found

@@ -7,7 +7,7 @@ part of the recipe that depends on the scale of a loss, treats all alike: `plain
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -103,11 +103,16 @@ def against_itself(model: StagedViT, view: View, cfg: FinetuneConfig, generator:
 class Objective:
     """A loss, and what it needs.
 
+    Finetuned models are told apart by the name of their objective, not by its code: one that was changed needs another
+    name, or another target.
+
     Args:
         noise: which kind of noise a round begins with, see `find_noises`; empty: none.
         attack: makes the adversarial images of each batch, the model being in evaluation mode.
         sharpness: take the gradient at the worst point within sam_rho of the weights.
         recipe: settings of this row of the paper's tables, where they are not set otherwise.
+    Raises:
+        ValueError: no such kind of noise, or a recipe for what is no setting of finetuning.
     """
 
     loss: Loss
@@ -115,6 +120,14 @@ class Objective:
     attack: Attack | None = None
     sharpness: bool = False
     recipe: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        kinds, settings = ("", *LEARNED, *RANDOM_RULES), [f.name for f in fields(FinetuneConfig)]
+        if self.noise not in kinds:
+            known = ", ".join(kinds[1:])
+            raise ValueError(f"noise of an objective must be one of {known}, or empty, got {self.noise!r}")
+        if unknown := [name for name in self.recipe if name not in settings]:
+            raise ValueError(f"recipe of an objective names {', '.join(unknown)}: settings are {', '.join(settings)}")
 
     @property
     def learns(self) -> bool:
@@ -136,7 +149,14 @@ OBJECTIVES: dict[str, Objective] = {
     "augmix": Objective(clean, recipe={"augment": "augmix-m3-w3"}),  # its images, without its Jensen-Shannon loss
     "sam": Objective(clean, sharpness=True),
 }
-ADVERSARIAL = tuple(name for name, objective in OBJECTIVES.items() if objective.attack)  # that train on such images
+
+
+def attacks(objective: str) -> bool:
+    """Whether a name is that of an objective that trains on adversarial images."""
+    return objective in OBJECTIVES and OBJECTIVES[objective].attack is not None
+
+
+ADVERSARIAL = tuple(filter(attacks, OBJECTIVES))  # the paper's and the authors'
 
 
 def recipe_of(cfg: FinetuneConfig) -> tuple[Objective, FinetuneConfig]:

@@ -69,6 +69,7 @@ class FinetuneDiverged(FloatingPointError):
         super().__init__(f"round {self.round}, {where} {self.step}: {told}; {'; '.join(advice)}")
 
 
+@torch.enable_grad()
 def finetune_model(
     model: StagedViT,
     source: Source,
@@ -77,7 +78,7 @@ def finetune_model(
     target: Path | str | None = None,
     share: Share = ALONE,
     on_step: Callable[[Moment], None] | None = None,
-    on_round: Callable[[int, StagedViT], dict[str, Any]] | None = None,
+    on_round: Callable[[int, StagedViT], dict[str, Any] | None] | None = None,
 ) -> Finetuned:
     """Finetune a copy of a model: K rounds of finding a noise and of S updates with it.
 
@@ -95,7 +96,7 @@ def finetune_model(
         share: of each batch, from `nslib.processes`.
         on_step: called at each noise step and each update, on every process. May raise to stop the run.
         on_round: called after each round with its number, from 0, and the model as it would be delivered; the plain
-            values it returns are kept as the round's `measured`.
+            values it returns, if any, are kept as the round's `measured`.
     Raises:
         ValueError: settings, data, target or number of processes do not fit; what lies at the target, or a saved
             state, is of other settings or cannot be read.
@@ -134,7 +135,7 @@ def finetune_model(
             while place.round < cfg.rounds:
                 current = _round(place, trainer, stream, saved, on_step)
                 if on_round:
-                    current.measured = on_round(place.round, trainer.result())
+                    current.measured = on_round(place.round, trainer.result()) or {}
                 log.write(place.round, current)
                 board.write(place.round, current, lr=trainer.rate)
                 place.round, place.step = place.round + 1, 0

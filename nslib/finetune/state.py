@@ -14,11 +14,11 @@ from torch import Tensor
 
 from nslib.config import FinetuneConfig
 from nslib.finetune.noises import NoiseFacts, Search
-from nslib.finetune.objectives import ADVERSARIAL
+from nslib.finetune.objectives import attacks
 from nslib.finetune.updates import Trainer
 from nslib.models import save_weights
 from nslib.processes import Share
-from nslib.runtime import store_path, to_json
+from nslib.runtime import in_store, to_json
 from nslib.staged import StagedViT
 from nslib.store import check_same, digest, load_state, save_state, sweep
 
@@ -54,14 +54,12 @@ class Place:
 
 def identity_of(cfg: FinetuneConfig) -> FinetuneConfig:
     """By what results are told apart: how often a run is saved changes none, nor attacks where there are none."""
-    attack = [] if cfg.objective in ADVERSARIAL else [f.name for f in fields(cfg) if f.name.startswith("attack_")]
+    attack = [] if attacks(cfg.objective) else [f.name for f in fields(cfg) if f.name.startswith("attack_")]
     return replace(cfg, **{name: getattr(FinetuneConfig, name) for name in ("checkpoint_every", *attack)})
 
 
 def _lock_of(target: Path) -> FileLock:
-    path = store_path() / "finetune" / f"{digest(str(target.resolve()))}.lock"  # beside the target it would stay
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(path)
+    return FileLock(in_store("finetune", f"{digest(str(target.resolve()))}.lock"))  # beside the target it would stay
 
 
 def being_made(target: Path) -> bool:

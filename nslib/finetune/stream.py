@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nslib.config import FinetuneConfig
 from nslib.data.shapes import CLASSES, Batch
-from nslib.data.source import ShapesSource, Source
+from nslib.data.source import ShapesSource, Source, checked
 from nslib.finetune.draws import draws
 from nslib.processes import Share
 from nslib.staged import StagedViT
@@ -31,10 +31,10 @@ class Stream:
     """
 
     def __init__(self, source: Source, model: StagedViT, cfg: FinetuneConfig, share: Share):
-        self.source, self.cfg = source, cfg
-        self.num_classes = _check_classes(source, model)
-        if cfg.groups > self.num_classes:
-            raise ValueError(f"groups must be at most {self.num_classes}, the classes of the model, got {cfg.groups}")
+        self.source, self.model, self.cfg = source, model, cfg
+        _check_classes(source, model)
+        if cfg.groups > model.num_classes:
+            raise ValueError(f"groups must be at most {model.num_classes}, the classes of the model, got {cfg.groups}")
         self.part = share.size(cfg.batch)
         self.offset = share.rank * self.part
         self.first = cfg.pool + cfg.heldout
@@ -59,7 +59,7 @@ class Stream:
 
     @cached_property
     def _for_noise(self) -> Batch:
-        return self._checked(self.source.take("train", self.first))
+        return checked(self.source.take("train", self.first), self.first, self.model)
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
         """This process's part of the batches of updates first ... last - 1, files being read one batch ahead."""
@@ -78,9 +78,10 @@ class Stream:
         place = update * self.cfg.batch + self.offset
         if self.length is None:
             before = self.cfg.seed * self.cfg.rounds * self.cfg.steps * self.cfg.batch
-            return self._checked(self.source.take("train", self.part, start=self.first + before + place))
+            start = self.first + before + place
+            return checked(self.source.take("train", self.part, start=start), self.part, self.model)
         rows = [self._row(p) for p in range(place, place + self.part)]
-        return self._checked(self.source.pick("train", rows))
+        return checked(self.source.pick("train", rows), self.part, self.model)
 
     def _row(self, place: int) -> int:
         turn, slot = divmod(place, self.length)
@@ -89,21 +90,11 @@ class Stream:
             self._pass, self._order = turn, order
         return self.first + int(self._order[slot])
 
-    def _checked(self, batch: Batch) -> Batch:
-        low, high = batch.labels.min().item(), batch.labels.max().item()
-        if low < 0 or high >= self.num_classes:
-            raise ValueError(
-                f"labels must lie in 0..{self.num_classes - 1}, the classes of the model, got {low}..{high}: "
-                f"make the model with num_classes={high + 1} or more (--num-classes)"
-            )
-        return batch
 
-
-def _check_classes(source: Source, model: StagedViT) -> int:
-    """The number of classes of the head. Folders label by all of ImageNet-1k, however few of its classes they hold."""
+def _check_classes(source: Source, model: StagedViT) -> None:
+    """Refuse a head with more classes than the shapes. Folders label by all of ImageNet-1k, however few they hold."""
     if isinstance(source, ShapesSource) and model.num_classes > len(CLASSES):
         raise ValueError(
             f"shapes has {len(CLASSES)} classes and the head of {model.name} {model.num_classes}: "
             f"make the model with num_classes={len(CLASSES)} (--num-classes {len(CLASSES)})"
         )
-    return model.num_classes

@@ -99,8 +99,8 @@ def learn_noise(
         memory: of a search that may be killed; it goes on to the noise of an unbroken one.
         on_step: called before each update, for a progress bar.
     Raises:
-        ValueError: model in training mode, empty pool, start of the wrong shape, device or dtype; a batch that cannot
-            be shared equally.
+        ValueError: model in training mode, empty pool or one of another model, start of the wrong shape, device or
+            dtype; a batch that cannot be shared equally.
         NoiseDiverged: the loss is not finite; keeps the last good noise.
     Source: arXiv:2403.10476, Eq. (4) with regularization, Eqs. (7)-(8) without.
     """
@@ -108,7 +108,9 @@ def learn_noise(
     for name, part in zip(Pool._fields, pool, strict=True):
         if not len(part):
             raise ValueError(f"the pool's {name} part is empty: it needs at least one image")
-    noise = start_noise(model, cfg.limit, generator=generator) if start is None else start.clone()
+        if (part.tokens.shape[1:], part.logits.shape[1:]) != (model.token_shape, (model.num_classes,)):
+            raise ValueError(f"the pool's {name} part is of another model than {model.name}: make it with this one")
+    noise = start_noise(model, cfg.limit, generator=generator) if start is None else start.detach().clone()
     model.check_noise(noise)
 
     noise.requires_grad_(True)

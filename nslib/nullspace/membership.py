@@ -163,8 +163,11 @@ def boundary_scale(
         limit: where the march gives up, as a multiple of the tokens' root mean square norm.
         precision: relative width at which bisection stops.
     Raises:
-        ValueError: zero or non-finite direction, eps outside (0, 2], or as `agreement`.
+        ValueError: zero or non-finite direction, eps outside (0, 2], a march that would not end, or as `agreement`.
     """
+    if not (growth > 1 and limit > 0 and precision > 0):
+        told = f"got {growth}, {limit} and {precision}"
+        raise ValueError(f"growth must be > 1, limit and precision > 0, {told}")
     _check_finite(clean)
     length = direction.norm().item()
     if not 0 < length < float("inf"):

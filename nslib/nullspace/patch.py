@@ -22,14 +22,16 @@ class PatchNullspace:
         tol: singular values up to this count as zero. Default: `zero_up_to`, by the type in which the weights
             are stored.
     Raises:
-        ValueError: negative tol.
+        ValueError: tol is no number >= 0, or the weights are not finite.
     Source: arXiv:2403.10476, Section 3.1, Eq. (2).
     """
 
     def __init__(self, model: StagedViT, *, tol: float | None = None):
-        if tol is not None and tol < 0:
+        if tol is not None and not tol >= 0:
             raise ValueError(f"tol must be >= 0, got {tol}")
         weight = model.vit.patch_embed.proj.weight.detach()
+        if not weight.isfinite().all():
+            raise ValueError(f"weights of the patch embedding of {model.name} are not finite: look at their file")
         self.patch_shape = tuple(weight.shape[1:])  # (C, P, P)
         self.image_shape = model.image_shape
         self.matrix = (weight.cpu().double() / model.std.cpu().double().reshape(1, -1, 1, 1)).flatten(1)  # (D, C P P)
@@ -114,7 +116,12 @@ class PatchNullspace:
 
         The two add up to the images; the second alone gives the model's tokens. Pixels beyond the last whole patch,
         which no token sees, belong to the first.
+
+        Raises:
+            ValueError: images of whole numbers, which cannot hold such parts.
         """
+        if not images.is_floating_point():
+            raise ValueError(f"images must be of a floating type, got {images.dtype}: divide levels by 255")
         patches = self.unfold(images.cpu().double())
         null = self.fold(patches @ self.basis @ self.basis.T, images.cpu().double()).to(images)
         return null, images - null

@@ -1,0 +1,204 @@
+"""What users bring of their own: models, data sets and objectives, and mistakes that would go unnoticed in them."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import FewImages, make_vit, random_images, tiny_vit
+from timm.models import VisionTransformer
+from torch.nn import functional as F
+
+from nslib.config import DataConfig, FinetuneConfig, NoiseConfig, SuiteConfig
+from nslib.data.shapes import Batch
+from nslib.data.source import ShapesSource, checked, open_source
+from nslib.evaluate.bench import Bench
+from nslib.evaluate.suite import evaluate_model
+from nslib.finetune.objectives import OBJECTIVES, Objective, against_labels
+from nslib.finetune.rounds import finetune_model
+from nslib.finetune.state import identity_of
+from nslib.nullspace.encoder import learn_noise
+from nslib.nullspace.membership import boundary_scale, clean_pass, make_pool
+from nslib.nullspace.patch import PatchNullspace
+from nslib.runtime import generator
+from nslib.staged import StagedViT
+from nslib.store import model_digest
+
+CLEAN = SuiteConfig(columns=("clean",), images=8, batch=4)
+TINY = FinetuneConfig(objective="plain", rounds=2, steps=2, batch=4, pool=4, heldout=2, noise=NoiseConfig(steps=2))
+HALF = (0.5, 0.5, 0.5)
+
+
+class Altered(ShapesSource):
+    """Shapes of which each batch goes through a function."""
+
+    def __init__(self, model, change):
+        super().__init__(DataConfig(), model)
+        self.change = change
+
+    def pick(self, split, rows):
+        return self.change(*super().pick(split, rows))
+
+
+WRONG = {
+    "two columns of labels": (lambda x, y: Batch(x, y[:, None].expand(-1, 2)), r"labels \(\d+,\) of integers, got"),
+    "labels that are fractions": (lambda x, y: Batch(x, y.float()), "torch.float32$"),
+    "too few": (lambda x, y: Batch(x[:-1], y[:-1]), r"was asked for \d+ images"),
+    "levels": (lambda x, y: Batch(255 * x, y), r"images must lie in \[0, 1\], got"),
+    "whole numbers": (lambda x, y: Batch((255 * x).byte(), y), "got images .* torch.uint8"),
+    "NaN": (lambda x, y: Batch(x * torch.nan, y), r"images must lie in \[0, 1\], got \[nan"),
+    "another size": (lambda x, y: Batch(x[..., 1:], y), "resize first"),
+    "labels beyond the head": (lambda x, y: Batch(x, y + 8), r"labels must lie in 0\.\.9, .*, got .*num_classes="),
+}
+
+
+@pytest.mark.parametrize(("change", "told"), WRONG.values(), ids=list(WRONG))
+def test_a_data_set_with_wrong_batches(model, change, told):
+    source = Altered(model, change)
+    with pytest.raises(ValueError, match=told):
+        evaluate_model(model, source, CLEAN, progress=False)
+    with pytest.raises(ValueError, match=told):
+        finetune_model(model, source, TINY)
+
+
+def test_batches_are_taken_as_the_model_needs_them(model):
+    """A plain tuple, in float64 with short labels, says the same as what the embedded source gives."""
+    plain = Altered(model, lambda x, y: (x.double(), y.to(torch.int16)))
+    images, labels = checked(plain.take("val", 4), 4, model)
+    assert (images.dtype, labels.dtype) == (torch.float32, torch.int64)
+    hits = [evaluate_model(model, s, CLEAN, progress=False).hits["clean"][""].tolist() for s in
+            (plain, ShapesSource(DataConfig(), model))]  # fmt: skip
+    assert hits[0] == hits[1]
+    assert finetune_model(model, plain, TINY).history
+
+
+def test_a_class_that_inherits_from_a_data_set_is_told_apart(model):
+    own = Altered(model, Batch).identity("val")
+    assert own != ShapesSource(DataConfig(), model).identity("val")
+    assert own["class"] == "Altered"
+
+
+def test_folders_that_would_not_be_read(model):
+    with pytest.raises(
+        ValueError, match=r"the embedded shapes read no folder, and root, a of data is set: set data.kind"
+    ):
+        open_source(DataConfig(root="/data", a="/data/a"), model)
+
+
+def test_only_models_of_the_same_classes_are_compared(model, source):
+    bench = Bench(model, source, CLEAN)
+    other = make_vit("shapes_vit", img_size=24, embed_dim=24, depth=2, num_heads=2, num_classes=5)
+    with pytest.raises(
+        ValueError, match="answers with 5 classes and shapes_vit with 10: only models of the same classes"
+    ):
+        bench.of(other)
+    assert bench.of(tiny_vit()).model is not model
+
+
+def own_vit(**changes) -> StagedViT:
+    """A ViT with the same weights whatever changes."""
+    torch.manual_seed(0)
+    kwargs = dict(img_size=24, patch_size=12, embed_dim=24, depth=1, num_heads=2, num_classes=10)
+    return StagedViT(VisionTransformer(**kwargs | changes), mean=HALF, std=HALF).eval()
+
+
+@pytest.mark.parametrize("change", [{"num_heads": 4}, {"act_layer": torch.nn.ReLU}, {"fc_norm": False}])
+def test_own_architectures_of_the_same_weights_are_told_apart(change):
+    first, other = own_vit(), own_vit(**change)
+    weights = [m.vit.state_dict() for m in (first, other)]
+    assert all(torch.equal(weights[0][k], w) for k, w in weights[1].items())
+    same = change == {"fc_norm": False}  # what is so anyway
+    assert (model_digest(first) == model_digest(other)) == same
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "told"),
+    [
+        ((123, 116, 103), (58, 57, 57), r"mean must have a number in \[0, 1\] .*, got \(123.* by 255"),
+        (HALF, (0.5, 0.5, 0.0), r"std must have a number in \(0, 1\]"),
+        (HALF, (0.5, -0.5, 0.5), r"std must have a number in \(0, 1\]"),
+        ((0.5, float("nan"), 0.5), HALF, "mean must have"),
+        (0.5, HALF, r"mean must have .* for each of 3 channels, got 0\.5"),
+        (HALF, (0.5,), "std must have .* for each of 3 channels"),
+    ],
+)
+def test_mean_and_std_that_no_images_have(mean, std, told):
+    with pytest.raises(ValueError, match=told):
+        StagedViT(own_vit().vit, mean=mean, std=std)
+
+
+def test_attack_settings_of_an_own_objective_tell_models_apart(monkeypatch):
+    loss = lambda model, view, cfg: F.cross_entropy(model(view.adversarial), view.targets)  # noqa: E731
+    monkeypatch.setitem(OBJECTIVES, "mine", Objective(loss, attack=against_labels))
+    monkeypatch.setitem(OBJECTIVES, "other", Objective(loss))
+    mine, other = (replace(TINY, objective=o, attack_eps=0.25) for o in ("mine", "other"))
+    assert identity_of(mine).attack_eps == 0.25
+    assert identity_of(other).attack_eps == FinetuneConfig().attack_eps
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"noise": "learnt"}, "noise of an objective must be one of learned, permuted, .*, or empty, got 'learnt'"),
+        ({"recipe": {"mix_up": 0.8}}, "recipe of an objective names mix_up: settings are objective, rounds"),
+    ],
+)
+def test_objectives_that_cannot_be(wrong, told):
+    with pytest.raises(ValueError, match=told):
+        Objective(lambda *_: None, **wrong)
+
+
+def test_what_is_measured_after_a_round_may_be_nothing(model, source, tmp_path):
+    seen = []
+    done = finetune_model(model, source, TINY, target=tmp_path / "t.safetensors", on_round=lambda k, m: seen.append(k))
+    assert seen == [0, 1]
+    assert [r.measured for r in done.history] == [{}, {}]
+
+
+def test_a_target_that_is_a_folder(model, source, tmp_path):
+    (tmp_path / "t.safetensors").mkdir()
+    with pytest.raises(ValueError, match=r"target must be a file that ends in \.safetensors, got"):
+        finetune_model(model, source, TINY, target=tmp_path / "t.safetensors")
+
+
+def test_a_pool_of_another_model(vit):
+    other = tiny_vit()
+    pool = make_pool(other, random_images(other, 6), heldout=2)
+    with pytest.raises(ValueError, match="the pool's train part is of another model than vit_tiny_patch16_224"):
+        learn_noise(vit, pool, NoiseConfig(steps=2), generator=generator(0))
+
+
+def test_a_start_that_takes_a_gradient(vit, pool):
+    start = torch.zeros(1, *vit.token_shape, requires_grad=True)
+    found = learn_noise(vit, pool, NoiseConfig(steps=2, eps=None), generator=generator(0), start=start)
+    assert found.steps == 2
+    assert not start.any()
+
+
+@pytest.mark.parametrize("wrong", [{"growth": 1.0}, {"limit": 0.0}, {"precision": 0.0}])
+def test_a_march_that_would_not_end(vit, wrong):
+    clean = clean_pass(vit, random_images(vit, 2))
+    with pytest.raises(ValueError, match="growth must be > 1, limit and precision > 0, got"):
+        boundary_scale(vit, clean, torch.ones(1, *vit.token_shape), 0.03, **wrong)
+
+
+def test_a_nullspace_of_what_is_no_number(vit):
+    with pytest.raises(ValueError, match="tol must be >= 0, got nan"):
+        PatchNullspace(vit, tol=float("nan"))
+    with pytest.raises(ValueError, match=r"floating type, got torch\.uint8: divide levels by 255"):
+        PatchNullspace(vit).project(torch.zeros(1, *vit.image_shape, dtype=torch.uint8))
+    with torch.no_grad():
+        vit.vit.patch_embed.proj.weight[0] = torch.nan
+    with pytest.raises(ValueError, match=r"weights of the patch embedding of .* are not finite"):
+        PatchNullspace(vit)
+
+
+def test_settings_that_are_no_whole_numbers():
+    with pytest.raises(ValueError, match=r"rounds must be a whole number, got 2\.5"):
+        FinetuneConfig(rounds=2.5)
+    with pytest.raises(ValueError, match="fgsm_eps must be in"):
+        SuiteConfig(fgsm_eps=None)
+
+
+def test_finetuning_of_few_own_images(model):
+    """As in the README's recipe: a data set of a user's own needs no more than the methods of `Source`."""
+    assert len(finetune_model(model, FewImages(16), TINY).history) == 2
