@@ -208,8 +208,10 @@ def check_target(target: Path | None) -> None:
     Raises:
         ValueError: it does not end in .safetensors, or is a folder.
     """
-    if target is not None and (target.suffix != ".safetensors" or target.is_dir()):
-        raise ValueError(f"target must be a file that ends in .safetensors, got {target}")
+    if target is not None and target.suffix != ".safetensors":
+        raise ValueError(f"target must end in .safetensors, got {target}")
+    if target is not None and target.is_dir():
+        raise ValueError(f"target must be a file, got the folder {target}")
 
 
 def save_weights(model: StagedViT, path: Path) -> None:

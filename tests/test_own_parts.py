@@ -156,7 +156,7 @@ def test_what_is_measured_after_a_round_may_be_nothing(model, source, tmp_path):
 
 def test_a_target_that_is_a_folder(model, source, tmp_path):
     (tmp_path / "t.safetensors").mkdir()
-    with pytest.raises(ValueError, match=r"target must be a file that ends in \.safetensors, got"):
+    with pytest.raises(ValueError, match="target must be a file, got the folder"):
         finetune_model(model, source, TINY, target=tmp_path / "t.safetensors")
 
 
