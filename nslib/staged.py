@@ -55,12 +55,12 @@ class StagedViT(nn.Module):
             sizes = f"{vit.patch_embed.img_size}, a patch {vit.patch_embed.patch_size}"
             raise ValueError(f"{name} takes images {sizes}: img_size must be at least one patch")
         for key, value in (("mean", mean), ("std", std)):
-            each = torch.as_tensor(value, dtype=torch.float32)
+            each = torch.as_tensor(value, dtype=torch.float32, device="cpu")  # also where models are made on `meta`
             if each.shape != (channels,) or not ((each >= 0) & (each <= 1)).all() or (key == "std" and not each.all()):
                 span = "[0, 1]" if key == "mean" else "(0, 1]"
                 raise ValueError(f"{key} must have a number in {span} for each of {channels} channels, got {value}: "
                                  "images lie in [0, 1] here, divide what is meant for 0..255 by 255")  # fmt: skip
-            self.register_buffer(key, each.reshape(1, -1, 1, 1), persistent=False)
+            self.register_buffer(key, torch.tensor(value, dtype=torch.float32).reshape(1, -1, 1, 1), persistent=False)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

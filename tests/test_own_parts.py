@@ -126,6 +126,12 @@ def test_mean_and_std_that_no_images_have(mean, std, told):
         StagedViT(own_vit().vit, mean=mean, std=std)
 
 
+def test_models_without_weights_have_a_mean_and_std():
+    """As those of the survey of timm, of which shapes alone are asked."""
+    with torch.device("meta"):
+        assert own_vit().mean.is_meta
+
+
 def test_attack_settings_of_an_own_objective_tell_models_apart(monkeypatch):
     loss = lambda model, view, cfg: F.cross_entropy(model(view.adversarial), view.targets)  # noqa: E731
     monkeypatch.setitem(OBJECTIVES, "mine", Objective(loss, attack=against_labels))
