@@ -41,8 +41,8 @@ class DataConfig:
 
     def paths(self) -> dict[str, str]:
         """The folders that are set, by the name of their setting."""
-        named = (f.name for f in fields(self) if f.type == "str" and f.name != "kind")
-        return {name: getattr(self, name) for name in named if getattr(self, name)}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "kind"}
+        return {name: value for name, value in values.items() if value and isinstance(value, str)}
 
 
 @dataclass(frozen=True)
@@ -163,8 +163,8 @@ class FinetuneConfig:
         _require(self.objective != "permuted" or not self.warm_start, "warm_start", "0 with permuted", self.warm_start)
         _require(self.groups == 1 or self.noises == 1, "groups", f"1 with noises = {self.noises}", self.groups)
         for name in ("precision", "attack_precision"):
-            value = getattr(self, name)
-            _require(value in ("auto", "float32", "bfloat16"), name, "auto, float32 or bfloat16", value)
+            known = getattr(self, name) in ("auto", "float32", "bfloat16")
+            _require(known, name, "auto, float32 or bfloat16", getattr(self, name))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from nslib.data.shapes import VERSION as SHAPES_VERSION
 from nslib.data.source import Source, open_source
 from nslib.evaluate.bench import Bench
 from nslib.finetune.checkpoints import load_checkpoint
-from nslib.models import PICKLES, load_model
+from nslib.models import is_pickle, load_model
 from nslib.nullspace.membership import CleanPass, Pool, clean_pass, make_pool
 from nslib.pretrain import pretrain
 from nslib.runtime import data_path, in_store, pick_device
@@ -47,7 +47,7 @@ def open_model(settings: Settings, name: str | None = None) -> StagedViT:
     device = pick_device(settings.device)
     if settings.weights == "train":
         return _from_scratch(replace(settings.pretrain, model=name), device)
-    if Path(settings.weights).suffix in PICKLES:
+    if is_pickle(settings.weights):
         return load_checkpoint(settings.weights, name, device=device)
     return load_model(name, settings.weights, seed=settings.seed, device=device)
 

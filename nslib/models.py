@@ -19,7 +19,7 @@ from nslib.staged import EXPECTED, StagedViT
 
 SHAPES_VIT = "shapes_vit"  # the model that ships with the package
 _SHAPES_VIT_ARCHITECTURE = dict(img_size=48, patch_size=12, embed_dim=128, depth=6, num_heads=4, num_classes=10)
-PICKLES = {".pt", ".pth", ".bin", ".tar", ".pkl", ".ckpt"}
+_PICKLES = {".pt", ".pth", ".bin", ".tar", ".pkl", ".ckpt"}
 _NORMALISATION = "normalisation"  # in the metadata of a file of weights: mean and std as JSON
 
 
@@ -125,6 +125,11 @@ def _shortest_type(weight: Tensor) -> torch.dtype:
     return next((dtype for dtype in halves if torch.equal(weight.to(dtype).to(weight), weight)), weight.dtype)
 
 
+def is_pickle(path: str | Path) -> bool:
+    """Whether a file is, by its name, what `torch.save` writes: a training checkpoint."""
+    return Path(path).suffix.lower() in _PICKLES
+
+
 def weights_path(name: str, weights: str | Path) -> Path:
     """The safetensors file meant: `shipped`, a file, or a folder that holds `<name>.safetensors`.
 
@@ -145,7 +150,7 @@ def weights_path(name: str, weights: str | Path) -> Path:
             f"no weights at {path}: pass a safetensors file, a folder that holds {name}.safetensors, "
             "'pretrained' or 'random'"
         )
-    if path.suffix.lower() in PICKLES:
+    if is_pickle(path):
         raise ValueError(
             f"{path} is a pickle, which can run code when opened: take nslib.load_checkpoint, or convert it once with "
             "safetensors.torch.save_file(torch.load(path, weights_only=True), 'weights.safetensors')"

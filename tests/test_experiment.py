@@ -113,10 +113,11 @@ def test_gpu_profile_finetunes_and_goes_on_after_a_stop(monkeypatch, tmp_path):
     assert losses == pytest.approx(whole.history[0].losses, rel=0.1)
 
 
-def test_training_checkpoint_opens_as_a_model(tmp_path):
+@pytest.mark.parametrize("name", ["model_best.pth.tar", "MODEL.PTH"])
+def test_training_checkpoint_opens_as_a_model(tmp_path, name):
     model = make_vit("shapes_vit", img_size=48, embed_dim=128, depth=6, num_heads=4)
     layers = {"0.mean": torch.full((3,), 0.4), "0.std": torch.full((3,), 0.3)}
-    path = tmp_path / "model_best.pth.tar"
+    path = tmp_path / name
     torch.save({"state_dict": layers | {f"1.{k}": v for k, v in model.vit.state_dict().items()}}, path)
     opened = open_model(resolve("smoke", overrides={"weights": str(path), "device": "cpu"}))
     assert torch.equal(opened.vit.head.weight, model.vit.head.weight)

@@ -79,7 +79,7 @@ def checked(batch: Batch, n: int, model: StagedViT) -> Batch:
         got = f"images {tuple(images.shape)} {images.dtype} with labels {tuple(labels.shape)} {labels.dtype}"
         raise ValueError(f"the data set was asked for {n} images in [0, 1] with labels ({n},) of integers, got {got}")
     model.check_images(images)
-    low, high = (labels.min().item(), labels.max().item()) if n else (0, 0)
+    low, high = labels.min().item(), labels.max().item()
     if low < 0 or high >= model.num_classes:
         raise ValueError(
             f"labels must lie in 0..{model.num_classes - 1}, the classes of {model.name}, got {low}..{high}: make the "
