@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from numbers import Integral
 
 WEIGHTS = ("shipped", "pretrained", "random", "train")  # words for weights; anything else is a file or folder
@@ -41,8 +41,7 @@ class DataConfig:
 
     def paths(self) -> dict[str, str]:
         """The folders that are set, by the name of their setting."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "kind"}
-        return {name: value for name, value in values.items() if value and isinstance(value, str)}
+        return {k: v for k, v in vars(self).items() if k != "kind" and v and isinstance(v, str)}
 
 
 @dataclass(frozen=True)
@@ -260,6 +259,7 @@ class SuiteConfig:
     autoattack_eps: float = 8 / 255  # linf
     cw_budget: float = 0.5  # l2; an image counts as right if the nearest adversarial one is farther away
     cw_steps: int = 50
+    cw_early_stop: bool = False  # see `carlini_wagner`: what full and gpu kept was made with it
     patchfool_steps: int = 250
     patchfool_patches: int = 1
     patchfool_bound: float | None = None  # linf inside the patches; None: any colour

@@ -122,8 +122,9 @@ def open_surrogate(settings: Settings, model: StagedViT) -> nn.Module | None:
                 f"the shipped {name} is for {SurrogateConfig().size} px, {model.name} takes {size}: "
                 f"set surrogate_weights to train and surrogate_pretrain.size to {size}"
             )
-        path = weights if weights != "train" else str(_trained(settings.surrogate_pretrain, model.device))
-        return load_surrogate(path, num_classes=len(CLASSES), size=model.image_shape[1], device=model.device)
+        own = replace(settings.surrogate_pretrain, size=size)
+        path = str(_trained(own, model.device)) if weights == "train" else weights
+        return load_surrogate(path, num_classes=len(CLASSES), size=size, device=model.device)
     except (FileNotFoundError, ConnectionError) as error:
         warnings.warn(f"no transferred images: {error}", stacklevel=2)
         return None

@@ -48,7 +48,8 @@ def mean_estimate(values: ArrayLike, *, seeds: int = 1) -> Estimate:
     """Mean of values (n,), one an image, with a bootstrap percentile interval (2,000 resamples, fixed draws).
 
     For a difference of two methods pass the differences on the same images: that is the paired interval; of hits see
-    `difference_estimate`. Of values (S, n), S seeds on the same images, the interval is that of `spread_of_seeds`.
+    `difference_estimate`. Of values (S, n), S seeds on the same images, the interval is that of `spread_of_seeds`. A
+    single value has none (NaN).
 
     Args:
         seeds: over which values (n,) were averaged before; for values (S, n) it is S.
@@ -58,6 +59,8 @@ def mean_estimate(values: ArrayLike, *, seeds: int = 1) -> Estimate:
     values = _finite(values)
     if values.ndim == 2:
         return spread_of_seeds(values).estimate(float(values.mean()), n=values.shape[1], seeds=len(values))
+    if len(values) == 1:
+        return Estimate(float(values[0]), float("nan"), float("nan"), 1, seeds)
     if values.std() == 0:  # nothing to resample
         return Estimate(float(values[0]), float(values[0]), float(values[0]), len(values), seeds)
     interval = stats.bootstrap(
@@ -212,7 +215,7 @@ def slope_estimate(values: ArrayLike) -> Estimate:
         return replace(over_seeds, n=values.size)
     fit = stats.linregress(np.arange(len(values)), values)
     half = fit.stderr * stats.t.ppf((1 + LEVEL) / 2, len(values) - 2)
-    slope, low, high = (float(s / values.mean()) for s in (fit.slope, fit.slope - half, fit.slope + half))
+    slope, low, high = (float(s / abs(values.mean())) for s in (fit.slope, fit.slope - half, fit.slope + half))
     return Estimate(slope, low, high, len(values))
 
 

@@ -24,8 +24,9 @@ from nslib.store import differences, sweep
 
 _taken: dict[Path, None] = {}  # files whose results this process has used
 _PLACE = {column: place for place, column in enumerate(COLUMNS)}
+_SUITE = SuiteConfig(cw_early_stop=True)  # how the code was before there was this setting
 _DEFAULTS = json.loads(
-    to_json({"finetune": FinetuneConfig(), "suite": SuiteConfig(), "trace": SuiteConfig(), "reach": ApproximateStudy()})
+    to_json({"finetune": FinetuneConfig(), "suite": _SUITE, "trace": _SUITE, "reach": ApproximateStudy()})
 )
 
 

@@ -38,7 +38,9 @@ def build_model(name: str, *, num_classes: int | None = None, img_size: int | No
         vit = _of_timm(name, kwargs)
         mean, std = (vit.pretrained_cfg[key] for key in ("mean", "std"))
     model = StagedViT(vit, mean=mean, std=std, name=name)
-    model.architecture = given
+    # Two tags of the same weights may differ in their activation alone.
+    unusual = {type(m.act).__name__ for m in vit.modules() if hasattr(m, "act")} - {"GELU"}
+    model.architecture = given | ({"activation": sorted(unusual)} if unusual else {})
     return model
 
 

@@ -151,7 +151,7 @@ def contact_sheet(
     figure, axes = plt.subplots(len(rows), columns, figsize=(columns * cell + 0.6, height + 0.2), squeeze=False)
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.01, wspace=0, hspace=0)
     for line, (name, images) in zip(axes, rows.items(), strict=True):
-        for ax, image, title in zip_longest(line, images[:columns], titles.get(name, ()), fillvalue=""):
+        for ax, image, title in zip_longest(line, images[:columns], titles.get(name, ())[:columns], fillvalue=""):
             ax.set_axis_off()
             if len(image):
                 picture(image, ax, title)
@@ -167,7 +167,7 @@ def answer_titles(logits: Tensor, names: Sequence[str]) -> list[str]:
 
 def symmetric(noise: Tensor, peak: float | None = None) -> Tensor:
     """Noise as an image: zero is grey, +-peak (default: its largest pixel) is white and black."""
-    return noise / (2 * (peak or noise.abs().max())) + 0.5
+    return noise / (2 * (peak or noise.abs().max() or 1)) + 0.5
 
 
 def scale_of(noise: Tensor) -> float:

@@ -27,12 +27,15 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from multiprocessing import parent_process
 
 import torch
 from torch import Tensor
 
 from nslib.runtime import pick_device
+
+_PATIENCE = timedelta(days=7)  # of one process for the others: a costly attack on some images may take hours
 
 
 @dataclass(frozen=True)
@@ -95,12 +98,13 @@ def processes(device: str = "auto") -> Iterator[tuple[Share, torch.device]]:
         return
     try:
         from accelerate import Accelerator
-        from accelerate.utils import gather_object
+        from accelerate.utils import InitProcessGroupKwargs, gather_object
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"{started} processes need accelerate: pip install 'nslib[distributed]'", name="accelerate"
         ) from error
-    accelerator = Accelerator(cpu=pick_device(device).type != "cuda")
+    waiting = InitProcessGroupKwargs(timeout=_PATIENCE)
+    accelerator = Accelerator(cpu=pick_device(device).type != "cuda", kwargs_handlers=[waiting])
     if accelerator.num_processes != started:
         raise RuntimeError(
             f"{started} processes were started and accelerate found {accelerator.num_processes}: start with torchrun"

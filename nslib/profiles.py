@@ -144,6 +144,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "finetuning.search_bases": (1, 2),
         "suite.c_images": 1000,
         "suite.costly_images": 200,
+        "suite.cw_early_stop": True,  # as when what is kept was made
         "finetuning.objectives": _EVERY,
         "robustness.images": 1000,
         "synthesis.starts": 3,
@@ -172,6 +173,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "finetuning.keep": True,
         "suite.c_images": 200,
         "suite.costly_images": 64,
+        "suite.cw_early_stop": True,  # as when what is kept was made: at 224 px a weak attack
         "surrogate_weights": "train",
         "surrogate_pretrain.size": 224,
         "surrogate_pretrain.images": 2**14,

@@ -241,6 +241,6 @@ def _inputs_digest(settings: Settings) -> str:
     for path in files:
         h.update(hashlib.sha256(path.read_bytes()).digest())
     for root in settings.data.paths().values():
-        for folder, _, names in sorted(os.walk(root)):
+        for folder, _, names in sorted(os.walk(Path(root).expanduser(), followlinks=True)):
             h.update(str([(folder, n, os.path.getsize(os.path.join(folder, n))) for n in sorted(names)]).encode())
     return h.hexdigest()

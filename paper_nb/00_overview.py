@@ -94,7 +94,7 @@ if settings.data.kind == "shapes":
 
 # %% [markdown]
 # ## The embedded data set
-# Ten shapes, drawn by signed-distance functions from a seed, with a foreground texture that is made to agree with the class in half of the images and is any in the others, so that a texture bias can be learned. Each further split is a shift of distribution that stands for a column of the paper's Table 2:
+# Ten shapes, drawn by signed-distance functions from a seed, with a foreground texture that matches the class in half of the images and is arbitrary in the others, so that a texture bias can be learned. Each further split is a shift of distribution that stands for a column of the paper's Table 2:
 #
 # - `v2`, for ImageNet-V2: the same classes drawn again by a slightly shifted generator;
 # - `a`, for ImageNet-A: small, off-centre and cluttered;
@@ -110,7 +110,7 @@ record.pictures("shapes", plots.contact_sheet(sheet))
 
 # %% [markdown]
 # ## The model
-# A ViT with 1.2 million parameters, trained on `train` from scratch (`nslib pretrain --profile laptop`). It is measured here on the images of this run; `record` is what its training noted down.
+# A ViT with 1.2 million parameters, trained on `train` from scratch (`nslib pretrain --profile laptop`). Its accuracy is measured on this run's images; `record` is the accuracy saved at training.
 
 # %%
 from nslib.models import load_model, weights_record

@@ -14,7 +14,7 @@
 # %% [markdown]
 # # 01 · The nullspace of the patch embedding
 #
-# **Claims.** C1: the patch embedding has a non-trivial nullspace when a patch has more pixels than the tokens are wide, C P² > D, with the dimensions of Table 1. C2: noise from it changes neither the tokens nor the output.
+# **Claims.** C1: the patch embedding has a non-trivial nullspace, of Table 1's dimension, when a patch (C channels, side P) has more values than a token, C P² > D. C2: noise from it changes neither the tokens nor the output.
 #
 # *Paper: Section 3.1, Eqs. (1)-(2), Table 1, Figure 2, arXiv:2403.10476.*
 
@@ -41,7 +41,7 @@ settings.models, settings.weights, settings.patch
 
 # %% [markdown]
 # ## The basis
-# The singular vectors of the weight, with the model's 1/std folded in, whose singular values vanish. Rank and null dimension add up to C P².
+# The basis consists of the weight's singular vectors (the model's 1/std folded in) with singular value zero. Rank and null dimension add up to C P².
 
 # %%
 lab = open_experiment(settings)

@@ -42,7 +42,7 @@ settings.models, settings.weights
 
 # %% [markdown]
 # ## The proof, executed
-# Heads are drawn that meet all three conditions, and heads that lack one of them alone. The proof takes a w orthogonal to the rows of every QᵢKᵢᵀ and fills W with multiples of it. In float64, with W as large as the tokens: no head changes under all three; without (1) or (2) the same construction fails; without (3) the rows of all heads span the whole space and there is no such w.
+# We draw heads that meet all three conditions, and heads that violate exactly one of them. The proof takes a w orthogonal to the rows of every QᵢKᵢᵀ and fills W with multiples of it. In float64, with W as large as the tokens: no head changes under all three; without (1) or (2) the same construction fails; without (3) the rows of all heads span the whole space and there is no such w.
 
 # %%
 cases = ((12, 2), (12, 6), (48, 3), (128, 4), (192, 3), (192, 12))  # width, number of heads
@@ -59,7 +59,7 @@ proved.pivot(index=["width", "heads"], columns="conditions", values=["named", "c
 
 # %% [markdown]
 # ## Sufficient, not necessary
-# Two ways to violate the conditions and still have a W. A head of lower rank leaves room without (3). And softmax does not see one number added to a whole row of scores: with the same w in every row of W, KᵢᵀW need not vanish, so (1) is not needed. Then `multiples`, rows that are different multiples of w, do change the output.
+# Two ways to violate the conditions and still have a W. A head of lower rank leaves room without (3). And softmax is invariant to a constant added to a row of scoresAnd softmax does not see one number added to a whole row of scores: with the same w in every row of W, KᵢᵀW need not vanish, so (1) is not needed. Then `multiples`, rows that are different multiples of w, do change the output.
 
 # %%
 spared = proposition.unnecessary_table(cases[2:], seed=settings.seed)
@@ -110,7 +110,7 @@ spectrum.groupby(["model", "block"]).agg(null_dim=("null", "sum"), smallest=("va
 
 # %% [markdown]
 # ## What a block leaves of it
-# W as large as the tokens it is added to. For constructed heads put in the place of the block's own the first two stages are exact: heads of full rank see no w, so biases do no harm. LayerNorm, taken after W was added, rescales each token and the heads notice; and the block's output carries W itself through the residual path. `smallest` is the direction that the real heads see least, `random` the control.
+# W as large as the tokens it is added to. When constructed heads replace the block's own, the first two stages are exact: heads of full rank do not see w, so biases do no harm. LayerNorm, applied after W is added, rescales each token, which changes the heads' outputs; and the block's output carries W itself through the residual path. `smallest` is the direction that the real heads see least, `random` the control.
 
 # %%
 images = [open_source(settings.data, model).take("val", 8).images for model in models]

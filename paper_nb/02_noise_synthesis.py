@@ -73,7 +73,7 @@ for name, rows in table.groupby("model", sort=False):
     record.figure(f"figure3a_{name}", figure, rows)
 
 # %% [markdown]
-# In three numbers for each curve, above what can be read off the paper's figure: predictions unchanged at the smallest and at the largest λ, and the largest MSE probability. That of the paper's learned noise is a bound, not a value.
+# Three numbers for each curve, above those read off the paper's figure: predictions unchanged at the smallest and at the largest λ, and the largest MSE probability. For the paper's learned noise the last is a bound, not a value.
 
 # %%
 wide = table[table.noise.isin(["learned", "permuted"])].pivot(

@@ -14,7 +14,7 @@
 # %% [markdown]
 # # 03 · The ε-approximate nullspace
 #
-# **Claim.** C7, first half: before finetuning, noise is hard to bring below ε = .03. Beside it: does the stopping test of the paper, on one batch, tell the truth about other images? And how long may a noise be before it leaves the set, along learned, permuted and random directions?
+# **Claim.** C7, first half: before finetuning, noise is hard to bring below ε = .03. In addition: does the paper's stopping test, which uses one batch, carry over to other images? And how large may the norm be before a noise leaves the set, along learned, permuted and random directions?
 #
 # *Paper: Sections 4 and 5.4, Eqs. (5), (7), (8), arXiv:2403.10476.* A noise is ε-approximate if the mean squared l2 gap between softmax vectors with and without it is below ε.
 
@@ -51,7 +51,7 @@ stopping.drop(columns=["low", "high", "n", "seeds"]).rename(columns={"value": "g
 
 # %% [markdown]
 # ## The way in
-# Norm and gap of the first start. Dots are held-out tests: they are asked only when the batch says yes, and not again before the fall of the gap makes another answer likely.
+# Norm and gap of the first start. Dots are held-out tests: they are run only when the batch passes, and less and less often as the search goes on.
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(6.0, 2.4))
@@ -117,6 +117,6 @@ record.save(mean_steps=stopping.groupby(["eps", "stop_on"]).steps.mean().reset_i
 record.summary()
 
 # %% [markdown]
-# How far the batch flatters depends on ε: at `laptop`, in the mean over starts, the noise that it lets through has 1.7 times the gap asked for at ε = .01, 1.4 times at .03 and about that gap at .1. Held-out images let through no larger gap than the batch did from the same start, and in the mean none above ε, which is why every later notebook stops on them.
+# How much the batch underestimates the gap depends on ε: at `laptop`, averaged over starts, noise that passes on its batch has 1.7 times the required gap at ε = .01, 1.4 times at .03 and about that gap at .1. Stopping on held-out images gives no larger gap than stopping on the batch from the same start, and on average none above ε, which is why every later notebook does so.
 # They are no guarantee: at `imagenet-mini`, with batches of 16 images, the noise has 2.3 times ε = .03 when its batch stops it; held-out images had not stopped it after 120 steps, at 1.8 times.
 # Whether noise is hard to bring inside before finetuning depends on the model and on the size of the start; the table says it for this one.

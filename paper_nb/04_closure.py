@@ -16,7 +16,7 @@
 #
 # **Claims.** C15: a learned noise scaled by |s| ≤ 1 stays ε-approximate. C16: convex combinations of two of them stay below .033, a little above ε = .03.
 #
-# *Paper: Appendix D, Figure 5, arXiv:2403.10476.* An exact nullspace is closed under all of it. Here everything is judged on images that neither taught nor stopped the noises, beside the same noises permuted; and further than in the paper: plain sums, more members, and how many noises may be mixed freely. Curves and maps are drawn at more points from a few of the images on which the two claims are judged, chosen so that their mean is near that of all; how many noises lie outside ε differs more.
+# *Paper: Appendix D, Figure 5, arXiv:2403.10476.* An exact nullspace is closed under all of these. Here everything is judged on images used neither to learn nor to stop the noises, with the same noises permuted as a control. Beyond the paper: plain sums, more members, and how many noises may be mixed freely. Curves and maps are drawn at more points from a few of the images on which the two claims are judged, chosen so that their mean is near that of all; how many noises lie outside ε differs more.
 
 # %% tags=["parameters"]
 profile = "smoke"  # smoke, laptop, full, gpu, imagenet or imagenet_small
@@ -114,7 +114,7 @@ plots.caption(
 record.figure("figure5b", figure, grid)
 
 # %% [markdown]
-# The share of pairs beyond ε. The map has it at every node, each pair judged on its few images; and few images do not tell well whether a pair is inside. So at steps of ½ every pair is judged on all the images of the curves; how far these agree with the judged ones is told under Figure 5a, and `outside` at (1, 0) is of single noises too.
+# The share of pairs beyond ε. The map gives it at every node, but judges each pair on few images, too few to tell well whether it is inside. So at steps of ½ every pair is judged on all the images of the curves; how far these agree with the judged ones is stated under Figure 5a, and `outside` at (1, 0) refers to single noises too.
 
 # %%
 share = closure.share_table(lab.model, clean, noises, shown, closure.ticks(1.5, 0.5), eps)

@@ -90,7 +90,7 @@ record.figure("strength", figure, curves)
 
 # %% [markdown]
 # ## Do the attacks attack?
-# An attack that fails looks like robustness. Each line holds two figures that must stand in that order. The last one is left out where AutoAttack was not measured.
+# An attack that fails looks like robustness. Each row compares two accuracies that must be related as `check` says. The last row is omitted where AutoAttack was not measured.
 
 # %%
 eps, few = settings.suite.autoattack_eps, settings.suite.costly_images
@@ -123,7 +123,7 @@ base.missing or "no column is missing"
 
 # %% [markdown]
 # ## The authors' handling of FGSM
-# Four budgets occur in the authors' code: 1/350, 1/255, 8/255 and 8/225 (sic). Attacked in pixels, and as there: the normalised image is taken to lie in [0, 1] and clipped. With a budget of 0 the pixels lose nothing; there the clipping alone already costs.
+# Four budgets occur in the authors' code: 1/350, 1/255, 8/255 and 8/225 (sic). We attack in pixels, and as they do: the normalised image is assumed to lie in [0, 1] and clipped. At a budget of 0 the pixel attack costs nothing; in theirs, clipping alone already does.
 
 # %%
 handling = nslib.compare_protocols(bench, (0, 1 / 350, 1 / 255, 8 / 255, 8 / 225), images=study.authors_images)
@@ -192,6 +192,6 @@ print(f"widest interval of a column without a costly attack, over {widest}")
 record.summary()
 
 # %% [markdown]
-# The attacks behave as attacks must, so that what a finetuned model gains under them is not their failure.
+# The attacks pass these checks, so a finetuned model's gain under them is not due to a failing attack.
 # Whether the noise is what helps is read off the distance to `plain`, not to the base model.
 # At `full` one of eleven columns rises beyond its interval over the base model (sketch), and NS minus `plain` is −.01 points [−.52, .50] over the columns, three seeds: [figures/full](../figures/full/index.html).

@@ -61,7 +61,7 @@ printed("table4")
 
 # %% [markdown]
 # ## Minus plain
-# What each noise adds to the same finetuning without it: mean over the columns of Table 4 with its 95 % interval over images. It does not know how far another seed may fall; notebook 11 shows that of the ε of this profile.
+# What each noise adds to the same finetuning without it: mean over the columns of Table 4 with its 95 % interval over images. It does not include variation between seeds; notebook 11 shows that for the ε of this profile.
 #
 # C13 is judged by the best ε minus the worst, paired image by image; that the two were chosen by their means widens the difference. C14 by NS minus `random` at each ε, without c.
 

@@ -16,7 +16,7 @@
 #
 # **Claim.** C17, first part: a mark laid over an image as nullspace noise keeps the prediction.
 #
-# *Paper: Appendix E, Eq. (12), Figure 6, arXiv:2403.10476.* The paper projects onto the nullspace, and says nothing of pixels that leave [0, 1] nor of files with 256 levels. Here the picture is a legal one, saved as PNG, and read again before it is judged.
+# *Paper: Appendix E, Eq. (12), Figure 6, arXiv:2403.10476.* The paper projects onto the nullspace and does not discuss pixels outside [0, 1] or files with 256 levels. Here the picture is valid in both respects, saved as PNG, and read back before it is judged.
 
 # %% tags=["parameters"]
 profile = "smoke"  # smoke, laptop, full, gpu, imagenet or imagenet_small

@@ -57,7 +57,7 @@ overview
 
 # %% [markdown]
 # ## Verdicts
-# One line a part of a claim, one column a run. `not shown`: the rule asks an interval to lie beyond a threshold, and it holds it; `does not hold`: all of it lies on the wrong side, or the rule asks for no interval. `not testable`: the rule cannot be applied at that profile; `testable at` tells where it can. The verdict is made in the `notebook`, by the cell with `record.judge` under the heading `cell`.
+# One line a part of a claim, one column a run. `not shown`: the rule requires an interval beyond a threshold, but it includes the threshold; `does not hold`: all of it lies on the wrong side, or a rule without interval fails. `not testable`: the rule cannot be applied at that profile; `testable at` tells where it can. The verdict is made in the `notebook`, by the cell with `record.judge` under the heading `cell`.
 
 # %%
 names = [r.run_name for r in runs] or [""]

@@ -14,7 +14,7 @@
 # %% [markdown]
 # # 13 · The nullspace as a fingerprint
 #
-# The paper proposes, without an experiment, to keep the nullspace of a model as a key by which its weights can be told later. How sure is it? Is it taken for other seeds and other models, and does it survive finetuning and rotations?
+# The paper proposes, without an experiment, to keep the nullspace of a model as a key by which its weights can be told later. How reliable is it? Are other seeds and models mistaken for it, and does it survive finetuning and rotations?
 #
 # *Paper: Section 6, "model patenting", arXiv:2403.10476.* It is no claim with a verdict. `leak` is how much of the key an embedding sees, relative to what random weights see of it: 0 for the key's own model, about 1 for weights that know nothing of each other.
 
@@ -42,7 +42,7 @@ settings.models, settings.weights, study
 
 # %% [markdown]
 # ## Key, owner, rotations
-# The owner rotated in its tokens computes the same up to that rotation, and cannot hide by it. A rotation of the pixels moves the nullspace, and the model with it: no later layer can undo it.
+# If the owner's tokens are rotated, it computes the same up to that rotation and is still identified. A rotation of the pixels moves the nullspace, and the model with it: no later layer can undo it.
 
 # %%
 bench = open_bench(settings)

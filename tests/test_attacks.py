@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -133,7 +134,9 @@ def test_gradient_attacks_equal_foolbox(case, dtype, shapes):
 
 def test_carlini_wagner_is_foolbox_at_these_settings(vit, images, labels):
     foolbox = optional("foolbox", "attacks")
-    oracle = foolbox.attacks.L2CarliniWagnerAttack(binary_search_steps=4, steps=20, initial_const=0.1)
+    oracle = foolbox.attacks.L2CarliniWagnerAttack(
+        binary_search_steps=4, steps=20, initial_const=0.1, abort_early=False
+    )
     bounded = foolbox.PyTorchModel(vit, bounds=(0, 1), device="cpu")
     expected, _, success = oracle(bounded, images[:5], labels[:5], epsilons=None)
     found = carlini_wagner(vit, images, labels, searches=4, steps=20, start=0.1)
@@ -271,6 +274,22 @@ def test_carlini_wagner_needs_less_than_pgd_allows(shipped, shapes):
     by_pgd = pgd(shipped, images, labels, eps=eps / 2, step=eps / 10, steps=10, norm="l2")
     assert nearest.norms.median() < eps
     assert accuracy(shipped, by_pgd, labels) <= (nearest.norms > eps / 2).float().mean() + 0.5
+
+
+def test_carlini_wagner_of_an_image_does_not_depend_on_its_batch(shipped, shapes):
+    images, labels = shapes.images[:4], shapes.labels[:4]
+
+    def norms(early_stop):
+        search = partial(carlini_wagner, shipped, searches=2, steps=20, lr=0.3, start=10.0, early_stop=early_stop)
+        together = search(images, labels).norms
+        return together, torch.cat([search(images[i : i + 1], labels[i : i + 1]).norms for i in range(4)])
+
+    together, apart = norms(early_stop=False)
+    assert together.isfinite().all()
+    assert torch.allclose(together, apart, rtol=1e-3)
+    stopped, stopped_apart = norms(early_stop=True)  # at this rate the first steps raise the losses
+    assert stopped.mean() > together.mean()
+    assert not torch.allclose(stopped, stopped_apart, rtol=1e-3)
 
 
 def test_carlini_wagner_returns_the_clean_image_where_it_finds_nothing(vit, images, labels):

@@ -220,6 +220,14 @@ def test_rule_that_cannot_be_read(monkeypatch, bound, operator):
 # Records
 
 
+def test_of_a_cell_that_is_run_twice_the_last_verdict_counts(folders):
+    record = Record("02_noise_synthesis", resolve("laptop", "mine"))
+    for gap in (0.2, 1):
+        record.judge("C5", "gap", [at(1), at(gap)])
+    record.judge("C6", "norm", at(1))
+    assert record.summary()[["claim", "value"]].to_dict("list") == {"claim": ["C5", "C6"], "value": [1, 1]}
+
+
 def test_record_keeps_verdicts_files_and_how_they_were_made(folders):
     record = Record("02_noise_synthesis", resolve("laptop", "mine"))
     record.judge("C5", "gap", [at(1), at(0.2)])
@@ -260,6 +268,11 @@ def test_a_folder_is_named_by_its_own_setting(tmp_path):
     given = {"data.root": str(tmp_path / "imagenet"), "data.a": str(tmp_path / "imagenet-a"), "models": "vit"}
     settings = resolve("imagenet", overrides=given | {"weights": "random"})
     assert without_paths(f"no folder {tmp_path}/imagenet-a", settings) == "no folder <data.a>"
+
+
+def test_a_relative_folder_does_not_take_words_away():
+    settings = resolve("imagenet", overrides={"data.root": "imagenet", "weights": "random", "models": "vit"})
+    assert without_paths('{"profile": "imagenet"}', settings) == '{"profile": "imagenet"}'
 
 
 def test_a_record_names_no_folder_of_this_machine(tmp_path):

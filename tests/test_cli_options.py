@@ -125,6 +125,10 @@ def test_values_that_settings_take(given, expected):
     assert type(found) is type(expected)
 
 
+def test_several_numbers_come_as_what_a_notebook_can_be_given():
+    assert overrides((("approximate.eps=0.01,0.03",),)) == {"approximate.eps": [0.01, 0.03]}
+
+
 @pytest.mark.parametrize("given", ["finetune.mixup=much", "finetune.mixup=1/0", "approximate.eps=.1,small"])
 def test_values_that_settings_refuse(given):
     with pytest.raises(ValueError, match=rf"setting {given.split('=')[0]} must be a float such as .*, got '"):

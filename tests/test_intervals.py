@@ -1,5 +1,7 @@
 """Estimates against scipy and numbers from the books."""
 
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -212,6 +214,18 @@ def test_slope_covers_the_truth():
     truth = 0.1 / (50 + 0.1 * 19.5)
     covered = sum(e.low <= truth <= e.high for e in found)
     assert 180 <= covered <= 199
+
+
+def test_slope_of_values_below_zero_has_its_ends_in_order():
+    found = slope_estimate([-1, -1.5, -2.2, -2.4])
+    assert found.low < found.value < found.high < 0
+
+
+def test_one_value_has_no_interval():
+    found = mean_estimate([0.4])
+    assert (found.value, found.n) == (0.4, 1)
+    assert math.isnan(found.low)
+    assert math.isnan(found.high)
 
 
 def test_slope_needs_three_values():

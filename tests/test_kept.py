@@ -88,6 +88,13 @@ def test_a_setting_that_came_later_counts_as_its_default(path):
         kept(path, inputs | {"suite": {"images": 7, "c_images": 5}}, lambda: {"value": 3})
 
 
+def test_what_was_kept_before_there_was_a_choice_searched_as_foolbox_does(path):
+    kept(path, {"suite": {"cw_steps": 30}}, lambda: {"value": 1})
+    assert kept(path, {"suite": {"cw_steps": 30, "cw_early_stop": True}}, lambda: {"value": 2}) == {"value": 1}
+    with pytest.raises(ValueError, match=r"suite\.cw_early_stop was True, is False"):
+        kept(path, {"suite": {"cw_steps": 30, "cw_early_stop": False}}, lambda: {"value": 3})
+
+
 def test_a_damaged_file_is_named(path):
     kept(path, {}, lambda: {"value": 1})
     path.write_text(path.read_text()[:40])

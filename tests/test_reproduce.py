@@ -335,6 +335,18 @@ def key(place):
     return compute
 
 
+def test_images_behind_a_link_are_part_of_the_key(tmp_path):
+    (tmp_path / "far" / "n01").mkdir(parents=True)
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "val").symlink_to(tmp_path / "far")
+    settings = resolve(
+        "imagenet", overrides={"data.root": str(tmp_path / "root"), "weights": "random", "models": "vit"}
+    )
+    before = runner._inputs_digest(settings)
+    (tmp_path / "far" / "n01" / "one.JPEG").write_text("an image")
+    assert runner._inputs_digest(settings) != before
+
+
 def test_key_is_that_of_source_and_not_of_outputs(place, key):
     before = key()
     assert key() == before

@@ -143,6 +143,13 @@ def test_rollout_by_hand():
     assert torch.allclose(rolled, torch.full((1, 32, 32), 0.5 / 5))
 
 
+def test_rollout_of_a_head_that_averages_leaves_prefix_tokens_out():
+    model = make_vit(depth=1, reg_tokens=3, class_token=False, global_pool="avg")
+    model.vit.blocks[0].attn.qkv.weight.data[:48] = 0
+    rolled = saliency.saliency_map(model, random_images(model, 1), LABELS[:1], "attention rollout")
+    assert torch.allclose(rolled, torch.full((1, 32, 32), (1 / 7 + 1 / 4) / 2))  # to each of the four, from them alone
+
+
 def test_rollout_of_two_blocks_by_hand():
     """The later map times the earlier one, from the tokens' own attention weights."""
     model = make_vit(depth=2, seed=1).double()

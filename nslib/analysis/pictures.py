@@ -54,11 +54,20 @@ def write_picture(path: str | Path, image: Tensor) -> Path:
         ValueError: another suffix than .png, which alone keeps every pixel, or values outside [0, 1].
     """
     path = Path(path).expanduser()
-    if path.suffix.lower() != ".png":
-        raise ValueError(f"{path} must end in .png: JPEG would change the pixels that hold the nullspace noise")
+    check_png(path)
     with atomic_path(path) as partial:
         _picture(image).save(partial, format="PNG")
     return path
+
+
+def check_png(path: Path) -> None:
+    """Refuse a file to write of another suffix than .png.
+
+    Raises:
+        ValueError: so it has.
+    """
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"{path} must end in .png: JPEG would change the pixels that hold the nullspace noise")
 
 
 def through_files(images: Tensor) -> Tensor:

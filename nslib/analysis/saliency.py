@@ -146,13 +146,15 @@ def _grad_cam(model: StagedViT, images: Tensor, labels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _rollout(model: StagedViT, images: Tensor) -> Tensor:
-    prefix = model.vit.num_prefix_tokens
+    prefix, pool = model.vit.num_prefix_tokens, model.vit.global_pool
+    if pool not in ("token", "avg"):
+        raise TypeError(f"rollout follows a head that reads the class token or averages, {model.name} has {pool!r}")
     with attention_maps(model, range(len(model.vit.blocks))) as maps:
         model(images)
     rolled = None
     for i in sorted(maps):
         mixed = maps[i].mean(1) / 2 + torch.eye(maps[i].shape[-1]).to(images) / 2  # (B, T, T)
         rolled = mixed if rolled is None else mixed @ rolled
-    read = rolled[:, 0] if prefix else rolled.mean(1)  # by the class token, or by all that are averaged
+    read = rolled[:, 0] if pool == "token" else rolled[:, prefix:].mean(1)
     grid = read[:, prefix:].unflatten(1, model.vit.patch_embed.grid_size)
     return F.interpolate(grid.unsqueeze(1), images.shape[2:], mode="nearest")[:, 0]

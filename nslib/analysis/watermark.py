@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from nslib.analysis.pictures import as_jpeg, eight_bit, read_picture, write_picture
+from nslib.analysis.pictures import as_jpeg, check_png, eight_bit, read_picture, write_picture
 from nslib.intervals import share_estimate
 from nslib.nullspace.patch import PatchNullspace
 from nslib.staged import StagedViT, batched_logits
@@ -250,6 +250,7 @@ def disguise_file(model: StagedViT, source: Path, target: Path, out: Path, *, st
     if not 0 < strength <= 1:
         raise ValueError(f"strength must lie in (0, 1], where 0 would save the source as it is; got {strength:g}")
     source, target, out = (path.expanduser() for path in (source, target, out))
+    check_png(out)  # before what takes long
     if any(out.exists() and path.exists() and out.samefile(path) for path in (source, target)):
         raise ValueError(f"{out} is one of the two pictures, and would be lost: name another file to write")
     own, wanted = (read_picture(path).unsqueeze(0) for path in (source, target))

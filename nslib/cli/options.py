@@ -96,6 +96,7 @@ def _value(text: str, hint: Any) -> Any:
     value = _read(text)
     if get_origin(hint) is tuple and not isinstance(value, list | tuple):
         return [_value(part, get_args(hint)[0]) for part in text.strip("[]()").split(",")]
+    value = list(value) if isinstance(value, tuple) else value  # what papermill can write into a notebook
     return text if hint is str and not isinstance(value, str) else value
 
 

@@ -31,11 +31,13 @@ class Bench:
     Args:
         surrogate: the network on which transferred images are made, in evaluation mode; None: they are not made.
     Raises:
-        ValueError: model or surrogate in training mode, or the surrogate does not fit the model's images or classes.
+        ValueError: model or surrogate in training mode, weights in 16 bits, or the surrogate does not fit the model's
+            images or classes.
     """
 
     def __init__(self, model: StagedViT, source: Source, suite: SuiteConfig, surrogate: nn.Module | None = None):
         model.check_frozen_use()
+        _check_precision(model)
         if surrogate is not None:
             _check_surrogate(surrogate, model)
         self.model, self.source, self.suite, self.surrogate = model, source, suite, surrogate
@@ -170,6 +172,13 @@ def _corrupted(bench: Bench, name: str, severity: int, start: int, stop: int) ->
 def _levels(images: Tensor) -> Tensor:
     """Images in [0, 1] on the 8-bit grid as its levels, on the CPU."""
     return (images * 255).round().to("cpu", torch.uint8)
+
+
+def _check_precision(model: StagedViT) -> None:
+    """Refuse weights in which no small perturbation can be written: of 1/255 bfloat16 leaves nothing."""
+    dtype = model.vit.patch_embed.proj.weight.dtype
+    if dtype.itemsize < 4:
+        raise ValueError(f"{model.name} has weights of {dtype}, too coarse for attacks: evaluate model.float()")
 
 
 def _check_surrogate(surrogate: nn.Module, model: StagedViT) -> None:

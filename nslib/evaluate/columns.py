@@ -107,8 +107,9 @@ def _by_protocol(bench: Bench, images: Tensor, labels: Tensor, attack: Callable[
 
 
 def _carlini(bench: Bench, images: Tensor, labels: Tensor, part: Part) -> Tensor:
-    nearest = carlini_wagner(bench.model, images, labels, steps=bench.suite.cw_steps)
-    within = (nearest.norms <= bench.suite.cw_budget).reshape(-1, 1, 1, 1)
+    suite = bench.suite
+    nearest = carlini_wagner(bench.model, images, labels, steps=suite.cw_steps, early_stop=suite.cw_early_stop)
+    within = (nearest.norms <= suite.cw_budget).reshape(-1, 1, 1, 1)
     return torch.where(within, nearest.images, images)
 
 
@@ -159,7 +160,7 @@ COLUMNS: dict[str, Column] = {
     ),
     "cw": _attacked(
         _carlini,
-        settings=("cw_budget", "cw_steps"),
+        settings=("cw_budget", "cw_steps", "cw_early_stop"),
         costly=True,
         passes=lambda s: 6 * s.cw_steps * (1 + BACKWARD),
         library="foolbox",

@@ -118,8 +118,11 @@ class PatchNullspace:
         which no token sees, belong to the first.
 
         Raises:
-            ValueError: images of whole numbers, which cannot hold such parts.
+            ValueError: images of another shape, or of whole numbers, which cannot hold such parts.
         """
+        if images.shape[1:] != self.image_shape:
+            size = ", ".join(map(str, self.image_shape))
+            raise ValueError(f"images must be (B, {size}), got {tuple(images.shape)}: resize first")
         if not images.is_floating_point():
             raise ValueError(f"images must be of a floating type, got {images.dtype}: divide levels by 255")
         patches = self.unfold(images.cpu().double())

@@ -93,9 +93,7 @@ class GatheredRun:
         asked = set(zip(claims.claim, claims.part, claims.notebook, strict=True))
         told = [(r, v) for r in self.records for v in r.verdicts if r.name not in self.strangers]
         return tuple(
-            f"{v.claim}.{v.part}"
-            for r, v in told
-            if (v.claim, v.part, r.name) not in asked or _judged_again(v, r.config) != v
+            f"{v.claim}.{v.part}" for r, v in told if (v.claim, v.part, r.name) not in asked or not _stands(v, r.config)
         )
 
     @property
@@ -240,11 +238,19 @@ def _judged_again(verdict: Verdict, config: dict[str, Any]) -> Verdict:
     return replace(again, statistic=v.statistic, rule=v.rule) if v.value is None else again
 
 
+def _stands(verdict: Verdict, config: dict[str, Any]) -> bool:
+    """Whether today's rule gives this verdict; one that asks for an interval gives none on numbers without."""
+    try:
+        return _judged_again(verdict, config) == verdict
+    except ValueError:
+        return False
+
+
 def _told_apart(verdict: Verdict, config: dict[str, Any]) -> Verdict:
     """What is not shown, in records from before it was told apart from what does not hold."""
     if verdict.verdict != FAILS:
         return verdict
-    with suppress(KeyError):  # a claim that is no longer there
+    with suppress(KeyError, ValueError):  # a claim that is no longer there, or that now needs an interval
         again = _judged_again(verdict, config)
         if again == replace(verdict, verdict=UNSHOWN):
             return again

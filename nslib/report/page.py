@@ -181,10 +181,10 @@ def _entry(run: GatheredRun, record: StoredRecord, stem: str, files: list[str]) 
 
 
 def _data_uri(path: Path) -> str:
-    """The picture as WebP, half as large as PNG: as it is or, a large one, which is of photographs, in good quality."""
-    webp = BytesIO()
-    with Image.open(path) as picture:
-        picture.convert("RGB").save(webp, "WEBP", quality=70, method=4, lossless=path.stat().st_size <= _LARGE)
+    """The picture as WebP, half as large as PNG: as it is or, a large one, which is of pictures, with some loss."""
+    webp, small = BytesIO(), path.stat().st_size <= _LARGE
+    with Image.open(path) as picture:  # to a lossless one `quality` is the effort
+        picture.convert("RGB").save(webp, "WEBP", lossless=small, quality=70 if small else 50, method=4)
     return "data:image/webp;base64," + base64.b64encode(webp.getvalue()).decode()
 
 

@@ -70,9 +70,9 @@ class Record:
         self._files.append(file)
 
     def judge(self, claim: str, part: str, estimates: Estimate | Sequence[Estimate]) -> Verdict:
-        """Apply the claim's written rule and keep the verdict."""
+        """Apply the claim's written rule and keep the verdict; of a cell that is run twice the last one."""
         verdict = judge(claim, part, estimates, profile=self.settings.profile)
-        self.verdicts.append(verdict)
+        self.verdicts = [v for v in self.verdicts if (v.claim, v.part) != (claim, part)] + [verdict]
         return verdict
 
     def summary(self) -> pd.DataFrame:
@@ -98,7 +98,7 @@ class Record:
 
 def without_paths(text: str, settings: Settings) -> str:
     """Folders of this machine, such as in the reason why a column is missing, by the setting that named them."""
-    folders = {name: str(Path(path).expanduser()) for name, path in settings.data.paths().items()}
+    folders = {name: str(Path(path).expanduser().absolute()) for name, path in settings.data.paths().items()}
     for name in sorted(folders, key=lambda n: -len(folders[n])):  # imagenet-a before imagenet
         text = text.replace(folders[name], f"<data.{name}>")
     return text
