@@ -59,7 +59,7 @@ proved.pivot(index=["width", "heads"], columns="conditions", values=["named", "c
 
 # %% [markdown]
 # ## Sufficient, not necessary
-# Two ways to violate the conditions and still have a W. A head of lower rank leaves room without (3). And softmax is invariant to a constant added to a row of scoresAnd softmax does not see one number added to a whole row of scores: with the same w in every row of W, KᵢᵀW need not vanish, so (1) is not needed. Then `multiples`, rows that are different multiples of w, do change the output.
+# Two ways to violate the conditions and still have a W. A head of lower rank leaves room without (3). And softmax is invariant to a constant added to a row of scores: with the same w in every row of W, KᵢᵀW need not vanish, so (1) is not needed. Then `multiples`, rows that are different multiples of w, do change the output.
 
 # %%
 spared = proposition.unnecessary_table(cases[2:], seed=settings.seed)

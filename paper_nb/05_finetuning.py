@@ -16,7 +16,7 @@
 #
 # **Claims.** C7, second half: from the first round on noise always gets below ε. C8: so it does in every round. C9: its norm grows. C10: robustness rises with it. C18: a run costs about eight epochs, most of it spent on noise. C19: without early stopping the result is much the same.
 #
-# *Paper: Sections 4, 5.4 and Appendices B and C, Eqs. (6)-(8), Algorithm 1, Fig. 4, Table 5, arXiv:2403.10476.* NS is nullspace finetuning. Each round learns a noise against the model as it is now, then trains the model on clean and noisy tokens. Beside it stand the same recipe without noise (`plain`) and with random noise of the same ε (`random`): same images, same order, same number of updates. Without early stopping (C19) each noise takes `finetuning.fixed_steps` steps, the paper's 3,000 at `full`.At `full` the run without early stopping (C19) takes `finetuning.fixed_steps` steps for each noise, not the paper's 3,000.
+# *Paper: Sections 4, 5.4 and Appendices B and C, Eqs. (6)-(8), Algorithm 1, Fig. 4, Table 5, arXiv:2403.10476.* NS is nullspace finetuning. Each round learns a noise against the model as it is now, then trains the model on clean and noisy tokens. Beside it stand the same recipe without noise (`plain`) and with random noise of the same ε (`random`): same images, same order, same number of updates. Without early stopping (C19) each noise takes `finetuning.fixed_steps` steps, the paper's 3,000 at `full`.
 
 # %% tags=["parameters"]
 profile = "smoke"  # smoke, laptop, full, gpu, imagenet or imagenet_small
