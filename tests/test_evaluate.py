@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ROOT, make_vit
+from timm.models.vision_transformer import ParallelScalingBlock
 
 from nslib.attacks.authors import attack_normalised
 from nslib.attacks.gradient import fgsm
@@ -364,6 +365,29 @@ def test_a_table_says_what_was_made_here(vit, source, surrogate):
     found = evaluate_model(vit, source, suite, surrogate=surrogate, progress=False)
     origin = found.table().set_index("column").source.to_dict()
     assert origin == {"clean": "", "c": "made here", "damagenet": "made here on the surrogate"}
+
+
+@pytest.mark.parametrize(
+    ("column", "architecture", "why"),
+    [
+        ("autoattack", {"num_classes": 3}, "AutoAttack needs four classes: vit_tiny_patch16_224 has 3"),
+        (
+            "patchfool",
+            {"block_fn": ParallelScalingBlock},
+            "Patch-Fool needs timm's standard Attention, which vit_tiny_patch16_224 has not",
+        ),
+        (
+            "c",
+            {"img_size": 28, "patch_size": 14},
+            "corruptions need images of at least 32 px: vit_tiny_patch16_224 takes 28",
+        ),
+    ],
+)
+def test_a_column_that_a_model_cannot_show_is_missing(column, architecture, why):
+    model = make_vit(**architecture)
+    own = open_source(DataConfig(), model)
+    suite = replace(SUITE, columns=("clean", column), images=2, costly_images=2)
+    assert columns_module.missing_of(column, Bench(model, own, suite)) == why
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
+from timm.layers import Attention
 from torch import Tensor
 
 from nslib.attacks.authors import attack_normalised
@@ -22,6 +23,7 @@ from nslib.data.hashing import key
 from nslib.evaluate.bench import Bench
 from nslib.evaluate.metrics import BY_CUE
 from nslib.runtime import generator
+from nslib.staged import StagedViT
 
 BACKWARD = 2  # forward passes that the way back costs
 
@@ -59,6 +61,7 @@ class Column:
         passes: forward passes an image, one way back counted as two, for the estimate: all steps of a search, but of
             AutoAttack only its first attack, under which undefended models fall.
         library: of the `attacks` extra, without which it cannot be shown.
+        unfit: why it cannot be made for a model; empty if it can.
         version: of what is shown; raise it when the same settings show something else. Part of a stored result unless
             it is 1.
     """
@@ -69,6 +72,7 @@ class Column:
     costly: bool = False
     passes: Callable[[SuiteConfig], int] = lambda suite: 1
     library: str = ""
+    unfit: Callable[[StagedViT], str] = lambda model: ""
     version: int = 1
 
 
@@ -131,6 +135,20 @@ def _patch_fool(bench: Bench, images: Tensor, labels: Tensor, part: Part) -> Ten
     return patch_fool(bench.model, images, labels, generator=generators, **budget)
 
 
+def _without_maps(model: StagedViT) -> str:
+    standard = all(isinstance(getattr(block, "attn", None), Attention) for block in model.vit.blocks)
+    return "" if standard else f"Patch-Fool needs timm's standard Attention, which {model.name} has not"
+
+
+def _of_few_classes(model: StagedViT) -> str:
+    return "" if model.num_classes >= 4 else f"AutoAttack needs four classes: {model.name} has {model.num_classes}"
+
+
+def _too_small(model: StagedViT) -> str:
+    side = min(model.image_shape[1:])
+    return "" if side >= 32 else f"corruptions need images of at least 32 px: {model.name} takes {side}"
+
+
 def _damagenet(bench: Bench, part: Part) -> Iterator[View]:
     """The published set where the data set has it, else images attacked on the surrogate."""
     if bench.published("damagenet"):
@@ -156,7 +174,12 @@ _PATCHFOOL = ("patchfool_steps", "patchfool_patches", "patchfool_bound", "seed")
 COLUMNS: dict[str, Column] = {
     "clean": _shown("val"),
     "patchfool": _attacked(
-        _patch_fool, settings=_PATCHFOOL, costly=True, passes=lambda s: s.patchfool_steps * (1 + BACKWARD), version=2
+        _patch_fool,
+        settings=_PATCHFOOL,
+        costly=True,
+        passes=lambda s: s.patchfool_steps * (1 + BACKWARD),
+        unfit=_without_maps,
+        version=2,
     ),
     "cw": _attacked(
         _carlini,
@@ -177,12 +200,20 @@ COLUMNS: dict[str, Column] = {
         costly=True,
         passes=lambda s: 400,
         library="pyautoattack",
+        unfit=_of_few_classes,
         version=2,
     ),
     "damagenet": Column("damagenet", _damagenet, settings=_TRANSFER, passes=lambda s: 1 + 10 * (1 + BACKWARD)),
     "a": _shown("a"),
     "clean_a": _shown("val:a"),
-    "c": Column("c", _corrupted, settings=("seed",), passes=lambda s: len(SEVERITIES), library="imagecorruptions"),
+    "c": Column(
+        "c",
+        _corrupted,
+        settings=("seed",),
+        passes=lambda s: len(SEVERITIES),
+        library="imagecorruptions",
+        unfit=_too_small,
+    ),
     "v2": _shown("v2"),
     "r": _shown("r"),
     "clean_r": _shown("val:r"),
@@ -195,17 +226,18 @@ BESIDE = {"a": "clean_a", "r": "clean_r"}  # accuracy on clean images of the sam
 
 
 def missing_of(name: str, bench: Bench) -> str:
-    """Why a column cannot be shown: the folder that would have been read, or the library; empty if it can.
+    """Why a column cannot be shown: the folder that would have been read, the library, the model; empty if it can.
 
     Raises:
         FileNotFoundError: as `Bench.published`.
     """
     column = COLUMNS[name]
     absent = bench.missing(column.split)
-    as_published = name == "c" and bench.published("c")
-    if absent or not column.library or as_published or find_spec(column.library):
+    if absent or (name == "c" and bench.published("c")):
         return absent
-    return f"{column.library} is not installed: pip install 'nslib[attacks]'"
+    if column.library and not find_spec(column.library):
+        return f"{column.library} is not installed: pip install 'nslib[attacks]'"
+    return column.unfit(bench.model)
 
 
 def parts_of(name: str, bench: Bench) -> list[Part]:
