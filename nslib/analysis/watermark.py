@@ -266,6 +266,4 @@ def _parts(source: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 def _check(null: PatchNullspace, source: Tensor, target: Tensor) -> None:
     null.check_not_trivial()
     blend(source, target, 1.0)
-    if tuple(source.shape[1:]) != null.image_shape:
-        (channels, height, width), got = null.image_shape, tuple(source.shape)
-        raise ValueError(f"images must be (B, {channels}, {height}, {width}), got {got}: resize to {height} x {width}")
+    null.check_images(source)

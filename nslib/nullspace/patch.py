@@ -111,6 +111,18 @@ class PatchNullspace:
         size = noise.flatten(1).norm(dim=1) if peak is None else noise.flatten(1).abs().amax(1)
         return (noise * ((norm if peak is None else peak) / size).reshape(-1, 1, 1, 1)).to(dtype)
 
+    def check_images(self, images: Tensor) -> None:
+        """Refuse images of another shape than (B, C, H, W) of the model's.
+
+        Raises:
+            ValueError: so they are.
+        """
+        if tuple(images.shape[1:]) != self.image_shape:
+            (channels, height, width), got = self.image_shape, tuple(images.shape)
+            raise ValueError(
+                f"images must be (B, {channels}, {height}, {width}), got {got}: resize to {height} x {width}"
+            )
+
     def project(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Split images (B, C, H, W) into their parts in the nullspace and in its orthogonal complement, same type.
 
@@ -120,9 +132,7 @@ class PatchNullspace:
         Raises:
             ValueError: images of another shape, or of whole numbers, which cannot hold such parts.
         """
-        if images.shape[1:] != self.image_shape:
-            size = ", ".join(map(str, self.image_shape))
-            raise ValueError(f"images must be (B, {size}), got {tuple(images.shape)}: resize first")
+        self.check_images(images)
         if not images.is_floating_point():
             raise ValueError(f"images must be of a floating type, got {images.dtype}: divide levels by 255")
         patches = self.unfold(images.cpu().double())

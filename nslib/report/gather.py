@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -93,7 +92,9 @@ class GatheredRun:
         asked = set(zip(claims.claim, claims.part, claims.notebook, strict=True))
         told = [(r, v) for r in self.records for v in r.verdicts if r.name not in self.strangers]
         return tuple(
-            f"{v.claim}.{v.part}" for r, v in told if (v.claim, v.part, r.name) not in asked or not _stands(v, r.config)
+            f"{v.claim}.{v.part}"
+            for r, v in told
+            if (v.claim, v.part, r.name) not in asked or _judged_again(v, r.config) != v
         )
 
     @property
@@ -229,32 +230,27 @@ def short_hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
-def _judged_again(verdict: Verdict, config: dict[str, Any]) -> Verdict:
-    """The rule of claims.csv as it is now, on the numbers that decided then; without any its words do not matter."""
+def _judged_again(verdict: Verdict, config: dict[str, Any]) -> Verdict | None:
+    """The rule of claims.csv as it is now, on the numbers that decided then; without any its words do not matter.
+
+    None where it gives no verdict: the claim is no longer there, or its rule now asks for an interval that they lack.
+    """
     v = verdict
     ends = (math.nan if end is None else end for end in (v.low, v.high))
     estimates = [] if v.value is None else Estimate(v.value, *ends, v.n, v.seeds)
-    again = judge(v.claim, v.part, estimates, profile=config["profile"])
-    return replace(again, statistic=v.statistic, rule=v.rule) if v.value is None else again
-
-
-def _stands(verdict: Verdict, config: dict[str, Any]) -> bool:
-    """Whether today's rule gives this verdict; one that asks for an interval gives none on numbers without."""
     try:
-        return _judged_again(verdict, config) == verdict
-    except ValueError:
-        return False
+        again = judge(v.claim, v.part, estimates, profile=config["profile"])
+    except (KeyError, ValueError):
+        return None
+    return replace(again, statistic=v.statistic, rule=v.rule) if v.value is None else again
 
 
 def _told_apart(verdict: Verdict, config: dict[str, Any]) -> Verdict:
     """What is not shown, in records from before it was told apart from what does not hold."""
     if verdict.verdict != FAILS:
         return verdict
-    with suppress(KeyError, ValueError):  # a claim that is no longer there, or that now needs an interval
-        again = _judged_again(verdict, config)
-        if again == replace(verdict, verdict=UNSHOWN):
-            return again
-    return verdict
+    again = _judged_again(verdict, config)
+    return again if again == replace(verdict, verdict=UNSHOWN) else verdict
 
 
 def _read(path: Path, titles: dict[str, str]) -> StoredRecord:
