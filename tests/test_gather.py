@@ -158,6 +158,19 @@ def test_verdicts_by_a_rule_that_has_changed_are_told(monkeypatch):
     assert gather(RUN).outdated == ("C4.match",)  # it would hold by either rule, but it was judged by the other
 
 
+@pytest.mark.parametrize("verdict", ["holds", "does not hold"])
+def test_a_rule_that_now_asks_for_an_interval_stops_no_report(monkeypatch, verdict):
+    path = leave("02_noise_synthesis", match(0.985)).folder / "records" / "02_noise_synthesis.json"
+    record = json.loads(path.read_text())
+    record["verdicts"][0] |= {"low": None, "high": None, "verdict": verdict}
+    path.write_text(json.dumps(record))
+    rules = read_claims()
+    rules.loc[rules.part == "match", "bound"] = "low"
+    for place in ("nslib.report.gather.read_claims", "nslib.report.claims.read_claims"):
+        monkeypatch.setattr(place, lambda: rules)
+    assert gather(RUN).outdated == ("C4.match",)
+
+
 def test_a_rule_that_has_changed_leaves_what_was_never_judged_as_it_is(monkeypatch):
     leave("02_noise_synthesis", ("C4", "match", []), ("C6", "norm", Estimate.exact(1.0, 10)))
     rules = read_claims()
