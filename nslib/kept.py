@@ -40,7 +40,8 @@ def kept(path: Path | None, inputs: dict[str, Any], compute: Callable[[], dict[s
 
     A setting that did not exist yet when the file was written counts as its default, which is how the code of then
     behaved. Two processes that want the same file compute it once. A file that was made from other inputs is never
-    overwritten: it may have taken hours.
+    overwritten: it may have taken hours. The `times` of image files are no input: a copy of a data set has others, and
+    its names and sizes tell it well enough.
 
     Args:
         path: None computes without keeping.
@@ -52,7 +53,7 @@ def kept(path: Path | None, inputs: dict[str, Any], compute: Callable[[], dict[s
     """
     if path is None:
         return compute()
-    now = json.loads(to_json(inputs))
+    now = _timeless(json.loads(to_json(inputs)))
     lock = in_store("jobs", f"{path.parents[2].name}_{path.stem}.lock")
     with FileLock(lock):
         sweep(path)
@@ -65,7 +66,7 @@ def kept(path: Path | None, inputs: dict[str, Any], compute: Callable[[], dict[s
                     "another --run-name"
                 )
         else:
-            record = run_record(inputs, result=compute())
+            record = run_record(now, result=compute())
             write_text(path, to_json(record) + "\n")
     _taken[path] = None
     return record["result"]
@@ -89,6 +90,13 @@ def read_kept(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} is damaged ({type(error).__name__}: {error}): remove it to compute it anew"
         ) from error
+
+
+def _timeless(value: Any) -> Any:
+    """Inputs without the times of image files."""
+    if isinstance(value, dict):
+        return {name: _timeless(v) for name, v in value.items() if name != "times"}
+    return [_timeless(v) for v in value] if isinstance(value, list) else value
 
 
 def _filled(settings: dict[str, Any], defaults: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:

@@ -163,6 +163,14 @@ def test_identity_does_not_depend_on_where_the_folder_lies(image_tree, vit, tmp_
     assert FolderImages(tmp_path / "moved", "val", vit).identity() == first
 
 
+def test_a_copy_of_a_folder_differs_in_times_alone(image_tree, vit, tmp_path):
+    first = FolderImages(image_tree, "val", vit).identity()
+    copy = shutil.copytree(image_tree, tmp_path / "copy", copy_function=shutil.copyfile)
+    second = FolderImages(copy, "val", vit).identity()
+    assert first.pop("times") != second.pop("times")
+    assert first == second
+
+
 def test_unreadable_images_are_counted_and_named(image_tree, vit):
     half = image_tree / "val" / WNIDS[0] / "image_0.JPEG"
     half.write_bytes(half.read_bytes()[:-60])  # truncated

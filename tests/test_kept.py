@@ -95,6 +95,17 @@ def test_what_was_kept_before_there_was_a_choice_searched_as_foolbox_does(path):
         kept(path, {"suite": {"cw_steps": 30, "cw_early_stop": False}}, lambda: {"value": 3})
 
 
+def test_a_copy_of_a_data_set_has_other_times_and_is_no_other_input(path):
+    def inputs(files, times):
+        return {"data": {"val": {"images": 2, "files": files, "times": times}}, "shown": [{"times": times}]}
+
+    kept(path, inputs("abc", "first"), lambda: {"value": 1})
+    assert "times" not in path.read_text()
+    assert kept(path, inputs("abc", "copied"), lambda: {"value": 2}) == {"value": 1}
+    with pytest.raises(ValueError, match=r"data\.val\.files was 'abc', is 'other'"):
+        kept(path, inputs("other", "first"), lambda: {"value": 2})
+
+
 def test_a_damaged_file_is_named(path):
     kept(path, {}, lambda: {"value": 1})
     path.write_text(path.read_text()[:40])

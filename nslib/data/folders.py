@@ -95,15 +95,22 @@ class ImageFiles:
         return Batch(torch.stack(images), torch.tensor([label for _, label in chosen]))
 
     def identity(self) -> dict[str, Any]:
-        """Plain values on which `load` depends: labels, names, sizes and times of the files in order, and transform.
+        """Plain values on which `load` depends: labels, names and sizes of the files in order, their times, transform.
 
-        Contents are not read: a file put back as it was, but at another time, counts as changed.
+        Contents are not read, so `times` tell apart what was changed without a change of size. A copy has others: a
+        result that is kept for other machines leaves them out (`nslib.kept`).
         """
-        told = []
-        for path, label in self.files:
-            stat = path.stat()
-            told.append((path.relative_to(self.folder).as_posix(), label, stat.st_size, stat.st_mtime_ns))
-        return {"images": len(told), "files": digest(told), "transform": " ".join(repr(self.transform).split())}
+        stats = [path.stat() for path, _ in self.files]
+        told = [
+            (path.relative_to(self.folder).as_posix(), label, stat.st_size)
+            for (path, label), stat in zip(self.files, stats, strict=True)
+        ]
+        return {
+            "images": len(told),
+            "files": digest(told),
+            "times": digest([stat.st_mtime_ns for stat in stats]),
+            "transform": " ".join(repr(self.transform).split()),
+        }
 
     def _read(self, path: Path) -> Tensor | None:
         try:
