@@ -10,9 +10,10 @@ from conftest import make_vit
 from test_families import by_wnid, cue_conflict, folder_source, listed
 
 from nslib.attacks.surrogate import surrogate_cnn
-from nslib.config import SuiteConfig
+from nslib.config import DataConfig, SuiteConfig
 from nslib.data.corruptions import CORRUPTIONS, SEVERITIES
 from nslib.data.folders import wnids
+from nslib.data.source import open_source
 from nslib.evaluate import suite as suite_module
 from nslib.evaluate.bench import Bench
 from nslib.evaluate.columns import hits_of
@@ -139,6 +140,17 @@ def test_the_published_c_is_told_from_one_made_here(root, vit):
     found = evaluate_model(vit, source, suite, progress=False)
     assert (found.sources, found.published_c) == ({"c": "ImageNet-C as published"}, True)
     assert found.table()[["measure", "source"]].to_numpy().tolist() == [["mCE", "ImageNet-C as published"]]
+
+
+def test_stylized_images_are_told_to_be_of_val_where_they_are(root, vit):
+    by_wnid(root / "stylized", range(5))
+    by_wnid(root / "sketch", range(5))
+    suite = replace(SUITE, columns=("clean", "stylized", "sketch"))
+    found = evaluate_model(vit, folder_source(root, vit), suite, progress=False)
+    assert found.sources == {"stylized": "Stylized-ImageNet as published"}
+    small = make_vit(num_classes=10, img_size=48)
+    drawn = evaluate_model(small, open_source(DataConfig(), small), replace(suite, images=2), progress=False)
+    assert ("stylized" in drawn.hits, drawn.sources) == (True, {})
 
 
 def test_a_published_c_needs_no_library(root, vit, monkeypatch):

@@ -21,6 +21,7 @@ from nslib.store import cached, digest, model_digest
 
 TRANSFER_VERSION = 1  # part of every stored set: raise it when the same settings give other images
 MADE_HERE = {"c": "ImageNet-C", "damagenet": "DAmageNet"}  # where the data set has not what is published by this name
+FROM_VAL = MADE_HERE | {"stylized": "Stylized-ImageNet"}  # published sets that were made from images of val
 PUBLISHED = "as published"  # so end the words of `Bench.origin` where it has
 _PUBLISHED_C = [f"c/{name}/{severity}" for name in CORRUPTIONS for severity in SEVERITIES]
 
@@ -88,7 +89,10 @@ class Bench:
         return self._published[split]
 
     def origin(self, split: str) -> str:
-        """Where the images of c or damagenet come from, in words."""
+        """Where images that may have been made from those of val come from, in words; empty for all others."""
+        if split not in MADE_HERE:
+            read = split in FROM_VAL and self.identity(split).get("kind") == "folder"
+            return f"{FROM_VAL[split]} {PUBLISHED}" if read else ""
         if self.published(split):
             return f"{MADE_HERE[split]} {PUBLISHED}"
         if split == "c":

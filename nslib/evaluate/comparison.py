@@ -81,11 +81,13 @@ def mean_difference(ours: Evaluation, theirs: Evaluation, columns: Sequence[str]
     """Mean over columns of the paired difference of top-1, in percentage points; of c that over all corruptions.
 
     Columns made from the same images (clean, attacked, transferred, corrupted) are averaged image by image first, one
-    that shows only the first n_c of them with weight n / n_c there and 0 on the others, which never narrows it; what is
-    left shows different images, so that its errors add up as independent ones, in a normal interval. n counts every
-    image once. Several seeds are paired as in `paired_difference`, in an interval by `spread_of_seeds`. The images of a
-    column on which few or none differ do not make it certain: as in `difference_estimate`, each column has one won and
-    one lost image more in the interval, which adds 2 / n_c^2 to the squared error of its mean.
+    that shows only the first n_c of them with weight n / n_c there and 0 on the others, which never narrows it. Sets
+    published as made from val (ImageNet-C, DAmageNet, Stylized-ImageNet) show its images in an order of their own:
+    which they share is not known, and their errors add up as if they were all the same. What is left shows different
+    images, so that its errors add up as independent ones, in a normal interval. n counts every image once. Several
+    seeds are paired as in `paired_difference`, in an interval by `spread_of_seeds`. The images of a column on which few
+    or none differ do not make it certain: as in `difference_estimate`, each column has one won and one lost image more
+    in the interval, which adds 2 / n_c^2 to the squared error of its mean.
 
     Raises:
         ValueError: no columns, one that is not in both, or one of decisions by cue; c is published in one and made here
@@ -99,22 +101,30 @@ def mean_difference(ours: Evaluation, theirs: Evaluation, columns: Sequence[str]
         raise ValueError(f"a mean difference is of top-1, {', '.join(cues)} has decisions by cue: leave it out")
     _check_kinds(ours, theirs)
     ours, theirs = seed_by_seed(ours, theirs)
-    groups: dict[str, list[np.ndarray]] = {}
+    of_val: dict[str, list[np.ndarray]] = {}
+    others: dict[str, list[np.ndarray]] = {}
     unseen = 0.0
     for column in columns:
         difference = 100 * image_differences(ours.hits[column], theirs.hits[column])
         published = ours.published_c if column == "c" else ours.sources.get(column, "").endswith(PUBLISHED)
-        images = "val" if column in _OF_VAL and not published else column
-        groups.setdefault(images, []).append(difference)
+        groups = of_val if published or column in _OF_VAL else others
+        groups.setdefault("val" if column in _OF_VAL and not published else column, []).append(difference)
         unseen += 2 * (100 / difference.shape[-1]) ** 2
-    sums = [_image_sums(differences) for differences in groups.values()]
+    sums = [_image_sums(differences) for differences in (*of_val.values(), *others.values())]
     value = float(sum(s.mean() for s in sums)) / len(columns)
     n = sum(s.shape[-1] for s in sums)
     if sums[0].ndim == 2:
-        seen = spread_of_seeds(*(s / len(columns) for s in sums)).sources
-        return Spread((*seen, (unseen**0.5 / len(columns), n))).estimate(value, n=n, seeds=len(sums[0]))
-    half = 1.96 * float(np.sqrt(sum(s.var(ddof=1) / len(s) for s in sums) + unseen)) / len(columns)
+        errors = _added_up(spread_of_seeds(*(s / len(columns) for s in sums)).sources, len(of_val))
+        return Spread((*errors, (unseen**0.5 / len(columns), n))).estimate(value, n=n, seeds=len(sums[0]))
+    errors = _added_up([(s.std(ddof=1) / len(s) ** 0.5, len(s) - 1) for s in sums], len(of_val))
+    half = 1.96 * float(np.sqrt(sum(error**2 for error, _ in errors) + unseen)) / len(columns)
     return Estimate(value, value - half, value + half, n)
+
+
+def _added_up(sources: Sequence[tuple[float, int]], same: int) -> list[tuple[float, int]]:
+    """Standard errors with degrees of freedom, the first of which may be of the same images: their sum bounds them."""
+    first, others = sources[:same], sources[same:]
+    return [*([(sum(e for e, _ in first), min(f for _, f in first))] if first else []), *others]
 
 
 def seed_by_seed(ours: Evaluation, theirs: Evaluation) -> tuple[Evaluation, Evaluation]:

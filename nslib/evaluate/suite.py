@@ -17,7 +17,7 @@ from nslib.config import SuiteConfig
 from nslib.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from nslib.data.corruptions import VERSION as CORRUPTIONS_VERSION
 from nslib.data.source import Source
-from nslib.evaluate.bench import MADE_HERE, TRANSFER_VERSION, Bench
+from nslib.evaluate.bench import TRANSFER_VERSION, Bench
 from nslib.evaluate.columns import BESIDE, COLUMNS, Part, hits_of, missing_of, parts_of
 from nslib.evaluate.metrics import BY_CUE, corruption_error, mce, per_image
 from nslib.intervals import Estimate, mean_estimate, share_estimate
@@ -38,7 +38,7 @@ class Evaluation:
             the answer follows; else one, without a name) (n,) bool, or (S, n) of S seeds.
         missing: columns that could not be shown, and why.
         published_c: column c is ImageNet-C as published, so that mCE is defined.
-        sources: of columns that may be published or made here, which of the two was shown.
+        sources: of columns whose images may have been made from those of val, by whom: published, or made here.
         fixed: the model is given and has no luck of a seed, as the one before finetuning.
     """
 
@@ -158,7 +158,7 @@ def evaluate_model(
         for variant, values in found[number].items():
             hits.setdefault(part.column, {}).setdefault(variant, []).append(values)
     joined = {c: {v: np.concatenate(values) for v, values in variants.items()} for c, variants in hits.items()}
-    sources = {c: bench.origin(c) for c in joined if c in MADE_HERE}
+    sources = {c: where for c in joined if (where := bench.origin(c))}
     return Evaluation(model.name, joined, missing, "c" in joined and bench.published("c"), sources)
 
 
