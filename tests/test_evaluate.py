@@ -84,6 +84,21 @@ class Masked:
         return {"split": split}
 
 
+def test_more_corrupted_images_than_are_kept_are_not_all_made_anew(vit, source, monkeypatch):
+    cache, made = bench_module._corrupted.cache, []
+    cache.clear()
+    monkeypatch.setattr(bench_module, "corrupt", lambda *a, **k: (made.append(1), corrupt(*a, **k))[1])
+    bench = Bench(vit, source, SUITE)
+    bench.corrupted("fog", 1, 0, 1)
+    monkeypatch.setattr(cache, "_Cache__maxsize", 10 * cache.currsize)
+    for _ in range(2):  # two models, one after the other
+        for start in range(12):
+            bench.corrupted("fog", 1, start, start + 1)
+    assert 12 < len(made) < 22
+    assert cache.currsize <= cache.maxsize
+    cache.clear()
+
+
 def test_every_column_on_shapes(vit, source, surrogate):
     found = evaluate_model(vit, source, replace(SUITE, columns=tuple(ON_SHAPES)), surrogate=surrogate, progress=False)
     assert found.missing == {}
