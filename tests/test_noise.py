@@ -1,7 +1,9 @@
 """Learned noise and membership: the gap by hand, the search by its trace, the boundary by the definition."""
 
 import math
+from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 
 import pytest
 import torch
@@ -26,7 +28,7 @@ from nslib.nullspace.membership import (
 )
 from nslib.nullspace.stored import stored_noise
 from nslib.processes import Share
-from nslib.runtime import generator
+from nslib.runtime import generator, store_path
 
 CFG = NoiseConfig(limit=1.0, lr=0.05, steps=60, batch=16, eps=0.03)
 FIXED = replace(CFG, eps=None, steps=15)
@@ -258,6 +260,36 @@ def test_stored_noise_is_learned_once(vit, pool, monkeypatch):
     for other in (dict(seed=5), dict(cfg=replace(CFG, lr=0.04)), dict(pool=Pool(pool.train, pool.train))):
         with pytest.raises(AssertionError, match="learned again"):
             stored_noise(vit, **(dict(pool=pool, cfg=CFG, seed=4) | other))
+
+
+@pytest.mark.parametrize("cfg", [replace(CFG, eps=None, steps=9), replace(CFG, steps=200)])
+def test_a_search_that_was_killed_goes_on(vit, pool, monkeypatch, cfg):
+    monkeypatch.setattr(stored, "_STEPS", 2)
+    monkeypatch.setattr(stored, "_SECONDS", 0.0)
+    whole = learn(vit, pool, cfg, seed=6)
+    assert whole.steps > 7
+    seen = []
+
+    @contextmanager
+    def kill_at(last, cfg):
+        def on_step(step, trace):
+            seen.append(step)
+            if step == last:
+                raise KeyboardInterrupt
+
+        yield on_step
+
+    for last in (3, 7):
+        monkeypatch.setattr(stored, "noise_bar", partial(kill_at, last))
+        with pytest.raises(KeyboardInterrupt):
+            stored_noise(vit, pool, cfg, seed=6)
+    monkeypatch.setattr(stored, "noise_bar", partial(kill_at, None))
+    found = stored_noise(vit, pool, cfg, seed=6)
+    assert seen == [*range(4), *range(2, 8), *range(6, whole.steps + 1)]
+    assert torch.equal(found.noise, whole.noise)
+    assert (found.steps, found.trace.gap) == (whole.steps, whole.trace.gap)
+    assert [tuple(test) for test in found.trace.tests] == whole.trace.tests
+    assert not list(store_path().glob("noise/*.search.pt"))
 
 
 # When it cannot work

@@ -40,7 +40,8 @@ def noise(
     out: str = "noise.safetensors",
     noise: NoiseConfig = NoiseConfig(),
 ) -> int:
-    """Learn a noise that a model does not notice, and save it with its record.
+    """Learn a noise that a model does not notice, and save it with its record; a second call goes on where a killed one
+    was.
 
     Args:
         model: shapes_vit or a timm tag.
@@ -57,20 +58,16 @@ def noise(
 
     from nslib.data.source import open_source
     from nslib.models import load_model
-    from nslib.nullspace.encoder import learn_noise
     from nslib.nullspace.membership import make_pool
-    from nslib.progress import noise_bar
-    from nslib.runtime import atomic_path, generator, pick_device, run_record, to_json, write_text
+    from nslib.nullspace.stored import stored_noise
+    from nslib.runtime import atomic_path, pick_device, run_record, to_json, write_text
 
     check_out(out, ".safetensors", beside=".json")
     _check_no_weights(Path(out))
     vit = load_model(model, weights or None, device=pick_device(device))
     data = DataConfig(kind="folder" if imagenet else "shapes", root=imagenet, seed=seed)
     images, _ = open_source(data, vit).take("train", pool + heldout)
-    with noise_bar(noise) as on_step:
-        learned = learn_noise(
-            vit, make_pool(vit, images, heldout=heldout), noise, generator=generator(seed), on_step=on_step
-        )
+    learned = stored_noise(vit, make_pool(vit, images, heldout=heldout), noise, seed=seed)
     facts = {k: v for k, v in asdict(learned).items() if k not in ("noise", "trace")}
     with atomic_path(Path(out)) as partial:
         save_file({"noise": learned.noise.cpu().contiguous()}, partial)
