@@ -24,7 +24,7 @@ from nslib.finetune.objectives import with_recipe
 from nslib.finetune.precision import resolved
 from nslib.finetune.rounds import Finetuned, finetune_model
 from nslib.finetune.state import Round, being_made, identity_of, rounds_of
-from nslib.kept import jobs_path, kept, packed, read_kept, rounded, taken, unpacked
+from nslib.kept import being_kept, jobs_path, kept, packed, read_kept, rounded, taken, unpacked
 from nslib.nullspace.encoder import VERSION as NOISE_VERSION
 from nslib.nullspace.membership import clean_pass
 from nslib.progress import finetune_bar
@@ -76,13 +76,18 @@ def finetuned(bench: Bench, settings: Settings, objective: str, *, seed: int = 0
         )  # fmt: skip
 
 
-def in_turn(bench: Bench, settings: Settings, objectives: Sequence[str]) -> Iterator[str]:
-    """Each objective once, those last whose model another process is making then: two that want the same share them."""
-    left = list(objectives)
+def in_turn(bench: Bench, settings: Settings, wanted: Sequence[tuple[str, int]]) -> Iterator[tuple[str, int]]:
+    """Each (objective, seed) once, those last that another process is at: two that want the same ones share them."""
+
+    def under_way(objective: str, seed: int) -> bool:
+        cfg = config_of(settings, objective, seed)
+        return being_made(_target(bench, settings, cfg)) or being_kept(_file(bench, settings, cfg))
+
+    left = list(wanted)
     while left:
-        name = next((o for o in left if not being_made(_target(bench, settings, config_of(settings, o)))), left[0])
-        left.remove(name)
-        yield name
+        one = next((w for w in left if not under_way(*w)), left[0])
+        left.remove(one)
+        yield one
 
 
 def _target(bench: Bench, settings: Settings, cfg: FinetuneConfig) -> Path:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -100,6 +100,16 @@ def _read(folder: Path) -> dict[str, Any]:
         raise OSError(
             f"stored result {folder} cannot be read ({error}): remove that folder to compute it again"
         ) from error
+
+
+def held(lock: FileLock) -> bool:
+    """Whether somebody holds a lock now."""
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
 
 
 def save_state(path: Path, settings: Any, state: dict[str, Any]) -> None:

@@ -54,12 +54,14 @@ def pool_rows(each: Sequence[Row], name: str) -> Row:
 
 def seed_rows(bench: Bench, settings: Settings, objective: str, *, seeds: int = 0, **changes) -> list[Row]:
     """As `row`, each seed on its own."""
-    eps, found = config_of(settings, objective, **changes).noise.eps, []
-    for job in seed_jobs(bench, settings, objective, seeds, **changes):
-        noisy = [r.noises for r in job.history if r.noises]
-        outside = sum(any(eps is not None and noise.gap_heldout >= eps for noise in noises) for noises in noisy)
-        found.append(Row(**vars(job.evaluation), noise_rounds=len(noisy), missed_eps=outside))
-    return found
+    eps = config_of(settings, objective, **changes).noise.eps
+    return [_row_of(job, eps) for job in seed_jobs(bench, settings, objective, seeds, **changes)]
+
+
+def _row_of(job: Job, eps: float | None) -> Row:
+    noisy = [r.noises for r in job.history if r.noises]
+    outside = sum(any(eps is not None and noise.gap_heldout >= eps for noise in noises) for noises in noisy)
+    return Row(**vars(job.evaluation), noise_rounds=len(noisy), missed_eps=outside)
 
 
 def seed_rounds(bench: Bench, settings: Settings, objective: str) -> pd.DataFrame:
@@ -100,17 +102,23 @@ def slopes(rounds: pd.DataFrame, of: Sequence[tuple[str, str]]) -> pd.DataFrame:
 
 def seed_jobs(bench: Bench, settings: Settings, objective: str, seeds: int = 0, **changes) -> list[Job]:
     """The runs of each seed; arguments as of `row`."""
+    seeds = seeds or _seeds_of(settings, objective, **changes)
+    return [run(bench, settings, objective, seed=seed, **changes) for seed in range(seeds)]
+
+
+def _seeds_of(settings: Settings, objective: str, **changes) -> int:
     study = settings.finetuning
     repeated = objective in study.seeded and config_of(settings, objective, **changes) == config_of(settings, objective)
-    seeds = seeds or (study.seeds if repeated else 1)
-    return [run(bench, settings, objective, seed=seed, **changes) for seed in range(seeds)]
+    return study.seeds if repeated else 1
 
 
 def rows(bench: Bench, settings: Settings, objectives: Sequence[str]) -> dict[str, Evaluation]:
     """Rows of several objectives by name, the base model's first; those that the study leaves out are not there."""
-    chosen = [o for o in objectives if o in settings.finetuning.objectives]
-    found = {name: row(bench, settings, name) for name in (BASE, *in_turn(bench, settings, chosen))}
-    return {name: found[name] for name in (BASE, *chosen)}
+    seeds = {o: _seeds_of(settings, o) for o in objectives if o in settings.finetuning.objectives}
+    wanted = [(o, seed) for o, count in seeds.items() for seed in range(count)]
+    jobs = {(o, seed): run(bench, settings, o, seed=seed) for o, seed in in_turn(bench, settings, wanted)}
+    each = {o: [_row_of(jobs[o, s], config_of(settings, o).noise.eps) for s in range(n)] for o, n in seeds.items()}
+    return {BASE: row(bench, settings, BASE)} | {o: pool_rows(found, o) for o, found in each.items()}
 
 
 def other_models(settings: Settings) -> dict[str, Evaluation]:

@@ -17,6 +17,7 @@ from nslib.evaluate.bench import Bench
 from nslib.evaluate.comparison import mean_difference, pool_seeds
 from nslib.evaluate.suite import Evaluation
 from nslib.finetune.state import only_maker
+from nslib.kept import kept
 from nslib.processes import ALONE
 from nslib.settings import Settings
 from nslib.staged import renormalised
@@ -86,16 +87,38 @@ def test_rows_begin_with_the_base_and_leave_out_what_the_study_does(bench, train
     assert table.seeds.tolist() == [1, 1]
 
 
+WANTED = [("plain", 0), ("plain", 1), ("random", 0)]
+
+
 def test_models_that_another_process_is_making_come_last(bench):
     with only_maker(jobs._target(bench, TINY, jobs.config_of(TINY, "plain")), ALONE):
-        turns = jobs.in_turn(bench, TINY, ("plain", "nullspace", "random"))
-        assert [next(turns), next(turns)] == ["nullspace", "random"]
-    assert list(turns) == ["plain"]
+        turns = jobs.in_turn(bench, TINY, WANTED)
+        assert [next(turns), next(turns)] == WANTED[1:]
+    assert list(turns) == WANTED[:1]
 
 
-def test_rows_stand_as_asked_in_whatever_order_they_are_made(bench, monkeypatch):
-    monkeypatch.setattr(trials, "in_turn", lambda bench, settings, objectives: reversed(objectives))
-    assert list(trials.rows(bench, TINY, ("plain", "random"))) == ["base", "plain", "random"]
+def test_models_that_another_process_is_measuring_come_last(bench, tmp_path, monkeypatch):
+    monkeypatch.setenv("NSLIB_FIGURES", str(tmp_path))
+    settings = replace(TINY, finetuning=replace(TINY.finetuning, keep=True))
+    order = []
+
+    def compute():  # as the other process does, under the lock of what it keeps
+        order.extend(jobs.in_turn(bench, settings, WANTED))
+        return {}
+
+    kept(jobs._file(bench, settings, jobs.config_of(settings, "plain")), {}, compute)
+    assert order == [*WANTED[1:], WANTED[0]]
+
+
+def test_rows_stand_as_asked_in_whatever_order_they_are_made(bench, trainings, monkeypatch):
+    monkeypatch.setattr(trials, "in_turn", lambda bench, settings, wanted: reversed(wanted))
+    settings = replace(TINY, finetuning=replace(TINY.finetuning, seeds=2, seeded=("plain",)))
+    found = trials.rows(bench, settings, ("plain", "random"))
+    assert trainings == [("random", 0), ("plain", 1), ("plain", 0)]
+    assert [(name, row.seeds) for name, row in found.items()] == [("base", 1), ("plain", 2), ("random", 1)]
+    each = trials.seed_rows(bench, settings, "plain")
+    assert found["plain"].hits["clean"][""].tolist() == [e.hits["clean"][""].tolist() for e in each]
+    assert len(trainings) == 3
 
 
 def test_seeds_are_pooled_image_by_image(bench, trainings):

@@ -20,7 +20,7 @@ from nslib.models import save_weights
 from nslib.processes import Share
 from nslib.runtime import in_store, to_json
 from nslib.staged import StagedViT
-from nslib.store import check_same, digest, load_state, save_state, sweep
+from nslib.store import check_same, digest, held, load_state, save_state, sweep
 
 
 @dataclass
@@ -64,13 +64,7 @@ def _lock_of(target: Path) -> FileLock:
 
 def being_made(target: Path) -> bool:
     """Whether a run is making this target now."""
-    lock = _lock_of(target)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        return True
-    lock.release()
-    return False
+    return held(_lock_of(target))
 
 
 @contextmanager
