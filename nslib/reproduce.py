@@ -70,6 +70,7 @@ def reproduce(
     `<name>.partial.ipynb` to look at and does not stop the others.
 
     Args:
+        force: forget which notebooks are done; a call that goes on from this one leaves it out.
         minutes: after which the kernel is stopped; notebooks that are not done are `left`. The store keeps what was
             computed, down to the last saved step of a training, so that the same call goes on from there.
         jobs: notebooks at a time, with a like part of torch's threads each; 0: a thread each, at most four, and one
@@ -91,8 +92,15 @@ def reproduce(
     first = [notebook for notebook in notebooks if notebook not in last]
     for notebook in notebooks:
         _check_parameters(notebook, parameters)
-    run = bound(_run, parameters=parameters, folder=runs_path(settings.run_name), inputs=_inputs_digest(settings),
-                force=force, deadline=deadline)  # fmt: skip
+        if force:
+            _marker(runs_path(settings.run_name), notebook).unlink(missing_ok=True)
+    run = bound(
+        _run,
+        parameters=parameters,
+        folder=runs_path(settings.run_name),
+        inputs=_inputs_digest(settings),
+        deadline=deadline,
+    )
     jobs = min(jobs or _default_jobs(settings), len(first))
     found = _at_once(run, longest_first(first) if jobs > 1 else first, jobs, total=len(notebooks))
     found |= _at_once(run, last, 1, total=len(notebooks), before=len(first))
@@ -141,15 +149,18 @@ def _check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
         )
 
 
-def _run(
-    notebook: Path, *, parameters: dict[str, Any], folder: Path, inputs: str, force: bool, deadline: float
-) -> Outcome:
+def _marker(folder: Path, notebook: Path) -> Path:
+    """What tells that a notebook was run to its end, and from what."""
+    return folder / f"{notebook.stem}.done.json"
+
+
+def _run(notebook: Path, *, parameters: dict[str, Any], folder: Path, inputs: str, deadline: float) -> Outcome:
     final = folder / notebook.name
-    marker = final.with_suffix(".done.json")
+    marker = _marker(folder, notebook)
     partial = final.with_suffix(".partial.ipynb")
     record = figures_path(parameters["run_name"]) / "records" / f"{notebook.stem}.json"
     key = _key(notebook, parameters, inputs)
-    if not force and final.is_file() and _marked(marker) == key and (told := _told(record)):
+    if final.is_file() and _marked(marker) == key and (told := _told(record)):
         return Outcome(notebook.stem, SKIPPED, 0.0, *told)
     if time.monotonic() >= deadline:
         return Outcome(notebook.stem, LEFT, 0.0)

@@ -99,6 +99,15 @@ def test_second_run_skips_what_is_done(place, capsys):
     assert len(place.log()) == 3
 
 
+def test_a_forced_run_that_was_stopped_is_gone_on_with(place):
+    place.add("01_first")
+    place.add("02_second")
+    reproduce([], "smoke")
+    assert statuses(reproduce([], "smoke", force=True, minutes=1e-9)) == [LEFT, LEFT]
+    assert statuses(reproduce(["01"], "smoke")) == [DONE]
+    assert statuses(reproduce([], "smoke")) == [SKIPPED, DONE]
+
+
 def test_rounds_that_missed_eps_are_told_at_the_end(place, capsys):
     place.add("01_fine")
     facts = '{"facts": {"missed_eps": {"nullspace": 2, "random": 0}}, "verdicts"'

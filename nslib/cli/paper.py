@@ -38,7 +38,7 @@ def reproduce(
         weights: pretrained, random, a safetensors file, or a folder of <model>.safetensors; default: $NSLIB_WEIGHTS.
         device: auto, cpu, cuda or mps.
         set: override a setting of the profile, such as --set images=500 synthesis.noise.steps=100.
-        force: run also what is done and unchanged.
+        force: run also what is done and unchanged; leave it out to go on from a call with minutes.
         minutes: stop after so many; the same command goes on from there.
         jobs: notebooks at a time; default: one a core, at most 4, and one on a GPU.
         dry_run: only tell images, noise steps, hours and memory of the whole profile, by a few steps and batches.
