@@ -47,24 +47,26 @@ class Recorded:
         self.inputs = [given.clone() for given in inputs]
         counters = list(_counters)
         before = [counter.passes for counter in counters]
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):  # libraries take their memory in the first calls, which cannot be recorded
-            for _ in range(2):
-                warm = [counter.passes for counter in counters]
-                compute(*self.inputs)
-        torch.cuda.current_stream().wait_stream(aside)
-        self.counts = [(counter, counter.passes - w) for counter, w in zip(counters, warm, strict=True)]
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.outputs = compute(*self.inputs)
+        with torch.cuda.device(self.inputs[0].device):  # streams and graphs are those of the current GPU
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):  # libraries take their memory in the first calls, which cannot be recorded
+                for _ in range(2):
+                    warm = [counter.passes for counter in counters]
+                    compute(*self.inputs)
+            torch.cuda.current_stream().wait_stream(aside)
+            self.counts = [(counter, counter.passes - w) for counter, w in zip(counters, warm, strict=True)]
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.outputs = compute(*self.inputs)
         for counter, passes in zip(counters, before, strict=True):
             counter.passes = passes  # to record is no pass of the search
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         for own, given in zip(self.inputs, inputs, strict=True):
             own.copy_(given)
-        self.graph.replay()
+        with torch.cuda.device(self.inputs[0].device):
+            self.graph.replay()
         for counter, passes in self.counts:
             counter.passes += passes
         return self.outputs

@@ -20,7 +20,7 @@ from nslib.evaluate.columns import hits_of
 from nslib.evaluate.comparison import differences, mean_difference, pool_seeds
 from nslib.evaluate.cue import cue_conflict_table
 from nslib.evaluate.examples import column_examples
-from nslib.evaluate.suite import evaluate_model
+from nslib.evaluate.suite import dry_run, evaluate_model
 from nslib.processes import Share
 
 SUITE = SuiteConfig(columns=("clean", "cue_conflict"), images=100, batch=2)
@@ -195,3 +195,13 @@ def test_a_damagenet_that_was_set_must_be_whole(root, vit):
     made = evaluate_model(vit, folder_source(root, vit), suite, surrogate=surrogate, progress=False)
     assert made.sources == {"damagenet": "made here on the surrogate"}
     assert np.isfinite(made.table().value).all()
+
+
+def test_a_damagenet_that_is_there_takes_no_attack(root, vit):
+    torch.manual_seed(0)
+    surrogate = surrogate_cnn(1000, 32).eval()
+    suite = replace(SUITE, columns=("damagenet",), images=2)
+    passes = dry_run(Bench(vit, folder_source(root, vit), suite, surrogate))["forward passes"]
+    listed(root / "damagenet", [1, 2])
+    given = dry_run(Bench(vit, folder_source(root, vit), suite, surrogate))["forward passes"]
+    assert (passes.item(), given.item()) == (62, 2)

@@ -163,6 +163,19 @@ def test_rollout_of_two_blocks_by_hand():
     assert not torch.allclose((first @ second)[0, 1:].reshape(2, 2), expected)
 
 
+def test_rollout_lies_on_its_patches_where_these_do_not_cover_the_image():
+    model = make_vit(depth=1, img_size=40)
+    images = random_images(model, 1)
+    rolled = saliency.saliency_map(model, images, LABELS[:1], "attention rollout")
+    with attention_maps(model, range(1)) as maps, torch.no_grad():
+        model(images)
+    assert torch.allclose(rolled[0, :32:16, :32:16], maps[0].mean(1)[0, 0, 1:].reshape(2, 2) / 2)
+    assert torch.equal(rolled[0, :32, :32], rolled[0, :32:16, :32:16].repeat_interleave(16, 0).repeat_interleave(16, 1))
+    assert rolled.shape == (1, 40, 40)
+    assert not rolled[0, 32:].any()
+    assert not rolled[0, :, 32:].any()
+
+
 def test_grad_cam_is_per_patch_and_leaves_no_gradients(model, images):
     pytest.importorskip("pytorch_grad_cam")
     model = model.float()
