@@ -603,7 +603,7 @@ def test_settings_out_of_range_are_refused(vit, images, labels):
 
 def test_autoattack_needs_four_classes():
     model = make_vit(num_classes=3)
-    with pytest.raises(ValueError, match="compares four logits, got a model of 3 classes"):
+    with pytest.raises(ValueError, match="AutoAttack needs 4 classes, got a model of 3"):
         auto_attack(model, random_images(model, 2), torch.tensor([0, 1]), eps=EPS)
 
 

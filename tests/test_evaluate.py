@@ -385,7 +385,7 @@ def test_a_table_says_what_was_made_here(vit, source, surrogate):
 @pytest.mark.parametrize(
     ("column", "architecture", "why"),
     [
-        ("autoattack", {"num_classes": 3}, "AutoAttack needs four classes: vit_tiny_patch16_224 has 3"),
+        ("autoattack", {"num_classes": 3}, "AutoAttack needs 4 classes: vit_tiny_patch16_224 has 3"),
         (
             "patchfool",
             {"block_fn": ParallelScalingBlock},

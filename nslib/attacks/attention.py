@@ -39,6 +39,11 @@ def attention_maps(model: StagedViT, blocks: Sequence[int]) -> Iterator[dict[int
             layer.fused_attn = fused[i]
 
 
+def has_maps(model: StagedViT) -> bool:
+    """Whether the attention maps of all blocks can be read: they need timm's standard Attention."""
+    return all(isinstance(getattr(block, "attn", None), Attention) for block in model.vit.blocks)
+
+
 def _attention(model: StagedViT, block: int) -> Attention:
     depth = len(model.vit.blocks)
     if not 0 <= block < depth:

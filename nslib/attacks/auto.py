@@ -14,6 +14,7 @@ from nslib.attacks.budget import check_budget, tight
 from nslib.attacks.target import under_attack
 from nslib.runtime import optional
 
+FEWEST = 4  # classes of a model: the targeted loss compares as many logits
 _TARGETS = 9  # classes that APGD and FAB aim at in the standard version
 
 
@@ -37,8 +38,8 @@ def auto_attack(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float,
     check_budget(eps)
     library = optional("pyautoattack", "attacks")
     with under_attack(model, images, labels) as (target, images, labels, num_classes):
-        if num_classes < 4:
-            raise ValueError(f"AutoAttack's targeted loss compares four logits, got a model of {num_classes} classes")
+        if num_classes < FEWEST:
+            raise ValueError(f"AutoAttack needs {FEWEST} classes, got a model of {num_classes}")
         if eps == 0:
             return images
         with _quiet(), torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):

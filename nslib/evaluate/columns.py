@@ -9,16 +9,16 @@ from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
-from timm.layers import Attention
 from torch import Tensor
 
+from nslib.attacks.attention import has_maps
 from nslib.attacks.authors import attack_normalised
-from nslib.attacks.auto import auto_attack
+from nslib.attacks.auto import FEWEST, auto_attack
 from nslib.attacks.carlini import carlini_wagner
 from nslib.attacks.gradient import fgsm, pgd
 from nslib.attacks.patchfool import patch_fool
 from nslib.config import SuiteConfig
-from nslib.data.corruptions import CORRUPTIONS, SEVERITIES
+from nslib.data.corruptions import CORRUPTIONS, SEVERITIES, SMALLEST
 from nslib.data.hashing import key
 from nslib.evaluate.bench import Bench
 from nslib.evaluate.metrics import BY_CUE
@@ -136,17 +136,17 @@ def _patch_fool(bench: Bench, images: Tensor, labels: Tensor, part: Part) -> Ten
 
 
 def _without_maps(model: StagedViT) -> str:
-    standard = all(isinstance(getattr(block, "attn", None), Attention) for block in model.vit.blocks)
-    return "" if standard else f"Patch-Fool needs timm's standard Attention, which {model.name} has not"
+    return "" if has_maps(model) else f"Patch-Fool needs timm's standard Attention, which {model.name} has not"
 
 
 def _of_few_classes(model: StagedViT) -> str:
-    return "" if model.num_classes >= 4 else f"AutoAttack needs four classes: {model.name} has {model.num_classes}"
+    enough = model.num_classes >= FEWEST
+    return "" if enough else f"AutoAttack needs {FEWEST} classes: {model.name} has {model.num_classes}"
 
 
 def _too_small(model: StagedViT) -> str:
     side = min(model.image_shape[1:])
-    return "" if side >= 32 else f"corruptions need images of at least 32 px: {model.name} takes {side}"
+    return "" if side >= SMALLEST else f"corruptions need images of at least {SMALLEST} px: {model.name} takes {side}"
 
 
 def _damagenet(bench: Bench, part: Part) -> Iterator[View]:
