@@ -80,7 +80,7 @@ class SurrogateConfig(PretrainConfig):
     def __post_init__(self):
         super().__post_init__()
         _require(0 <= self.fgsm_steps <= self.steps, "fgsm_steps", f"in 0..{self.steps}", self.fgsm_steps)
-        _require(0 <= self.fgsm_eps <= 1, "fgsm_eps", "in [0, 1], 8-bit levels divided by 255", self.fgsm_eps)
+        _require(0 <= self.fgsm_eps <= 0.8, "fgsm_eps", "in [0, .8], for it takes steps of 1.25 eps", self.fgsm_eps)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from nslib.data.shapes import VERSION as SHAPES_VERSION
 from nslib.data.source import Source, open_source
 from nslib.evaluate.bench import Bench
 from nslib.finetune.checkpoints import load_checkpoint
-from nslib.models import is_pickle, load_model
+from nslib.models import build_model, is_pickle, load_model
 from nslib.nullspace.membership import CleanPass, Pool, clean_pass, make_pool
 from nslib.pretrain import pretrain
 from nslib.runtime import data_path, in_store, pick_device
@@ -111,6 +111,8 @@ def open_surrogate(settings: Settings, model: StagedViT) -> nn.Module | None:
         return None  # images made on the model itself would not be transferred, nor those of the CNN be photographs
     try:
         if name != SURROGATE_CNN:
+            if weights == "pretrained" and _classes_of(name) != model.num_classes:
+                return None  # before anything is fetched
             surrogate = load_model(name, weights, device=model.device)
             if surrogate.image_shape != model.image_shape:
                 raise FileNotFoundError(f"surrogate {name} takes images {surrogate.image_shape}, {model.name} "
@@ -128,6 +130,11 @@ def open_surrogate(settings: Settings, model: StagedViT) -> nn.Module | None:
     except (FileNotFoundError, ConnectionError) as error:
         warnings.warn(f"no transferred images: {error}", stacklevel=2)
         return None
+
+
+def _classes_of(name: str) -> int:
+    with torch.device("meta"):
+        return build_model(name).num_classes
 
 
 def open_experiment(settings: Settings, name: str | None = None) -> Experiment:

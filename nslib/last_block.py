@@ -19,13 +19,18 @@ def prefix_after(block: Block, tokens: Tensor, prefix: int) -> Tensor:
     return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
 
 
+def hooked(*parts: nn.Module) -> bool:
+    """Whether somebody has hung a forward hook on one of these, for which it has to be called itself."""
+    return any(part._forward_hooks or part._forward_pre_hooks for part in parts)
+
+
 def _plain(layer: nn.Module) -> bool:
     """Whether it is timm's own attention with one linear layer for all three and no gate.
 
     Without fused attention somebody looks at the weights, which then have to be those of all tokens.
     """
     own = type(layer) is Attention and type(layer.qkv) is nn.Linear and getattr(layer, "gate", None) is None
-    return own and layer.fused_attn
+    return own and layer.fused_attn and not hooked(layer, layer.qkv)
 
 
 def _attention_of_all(layer: nn.Module, tokens: Tensor, prefix: int) -> Tensor:

@@ -247,6 +247,7 @@ def reset_head(model: StagedViT, num_classes: int, *, seed: int = 0) -> None:
     with torch.random.fork_rng(devices=[]):  # drawn on the CPU, the same for every device
         torch.manual_seed(seed)
         model.cpu().vit.reset_classifier(num_classes)
+    model.built = repr(model.vit)
     model.to(device)
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from nslib.attacks.gradient import pgd
-from nslib.attacks.surrogate import load_surrogate, surrogate_cnn
+from nslib.attacks.surrogate import SurrogateCNN, load_surrogate
 from nslib.config import PretrainConfig, SurrogateConfig
 from nslib.data.rendered import Rendered
 from nslib.data.shapes import CLASSES, SPLITS, VERSION, Batch, render
@@ -70,10 +70,14 @@ def _minutes_spent(cfg: PretrainConfig, target: Path) -> float | None:
     On how many images they were measured does not matter.
 
     Raises:
-        ValueError: they were trained with other settings, or the record is none of a training.
+        ValueError: they were trained with other settings or by something else, or the record is none of a training.
     """
     record, remedy = target.with_suffix(".json"), "remove it or take another target"
-    if not (target.is_file() and record.is_file()):
+    if not target.is_file():
+        return None
+    if not record.is_file():
+        if not _state_file(target).is_file():
+            raise ValueError(f"{target} has no record beside it, so that it was not trained here: {remedy}")
         return None
     try:
         found = json.loads(record.read_text(encoding="utf-8"))
@@ -91,7 +95,7 @@ def _train(cfg: PretrainConfig, target: Path, device: str | torch.device, progre
     sweep(target, state_file)
     torch.manual_seed(cfg.seed)
     if isinstance(cfg, SurrogateConfig):
-        model = network = surrogate_cnn(len(CLASSES), cfg.size).to(device).train()
+        model = network = SurrogateCNN(len(CLASSES), cfg.size).to(device).train()
     else:
         model = build_model(cfg.model, num_classes=len(CLASSES), img_size=cfg.size).to(device).train()
         network = model.vit

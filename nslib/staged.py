@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from typing import Any
 
 import torch
 from timm.layers import PatchEmbed
@@ -13,7 +14,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nslib.last_block import prefix_after
+from nslib.last_block import hooked, prefix_after
 
 EXPECTED = "expected a timm VisionTransformer whose patch embedding is one convolution, such as vit_tiny_patch16_224"
 
@@ -48,7 +49,8 @@ class StagedViT(nn.Module):
         self.name = name
         # What no weight and no name tells: of a model by its name the arguments of timm's that say otherwise.
         heads = [m.num_heads for m in vit.modules() if hasattr(m, "num_heads")]
-        self.architecture: dict = {"heads": heads, "global_pool": vit.global_pool, "vit": repr(vit)}
+        self.built = repr(vit)
+        self.architecture: dict = {"heads": heads, "global_pool": vit.global_pool, "vit": self.built}
         self.stored_dtype: torch.dtype | None = None  # of the patch embedding in the file that weights came from
         channels = vit.patch_embed.proj.in_channels
         if not vit.patch_embed.num_patches:
@@ -114,7 +116,7 @@ class StagedViT(nn.Module):
         """
         vit = self.vit
         *blocks, last = vit.blocks[self.block :]
-        if vit.global_pool != "token" or type(last) is not Block:
+        if vit.global_pool != "token" or type(last) is not Block or hooked(last):
             return self.classify(self.encode(tokens))
         x = self._enter(tokens)
         for block in blocks:
@@ -129,6 +131,24 @@ class StagedViT(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, K)."""
         return self.logits_from_tokens(self.embed(images))
+
+    def identity(self) -> dict[str, Any]:
+        """What no tensor tells of the computation: how it was built, and what of its own was made of it since.
+
+        That is a class that inherits from this one, parts of the ViT put in place of others, and forward hooks.
+        """
+        now, kind = repr(self.vit), type(self)
+        hooks = [
+            f"{name} {getattr(hook, '__module__', '')}.{getattr(hook, '__qualname__', repr(type(hook)))}"
+            for name, part in self.named_modules()
+            for hook in (*part._forward_pre_hooks.values(), *part._forward_hooks.values())
+        ]
+        since = {
+            "vit": now if now != self.built else "",
+            "class": "" if kind.__module__.startswith("nslib.") else f"{kind.__module__}.{kind.__qualname__}",
+            "hooks": [hook for hook in hooks if " nslib." not in hook],  # those that count and look change nothing
+        }
+        return self.architecture | {name: told for name, told in since.items() if told}
 
     def check_images(self, images: Tensor) -> None:
         """Refuse what is no batch of images for this model; for the boundaries, not for inner loops.
@@ -177,6 +197,8 @@ class StagedViT(nn.Module):
 def _check_architecture(vit: nn.Module, name: str) -> None:
     if not isinstance(vit, VisionTransformer):
         raise TypeError(f"{name} is a {type(vit).__name__}: {EXPECTED}")
+    if not vit.global_pool:
+        raise TypeError(f"{name} has a head that pools no tokens: make it with global_pool='token' or 'avg'")
     stem = vit.patch_embed
     if (
         type(stem) is not PatchEmbed
@@ -195,7 +217,7 @@ def renormalised(model: StagedViT, *, mean: tuple[float, ...], std: tuple[float,
         ValueError: mean or std of another number of channels.
     """
     copy = StagedViT(deepcopy(model.vit), mean=mean, std=std, name=f"{model.name}_renormalised")
-    copy.architecture, copy.stored_dtype = model.architecture, model.stored_dtype
+    copy.architecture, copy.built, copy.stored_dtype = model.architecture, model.built, model.stored_dtype
     return copy.to(model.device).eval()
 
 

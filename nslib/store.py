@@ -48,10 +48,11 @@ def tensor_digest(*tensors: Tensor) -> str:
 def model_digest(model: nn.Module) -> str:
     """Digest of all parameters and buffers, names included; also of those, such as mean and std, that no file holds.
 
-    And of the arguments with which a `StagedViT` was built beyond its name: no tensor tells how many heads there are.
+    And of what no tensor tells, such as how many heads there are: of a module with a method `identity` what that says,
+    of any other how it prints.
     """
     state = model.state_dict() | dict(model.named_buffers())
-    given = getattr(model, "architecture", {})
+    given = model.identity() if hasattr(model, "identity") else {"module": repr(model)}
     told = [repr(sorted(given.items()))] if given else []  # else as before there were any, for records that are kept
     return digest([sorted(state), tensor_digest(*(state[k] for k in sorted(state))), *told])
 

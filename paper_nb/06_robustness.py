@@ -94,7 +94,8 @@ record.figure("strength", figure, curves)
 
 # %%
 eps, few = settings.suite.autoattack_eps, settings.suite.costly_images
-images, labels = bench.take("val", 0, few)
+first = settings.suite.first
+images, labels = bench.take("val", first, first + few)
 weaker = pgd_hits(bench.model, images, labels, eps=eps, steps=settings.suite.pgd_steps)
 sanity = sanity_table(curves, base.hits.get("autoattack", {}).get(""), weaker)
 record.table("sanity", sanity)

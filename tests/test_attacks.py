@@ -16,7 +16,7 @@ from nslib.attacks.budget import project, random_point, seal
 from nslib.attacks.carlini import carlini_wagner
 from nslib.attacks.gradient import fgsm, pgd
 from nslib.attacks.patchfool import _ascent, choose_patches, patch_fool, patch_mask
-from nslib.attacks.surrogate import surrogate_cnn
+from nslib.attacks.surrogate import SurrogateCNN
 from nslib.attacks.transfer import _smooth, transfer_set
 from nslib.data.shapes import render
 from nslib.models import load_model
@@ -231,7 +231,7 @@ def test_other_seeds_give_other_images(vit, images, labels):
 
 
 def test_any_module_can_be_attacked():
-    model = surrogate_cnn(10, 32).eval()
+    model = SurrogateCNN(10, 32).eval()
     images = torch.rand(3, 3, 32, 32, generator=generator(1))
     labels = torch.tensor([0, 1, 2])
     for attack in (fgsm, pgd_linf, pgd_l2, transfer_set):
@@ -492,7 +492,7 @@ def test_gradients_are_smoothed_by_a_gaussian():
 
 @pytest.mark.parametrize("side", [16, 48, 224])
 def test_surrogate_is_small(side):
-    model = surrogate_cnn(10, side).eval()
+    model = SurrogateCNN(10, side).eval()
     assert model(torch.rand(2, 3, side, side)).shape == (2, 10)
     assert sum(p.numel() for p in model.parameters()) < 250_000
     assert sum(t.numel() * t.element_size() for t in model.state_dict().values()) < 1_000_000
@@ -500,7 +500,7 @@ def test_surrogate_is_small(side):
 
 def test_surrogate_normalises_inside():
     torch.manual_seed(0)
-    model = surrogate_cnn(10, 32)
+    model = SurrogateCNN(10, 32)
     dark = torch.rand(64, 3, 32, 32) * 0.1
     model(dark)  # in training mode
     assert model[0](dark).std().item() == pytest.approx(1, abs=0.05)
@@ -560,7 +560,7 @@ def test_images_outside_the_range_are_refused(attack, change, vit, images, label
 def test_images_outside_the_range_are_refused_for_any_module(labels):
     images = torch.full((6, 3, 32, 32), 2.0)
     with pytest.raises(ValueError, match=r"\[0, 1\], got \[2, 2\]: put the normalisation inside the model"):
-        fgsm(surrogate_cnn(10, 32).eval(), images, labels, eps=EPS)
+        fgsm(SurrogateCNN(10, 32).eval(), images, labels, eps=EPS)
 
 
 @over_all
@@ -598,7 +598,7 @@ def test_settings_out_of_range_are_refused(vit, images, labels):
     with pytest.raises(ValueError, match="generator must be one, or one for each of 6 images, got 2"):
         quick_patch_fool(vit, images, labels, generator=[generator(0), generator(1)])
     with pytest.raises(ValueError, match="size must be at least 16 px, got 8"):
-        surrogate_cnn(10, 8)
+        SurrogateCNN(10, 8)
 
 
 def test_autoattack_needs_four_classes():

@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ROOT, make_vit
-from timm.models.vision_transformer import ParallelScalingBlock
+from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
 
 from nslib.attacks.authors import attack_normalised
 from nslib.attacks.gradient import fgsm
-from nslib.attacks.surrogate import surrogate_cnn
+from nslib.attacks.surrogate import SurrogateCNN
 from nslib.config import TABLE2, DataConfig, SuiteConfig
 from nslib.data.corruptions import CORRUPTIONS, corrupt
 from nslib.data.shapes import Batch, render
@@ -28,6 +28,7 @@ from nslib.evaluate.metrics import BY_CUE, corruption_ratio
 from nslib.evaluate.suite import dry_run, evaluate_model
 from nslib.models import load_model
 from nslib.processes import Share
+from nslib.staged import StagedViT
 
 SUITE = SuiteConfig(images=10, costly_images=4, batch=4, pgd_steps=2, cw_steps=3, patchfool_steps=2)
 CHEAP = replace(SUITE, columns=("clean", "fgsm", "v2"))
@@ -42,7 +43,7 @@ def source(vit):
 @pytest.fixture
 def surrogate():
     torch.manual_seed(0)
-    return surrogate_cnn(10, 32).eval()
+    return SurrogateCNN(10, 32).eval()
 
 
 @pytest.fixture
@@ -324,7 +325,7 @@ def test_transferred_images_are_made_once_for_all_models(vit, source, surrogate,
     evaluate_model(vit, source, replace(suite, transfer_eps=0.1), surrogate=surrogate, progress=False)
     assert len(made) == 6
     torch.manual_seed(1)
-    evaluate_model(vit, source, suite, surrogate=surrogate_cnn(10, 32).eval(), progress=False)
+    evaluate_model(vit, source, suite, surrogate=SurrogateCNN(10, 32).eval(), progress=False)
     assert len(made) == 9
 
 
@@ -403,6 +404,13 @@ def test_a_column_that_a_model_cannot_show_is_missing(column, architecture, why)
     own = open_source(DataConfig(), model)
     suite = replace(SUITE, columns=("clean", column), images=2, costly_images=2)
     assert columns_module.missing_of(column, Bench(model, own, suite)) == why
+
+
+def test_corruptions_need_three_channels(source):
+    torch.manual_seed(0)
+    grey = VisionTransformer(img_size=32, in_chans=1, embed_dim=24, depth=1, num_heads=2, num_classes=10)
+    bench = Bench(StagedViT(grey, mean=(0.5,), std=(0.5,)).eval(), source, SUITE)
+    assert columns_module.missing_of("c", bench) == "corruptions are of three channels: custom takes 1"
 
 
 @pytest.mark.parametrize(
@@ -501,7 +509,7 @@ def test_wrong_settings(setting, value, message):
 
 def test_surrogates_that_do_not_fit(vit, source, surrogate):
     with pytest.raises(ValueError, match=r"knows 7 classes, .* 10"):
-        Bench(vit, source, SUITE, surrogate_cnn(7, 32).eval())
+        Bench(vit, source, SUITE, SurrogateCNN(7, 32).eval())
     with pytest.raises(ValueError, match="training mode"):
         Bench(vit, source, SUITE, surrogate.train())
     with pytest.raises(ValueError, match=r"takes images \(3, 48, 48\)"):

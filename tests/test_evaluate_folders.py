@@ -9,7 +9,7 @@ import torch
 from conftest import make_vit
 from test_families import by_wnid, cue_conflict, folder_source, listed
 
-from nslib.attacks.surrogate import surrogate_cnn
+from nslib.attacks.surrogate import SurrogateCNN
 from nslib.config import DataConfig, SuiteConfig
 from nslib.data.corruptions import CORRUPTIONS, SEVERITIES
 from nslib.data.folders import wnids
@@ -184,7 +184,7 @@ def test_all_parts_of_c_hold_the_same_images(root, vit):
 
 def test_a_damagenet_that_was_set_must_be_whole(root, vit):
     torch.manual_seed(0)
-    surrogate = surrogate_cnn(1000, 32).eval()
+    surrogate = SurrogateCNN(1000, 32).eval()
     suite = replace(SUITE, columns=("damagenet",), images=2)
     folder = listed(root / "elsewhere", [1, 2])
     found = evaluate_model(vit, folder_source(root, vit, damagenet=folder), suite, progress=False)
@@ -199,7 +199,7 @@ def test_a_damagenet_that_was_set_must_be_whole(root, vit):
 
 def test_a_damagenet_that_is_there_takes_no_attack(root, vit):
     torch.manual_seed(0)
-    surrogate = surrogate_cnn(1000, 32).eval()
+    surrogate = SurrogateCNN(1000, 32).eval()
     suite = replace(SUITE, columns=("damagenet",), images=2)
     passes = dry_run(Bench(vit, folder_source(root, vit), suite, surrogate))["forward passes"]
     listed(root / "damagenet", [1, 2])

@@ -8,11 +8,15 @@ from conftest import FewImages, make_vit, random_images, tiny_vit
 from timm.models import VisionTransformer
 from torch.nn import functional as F
 
+from nslib.attacks.surrogate import load_surrogate
 from nslib.config import DataConfig, FinetuneConfig, NoiseConfig, SuiteConfig
 from nslib.data.shapes import Batch
 from nslib.data.source import ShapesSource, checked, open_source
 from nslib.evaluate.bench import Bench
+from nslib.evaluate.columns import missing_of
 from nslib.evaluate.suite import evaluate_model
+from nslib.finetune.cost import metered
+from nslib.finetune.cut import cut_at
 from nslib.finetune.objectives import OBJECTIVES, Objective, against_labels
 from nslib.finetune.rounds import finetune_model
 from nslib.finetune.state import identity_of
@@ -97,7 +101,7 @@ def test_only_models_of_the_same_classes_are_compared(model, source):
 def own_vit(**changes) -> StagedViT:
     """A ViT with the same weights whatever changes."""
     torch.manual_seed(0)
-    kwargs = dict(img_size=24, patch_size=12, embed_dim=24, depth=1, num_heads=2, num_classes=10)
+    kwargs = dict(img_size=24, patch_size=12, embed_dim=24, depth=2, num_heads=2, num_classes=10)
     return StagedViT(VisionTransformer(**kwargs | changes), mean=HALF, std=HALF).eval()
 
 
@@ -108,6 +112,83 @@ def test_own_architectures_of_the_same_weights_are_told_apart(change):
     assert all(torch.equal(weights[0][k], w) for k, w in weights[1].items())
     same = change == {"fc_norm": False}  # what is so anyway
     assert (model_digest(first) == model_digest(other)) == same
+
+
+class Dark(StagedViT):
+    """A defence before the model, in a class of its own."""
+
+    def forward(self, images):
+        return super().forward(images * 0.1)
+
+
+def darkened(model: StagedViT) -> StagedViT:
+    return Dark(model.vit, mean=HALF, std=HALF).eval()
+
+
+def with_relu(model: StagedViT) -> StagedViT:
+    model.vit.blocks[0].mlp.act = torch.nn.ReLU()
+    return model
+
+
+def without_its_block(model: StagedViT) -> StagedViT:
+    model.vit.blocks[-1].register_forward_hook(lambda block, given, out: given[0])
+    return model
+
+
+def without_attention(model: StagedViT) -> StagedViT:
+    model.vit.blocks[-1].attn.register_forward_hook(lambda attention, given, out: 0 * out)
+    return model
+
+
+@pytest.mark.parametrize("change", [darkened, with_relu, without_its_block, without_attention])
+@pytest.mark.parametrize("made", [own_vit, tiny_vit])
+def test_a_model_that_was_changed_is_another(made, change):
+    first, other = made(), change(made())
+    images = random_images(first, 2)
+    assert not torch.allclose(first(images), other(images))
+    assert model_digest(first) != model_digest(other) == model_digest(change(made()))
+    assert model_digest(cut_at(first, 1)) == model_digest(cut_at(made(), 1))
+    if change is not darkened:  # a cut model is not of that class any more
+        assert model_digest(cut_at(first, 1)) != model_digest(cut_at(other, 1))
+
+
+def test_counting_passes_changes_no_model():
+    model = tiny_vit()
+    before = model_digest(model)
+    with metered(model):
+        assert model_digest(model) == before
+
+
+def test_a_head_that_pools_nothing_is_refused():
+    with pytest.raises(TypeError, match="custom has a head that pools no tokens: make it with global_pool='token'"):
+        own_vit(global_pool="", class_token=True)
+
+
+def test_networks_of_the_same_weights_make_transferred_images_of_their_own():
+    def surrogate(stride: int) -> torch.nn.Module:
+        torch.manual_seed(0)
+        layers = [torch.nn.Conv2d(3, 4, 3, stride=stride), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()]
+        return torch.nn.Sequential(*layers, torch.nn.Linear(4, 10)).eval()
+
+    assert len({model_digest(surrogate(stride)) for stride in (1, 2, 2)}) == 2
+
+
+def test_a_surrogate_for_images_of_another_size_is_refused(model, source):
+    told = r"made for images of 48 px, shapes_vit takes 24: load_surrogate\(\.\.\., size=24\)"
+    with pytest.raises(ValueError, match=told):
+        Bench(model, source, CLEAN, load_surrogate())
+
+
+def test_weights_of_64_bits_are_refused(model, source):
+    with pytest.raises(ValueError, match=r"weights of torch\.float64, attacks need float32: evaluate model\.float"):
+        Bench(tiny_vit().double(), source, CLEAN)
+
+
+def test_an_own_data_set_has_no_cues(model):
+    own = FewImages(4)
+    own.missing = lambda split: ""
+    found = missing_of("cue_conflict", Bench(model, own, CLEAN))
+    assert found == "cue_conflict needs files that tell both of their cues, as a FolderSource has"
 
 
 @pytest.mark.parametrize(

@@ -211,6 +211,14 @@ def test_target_of_another_kind(tmp_path):
         pretrain(CFG, tmp_path / "w.pth", progress=False)
 
 
+def test_weights_that_were_not_trained_here_are_not_replaced(tmp_path):
+    target = tmp_path / "w.safetensors"
+    target.write_bytes(b"somebody's own")
+    with pytest.raises(ValueError, match=r"w\.safetensors has no record beside it, .*: remove it or take another"):
+        pretrain(CFG, target, progress=False)
+    assert target.read_bytes() == b"somebody's own"
+
+
 def test_damaged_state_is_named(tmp_path):
     target = tmp_path / "w.safetensors"
     state = target.with_suffix(".training.pt")

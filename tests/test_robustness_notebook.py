@@ -228,11 +228,22 @@ def test_shipped_surrogate_is_for_its_own_size(vit):
         assert open_surrogate(resolve("smoke"), vit) is None
 
 
-def test_a_file_is_written_once_by_a_notebook():
+def test_no_surrogate_is_fetched_for_other_classes(vit, monkeypatch):
+    monkeypatch.setattr("nslib.experiment.load_model", lambda *a, **k: pytest.fail("fetched"))
+    settings = resolve("imagenet_small", overrides={"data.root": "x", "surrogate_weights": "pretrained"})
+    assert vit.num_classes == 10
+    assert open_surrogate(settings, vit) is None
+
+
+def test_a_cell_that_is_run_twice_writes_its_files_anew(monkeypatch, tmp_path):
+    monkeypatch.setenv("NSLIB_FIGURES", str(tmp_path))
     record = Record("06_robustness", resolve("smoke"))
     record.table("table2", pd.DataFrame({"a": [1]}))
-    with pytest.raises(ValueError, match=r"06_robustness_table2\.csv is written already"):
+    with pytest.warns(UserWarning, match=r"06_robustness_table2\.csv is written anew: were it another cell's") as told:
         record.table("table2", pd.DataFrame({"a": [2]}))
+    assert told[0].filename == __file__
+    assert record.save()["files"] == ["06_robustness_table2.csv"]
+    assert (tmp_path / "smoke" / "06_robustness_table2.csv").read_text() == "a\n2\n"
 
 
 def test_the_notebook_says_what_is_missing(monkeypatch, tmp_path, capsys):

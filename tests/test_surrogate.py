@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nslib.analysis.attack_curves import random_signs
-from nslib.attacks.surrogate import SURROGATE_CNN, load_surrogate, surrogate_cnn
+from nslib.attacks.surrogate import SURROGATE_CNN, SurrogateCNN, load_surrogate
 from nslib.attacks.transfer import transfer_set
 from nslib.config import SuiteConfig, SurrogateConfig
 from nslib.data.shapes import VERSION, render
@@ -100,4 +100,4 @@ def test_wrong_settings(setting, value):
 
 
 def test_architecture_is_for_square_images():
-    assert surrogate_cnn(10, 48)(torch.rand(2, 3, 48, 48)).shape == (2, 10)
+    assert SurrogateCNN(10, 48)(torch.rand(2, 3, 48, 48)).shape == (2, 10)

@@ -412,10 +412,11 @@ PUBLISHED_SETS = {"sources": {"damagenet": "DAmageNet as published", "stylized":
 
 
 @pytest.mark.parametrize(
-    ("column", "published"), [("damagenet", PUBLISHED_SETS), ("stylized", PUBLISHED_SETS), ("c", PUBLISHED_C)]
+    ("column", "published"),
+    [("damagenet", PUBLISHED_SETS), ("stylized", PUBLISHED_SETS), ("c", PUBLISHED_C), ("clean_a", {}), ("clean_r", {})],
 )
 @pytest.mark.parametrize("seeds", [1, 3])
-def test_sets_published_as_made_from_val_may_show_the_same_images(column, published, seeds):
+def test_parts_of_val_and_sets_published_as_made_from_it_may_show_the_same_images(column, published, seeds):
     """In an order of their own: n counts them apart, and the interval is no narrower than if they were the same."""
     won, before = np.arange(400) % 4 < 3, np.arange(400) % 4 < 1
 

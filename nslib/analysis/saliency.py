@@ -37,7 +37,7 @@ def saliency_map(model: StagedViT, images: Tensor, labels: Tensor, method: str, 
     Raises:
         ValueError: no such method, or the model is in training mode.
         ModuleNotFoundError: captum or grad-cam is missing; says what to install.
-        TypeError: as `conservative` and `attention_maps`.
+        TypeError: as `conservative` and `attention_maps`, or Grad-CAM of a block without norm1.
     """
     makers: dict[str, Callable[[], Tensor]] = {
         "CP-LRP": lambda: pixel_relevance(model, images, labels).sum(1),
@@ -139,6 +139,8 @@ def _grad_cam(model: StagedViT, images: Tensor, labels: Tensor) -> Tensor:
     told = optional("pytorch_grad_cam.utils.model_targets", "xai")
     targets = [told.ClassifierOutputTarget(y) for y in labels.tolist()]
     images = images.detach().clone().requires_grad_()  # parameters are frozen, so that no gradient stays on them
+    if not hasattr(model.vit.blocks[-1], "norm1"):
+        raise TypeError(f"Grad-CAM reads the first LayerNorm of the last block, which {model.name} has not")
     layers = [model.vit.blocks[-1].norm1]
     with frozen(model), torch.enable_grad(), cam.GradCAM(model, layers, reshape_transform=as_image) as explain:
         return torch.from_numpy(explain(images, targets)).to(images)

@@ -15,7 +15,7 @@ SURROGATE_CNN = "surrogate_cnn"
 _WIDTHS = (24, 48, 64, 96)  # with ten classes 236,354 parameters: under 1 MB in float32
 
 
-def surrogate_cnn(num_classes: int, size: int) -> nn.Sequential:
+class SurrogateCNN(nn.Sequential):
     """An untrained small CNN for square images of about this size, (B, 3, size, size) in [0, 1] -> (B, num_classes).
 
     Plain 3 x 3 convolutions: whatever transfers to a ViT owes nothing to attention or to a grid of patches. The first
@@ -25,13 +25,20 @@ def surrogate_cnn(num_classes: int, size: int) -> nn.Sequential:
     Raises:
         ValueError: size below 16, which leaves the last features without neighbours.
     """
-    if size < 16:
-        raise ValueError(f"size must be at least 16 px, got {size}")
-    trunk = [_convolution(3, _WIDTHS[0], stride=max(1, size // 48))]
-    for narrow, wide in pairwise(_WIDTHS):
-        trunk += [_convolution(narrow, wide, stride=2), _convolution(wide, wide, stride=1)]
-    head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(_WIDTHS[-1], num_classes))
-    return nn.Sequential(nn.BatchNorm2d(3, affine=False), *trunk, *head)
+
+    def __init__(self, num_classes: int, size: int):
+        if size < 16:
+            raise ValueError(f"size must be at least 16 px, got {size}")
+        trunk = [_convolution(3, _WIDTHS[0], stride=max(1, size // 48))]
+        for narrow, wide in pairwise(_WIDTHS):
+            trunk += [_convolution(narrow, wide, stride=2), _convolution(wide, wide, stride=1)]
+        head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(_WIDTHS[-1], num_classes))
+        super().__init__(nn.BatchNorm2d(3, affine=False), *trunk, *head)
+        self.size = size
+
+    def identity(self) -> dict:
+        """Nothing: tensors and the size of the images, for no other of which it is used, tell all."""
+        return {}
 
 
 def _convolution(narrow: int, wide: int, *, stride: int) -> nn.Sequential:
@@ -42,7 +49,7 @@ def _convolution(narrow: int, wide: int, *, stride: int) -> nn.Sequential:
 
 def load_surrogate(
     weights: str = "shipped", *, num_classes: int = 10, size: int = 48, device: str | torch.device = "cpu"
-) -> nn.Sequential:
+) -> SurrogateCNN:
     """The surrogate with trained weights, in evaluation mode.
 
     Args:
@@ -52,7 +59,7 @@ def load_surrogate(
         ValueError: it is no safetensors file, or of another number of classes.
     """
     path = weights_path(SURROGATE_CNN, weights)
-    model = surrogate_cnn(num_classes, size)
+    model = SurrogateCNN(num_classes, size)
     try:
         model.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError) as error:

@@ -11,6 +11,7 @@ import cachetools
 import torch
 from torch import Tensor, nn
 
+from nslib.attacks.surrogate import SurrogateCNN
 from nslib.attacks.target import Target, name_of
 from nslib.attacks.transfer import transfer_set
 from nslib.config import SuiteConfig
@@ -182,10 +183,10 @@ def _levels(images: Tensor) -> Tensor:
 
 
 def _check_precision(model: StagedViT) -> None:
-    """Refuse weights in which no small perturbation can be written: of 1/255 bfloat16 leaves nothing."""
+    """Refuse weights other than float32: of 1/255 bfloat16 leaves nothing, and the attacks' libraries know no other."""
     dtype = model.vit.patch_embed.proj.weight.dtype
-    if dtype.itemsize < 4:
-        raise ValueError(f"{model.name} has weights of {dtype}, too coarse for attacks: evaluate model.float()")
+    if dtype != torch.float32:
+        raise ValueError(f"{model.name} has weights of {dtype}, attacks need float32: evaluate model.float()")
 
 
 def _check_surrogate(surrogate: nn.Module, model: StagedViT) -> None:
@@ -196,6 +197,10 @@ def _check_surrogate(surrogate: nn.Module, model: StagedViT) -> None:
             f"surrogate {surrogate.name} takes images {surrogate.image_shape}, {model.name} {model.image_shape}: "
             "name one of the same size, or none by surrogate= (--set surrogate=)"
         )
+    side = model.image_shape[1]
+    if isinstance(surrogate, SurrogateCNN) and surrogate.size != side:
+        raise ValueError(f"surrogate {name_of(surrogate)} was made for images of {surrogate.size} px, {model.name} "
+                         f"takes {side}: load_surrogate(..., size={side})")  # fmt: skip
     with torch.inference_mode():
         classes = surrogate(torch.zeros(1, *model.image_shape, device=model.device)).shape[1]
     if classes != model.num_classes:

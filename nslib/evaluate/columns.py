@@ -144,8 +144,11 @@ def _of_few_classes(model: StagedViT) -> str:
     return "" if enough else f"AutoAttack needs {FEWEST} classes: {model.name} has {model.num_classes}"
 
 
-def _too_small(model: StagedViT) -> str:
-    side = min(model.image_shape[1:])
+def _no_corruptions(model: StagedViT) -> str:
+    channels, *sides = model.image_shape
+    if channels != 3:
+        return f"corruptions are of three channels: {model.name} takes {channels}"
+    side = min(sides)
     return "" if side >= SMALLEST else f"corruptions need images of at least {SMALLEST} px: {model.name} takes {side}"
 
 
@@ -212,7 +215,7 @@ COLUMNS: dict[str, Column] = {
         settings=("seed",),
         passes=lambda s: len(SEVERITIES),
         library="imagecorruptions",
-        unfit=_too_small,
+        unfit=_no_corruptions,
     ),
     "v2": _shown("v2"),
     "r": _shown("r"),
@@ -235,6 +238,8 @@ def missing_of(name: str, bench: Bench) -> str:
     absent = bench.missing(column.split)
     if absent or (name == "c" and bench.published("c")):
         return absent
+    if name in BY_CUE and not hasattr(bench.source, "open"):
+        return f"{name} needs files that tell both of their cues, as a FolderSource has"
     if column.library and not find_spec(column.library):
         return f"{column.library} is not installed: pip install 'nslib[attacks]'"
     return column.unfit(bench.model)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from nslib.evaluate.bench import MADE_HERE, PUBLISHED, Bench
+from nslib.evaluate.columns import BESIDE
 from nslib.evaluate.metrics import (
     BY_CUE,
     average,
@@ -82,12 +83,12 @@ def mean_difference(ours: Evaluation, theirs: Evaluation, columns: Sequence[str]
 
     Columns made from the same images (clean, attacked, transferred, corrupted) are averaged image by image first, one
     that shows only the first n_c of them with weight n / n_c there and 0 on the others, which never narrows it. Sets
-    published as made from val (ImageNet-C, DAmageNet, Stylized-ImageNet) show its images in an order of their own:
-    which they share is not known, and their errors add up as if they were all the same. What is left shows different
-    images, so that its errors add up as independent ones, in a normal interval. n counts every image once. Several
-    seeds are paired as in `paired_difference`, in an interval by `spread_of_seeds`. The images of a column on which few
-    or none differ do not make it certain: as in `difference_estimate`, each column has one won and one lost image more
-    in the interval, which adds 2 / n_c^2 to the squared error of its mean.
+    published as made from val (ImageNet-C, DAmageNet, Stylized-ImageNet) and parts of val (clean_a, clean_r) show its
+    images in an order of their own: which they share is not known, and their errors add up as if all were the same.
+    What is left shows different images, so that its errors add up as independent ones, in a normal interval. n counts
+    every image once. Several seeds are paired as in `paired_difference`, in an interval by `spread_of_seeds`. The
+    images of a column on which few or none differ do not make it certain: as in `difference_estimate`, each column has
+    one won and one lost image more in the interval, which adds 2 / n_c^2 to the squared error of its mean.
 
     Raises:
         ValueError: no columns, one that is not in both, or one of decisions by cue; c is published in one and made here
@@ -107,7 +108,7 @@ def mean_difference(ours: Evaluation, theirs: Evaluation, columns: Sequence[str]
     for column in columns:
         difference = 100 * image_differences(ours.hits[column], theirs.hits[column])
         published = ours.published_c if column == "c" else ours.sources.get(column, "").endswith(PUBLISHED)
-        groups = of_val if published or column in _OF_VAL else others
+        groups = of_val if published or column in (*_OF_VAL, *BESIDE.values()) else others
         groups.setdefault("val" if column in _OF_VAL and not published else column, []).append(difference)
         unseen += 2 * (100 / difference.shape[-1]) ** 2
     sums = [_image_sums(differences) for differences in (*of_val.values(), *others.values())]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -59,15 +60,15 @@ class Record:
     def _file(self, name: str) -> Iterator[Path]:
         """Where to write a file of this notebook, which is listed once it is whole.
 
-        Raises:
-            ValueError: it has written one of this name.
+        Warns:
+            UserWarning: it has written one of this name, in a cell that is run twice or in another.
         """
         file = f"{self.notebook}_{name}"
         if file in self._files:
-            raise ValueError(f"{file} is written already by this notebook: take another name")
+            warnings.warn(f"{file} is written anew: were it another cell's, it would need another name", stacklevel=4)
         with atomic_path(self.folder / file) as partial:
             yield partial
-        self._files.append(file)
+        self._files = [f for f in self._files if f != file] + [file]
 
     def judge(self, claim: str, part: str, estimates: Estimate | Sequence[Estimate]) -> Verdict:
         """Apply the claim's written rule and keep the verdict; of a cell that is run twice the last one."""
