@@ -51,6 +51,9 @@ def mean_estimate(values: ArrayLike, *, seeds: int = 1) -> Estimate:
     `difference_estimate`. Of values (S, n), S seeds on the same images, the interval is that of `spread_of_seeds`. A
     single value has none (NaN).
 
+    Of skewed values, such as gaps, of which few images have nearly all, its upper end is too low while n is small: of
+    lognormal ones of skewness 8 it covers the mean in 87 % of cases at n = 64, in 94 from n = 500 on.
+
     Args:
         seeds: over which values (n,) were averaged before; for values (S, n) it is S.
     Raises:

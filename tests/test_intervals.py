@@ -83,6 +83,14 @@ def test_mean_covers_the_truth_as_often_as_it_says():
     assert stats.binomtest(covered, 40, 0.94).pvalue > 0.01
 
 
+@pytest.mark.parametrize(("n", "covers"), [(64, 0.87), (512, 0.94)])
+def test_mean_of_skewed_values_covers_the_truth_less_often_while_they_are_few(n, covers):
+    rng, truth = np.random.default_rng(0), math.exp(1.07**2 / 2)
+    found = [mean_estimate(rng.lognormal(0, 1.07, n)) for _ in range(300)]
+    covered = sum(e.low <= truth <= e.high for e in found)
+    assert stats.binomtest(covered, 300, covers).pvalue > 0.01
+
+
 def test_mean_is_the_same_every_time():
     values = np.random.default_rng(2).exponential(size=50)
     assert mean_estimate(values) == mean_estimate(values)
