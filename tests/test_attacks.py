@@ -236,7 +236,7 @@ def test_any_module_can_be_attacked():
     labels = torch.tensor([0, 1, 2])
     for attack in (fgsm, pgd_linf, pgd_l2, transfer_set):
         assert attack(model, images, labels, eps=EPS).shape == images.shape
-    with pytest.raises(TypeError, match="expected a StagedViT, got Sequential"):
+    with pytest.raises(TypeError, match="expected a StagedViT, got SurrogateCNN"):
         quick_patch_fool(model, images, labels)
 
 
