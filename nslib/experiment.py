@@ -19,7 +19,7 @@ from nslib.evaluate.bench import Bench
 from nslib.finetune.checkpoints import load_checkpoint
 from nslib.models import build_model, is_pickle, load_model
 from nslib.nullspace.membership import CleanPass, Pool, clean_pass, make_pool
-from nslib.pretrain import pretrain
+from nslib.pretrain import identity_of, pretrain
 from nslib.runtime import data_path, in_store, pick_device
 from nslib.settings import Settings
 from nslib.staged import StagedViT
@@ -91,7 +91,7 @@ def _from_scratch(cfg: PretrainConfig, device: torch.device) -> StagedViT:
 
 def _trained(cfg: PretrainConfig, device: torch.device) -> Path:
     """The weights that these settings give, trained now unless the store has them."""
-    target = in_store("pretrain", digest([cfg, SHAPES_VERSION]), f"{cfg.model}.safetensors")
+    target = in_store("pretrain", digest([identity_of(cfg), SHAPES_VERSION]), f"{cfg.model}.safetensors")
     with FileLock(f"{target}.lock"):
         if not target.is_file():
             pretrain(cfg, target, device=device)

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -60,6 +60,11 @@ def pretrain(cfg: PretrainConfig, target: Path, *, device: str | torch.device = 
     return record
 
 
+def identity_of(cfg: PretrainConfig) -> PretrainConfig:
+    """By what trainings are told apart: no weight depends on how often a state is saved and how many images report."""
+    return replace(cfg, checkpoint_every=PretrainConfig.checkpoint_every, report_images=PretrainConfig.report_images)
+
+
 def _state_file(target: Path) -> Path:
     return target.with_suffix(".training.pt")
 
@@ -67,7 +72,7 @@ def _state_file(target: Path) -> Path:
 def _minutes_spent(cfg: PretrainConfig, target: Path) -> float | None:
     """How long the weights that lie there were trained; None where there are none, or a kill left them without record.
 
-    On how many images they were measured does not matter.
+    On how many images they were measured, and how often they were saved, does not matter.
 
     Raises:
         ValueError: they were trained with other settings or by something else, or the record is none of a training.
@@ -81,7 +86,8 @@ def _minutes_spent(cfg: PretrainConfig, target: Path) -> float | None:
         return None
     try:
         found = json.loads(record.read_text(encoding="utf-8"))
-        made = {"images": 0} | found["config"] | {"report_images": cfg.report_images, "data": found["shapes_version"]}
+        passed = {name: getattr(cfg, name) for name in ("report_images", "checkpoint_every")}
+        made = {"images": 0} | found["config"] | passed | {"data": found["shapes_version"]}
         minutes = found["minutes"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{record} is no record of a training ({type(error).__name__}: {error}): {remedy}") from error
@@ -129,7 +135,7 @@ def _train(cfg: PretrainConfig, target: Path, device: str | torch.device, progre
         schedule.step()
         if (step + 1) % cfg.checkpoint_every == 0 and step + 1 < cfg.steps:
             state = {name: part.state_dict() for name, part in parts.items()}
-            save_state(state_file, cfg, state | {"step": step + 1, "seconds": time.monotonic() - started})
+            save_state(state_file, identity_of(cfg), state | {"step": step + 1, "seconds": time.monotonic() - started})
 
     with atomic_path(target) as partial:
         save_file({k: v.cpu().contiguous() for k, v in network.state_dict().items()}, partial)
@@ -178,7 +184,7 @@ def _restore(path: Path, cfg: PretrainConfig, parts: dict) -> tuple[int, float]:
     if not path.is_file():
         return 0, 0.0
     saved = load_state(path)
-    check_same(path, saved["settings"], cfg, remedy="remove it to start anew")
+    check_same(path, saved["settings"], identity_of(cfg), remedy="remove it to start anew")
     for name, part in parts.items():
         part.load_state_dict(saved[name])
     return saved["step"], saved["seconds"]

@@ -160,7 +160,7 @@ def _run(notebook: Path, *, parameters: dict[str, Any], folder: Path, inputs: st
     partial = final.with_suffix(".partial.ipynb")
     record = figures_path(parameters["run_name"]) / "records" / f"{notebook.stem}.json"
     key = _key(notebook, parameters, inputs)
-    if final.is_file() and _marked(marker) == key and (told := _told(record)):
+    if final.is_file() and _marked(marker) == {"key": key, "record": _hash(record)} and (told := _told(record)):
         return Outcome(notebook.stem, SKIPPED, 0.0, *told)
     if time.monotonic() >= deadline:
         return Outcome(notebook.stem, LEFT, 0.0)
@@ -182,7 +182,7 @@ def _run(notebook: Path, *, parameters: dict[str, Any], folder: Path, inputs: st
         write_notebook(nbformat.read(partial, as_version=4), final)
         partial.unlink()
         seconds = time.monotonic() - started
-        write_text(marker, to_json({"key": key, "seconds": round(seconds, 1)}))
+        write_text(marker, to_json({"key": key, "record": _hash(record), "seconds": round(seconds, 1)}))
     except CellTimeoutError:
         partial.unlink(missing_ok=True)
         return Outcome(notebook.stem, LEFT, time.monotonic() - started)
@@ -196,22 +196,31 @@ def _run(notebook: Path, *, parameters: dict[str, Any], folder: Path, inputs: st
     return Outcome(notebook.stem, DONE, seconds, *(_told(record) or ()))
 
 
-def _marked(marker: Path) -> str | None:
+def _marked(marker: Path) -> dict[str, str]:
     try:
-        return json.loads(marker.read_text(encoding="utf-8"))["key"]
-    except (OSError, ValueError, KeyError):
-        return None
+        told = json.loads(marker.read_text(encoding="utf-8"))
+        return {name: told[name] for name in ("key", "record")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _hash(path: Path) -> str:
+    """Of a file's contents; empty where there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def _told(path: Path) -> tuple[int, int, int] | None:
     """(held, tested, missed) of a notebook's record: parts of claims, and rounds of finetuning that missed eps.
 
-    None where there is no record, or a damaged one.
+    None where there is no record, a damaged one, or not all of its figures and tables.
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         verdicts = [v["verdict"] for v in record["verdicts"]]
+        whole = all((path.parent.parent / file).is_file() for file in record.get("files", ()))
     except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if not whole:
         return None
     missed = record.get("facts", {}).get("missed_eps", {})
     return verdicts.count("holds"), len(verdicts) - verdicts.count("not testable"), sum(missed.values())

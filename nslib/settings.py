@@ -65,9 +65,7 @@ def overridden(settings: Settings, values: Mapping[str, Any]) -> Settings:
     Raises:
         ValueError: unknown name, or a value of another type than the one there is.
     """
-    for name, value in values.items():
-        settings = _override(settings, name, name.split("."), value)
-    return settings
+    return _overridden(settings, {name: name.split(".") for name in values}, values)
 
 
 def _near(name: str) -> str:
@@ -87,14 +85,20 @@ def _paths(part: Any) -> Iterator[tuple[str, ...]]:
             yield (f.name,)
 
 
-def _override(part: Any, full_name: str, path: list[str], value: Any) -> Any:
-    known = {f.name: getattr(part, f.name) for f in fields(part)}
-    head, *rest = path
-    if head not in known or (rest and not is_dataclass(known[head])) or (not rest and is_dataclass(known[head])):
-        raise ValueError(f"no setting {full_name!r}: {type(part).__name__} has {', '.join(known)}{_near(full_name)}")
-    if rest:
-        return replace(part, **{head: _override(known[head], full_name, rest, value)})
-    return replace(part, **{head: _typed(full_name, get_type_hints(type(part))[head], known[head], value)})
+def _overridden(part: Any, paths: Mapping[str, list[str]], values: Mapping[str, Any]) -> Any:
+    """A part with its values by what is left of their paths, all at once: some are valid only beside each other."""
+    known, hints = {f.name: getattr(part, f.name) for f in fields(part)}, get_type_hints(type(part))
+    chosen: dict[str, Any] = {}
+    deeper: dict[str, dict[str, list[str]]] = {}
+    for name, (head, *rest) in paths.items():
+        if head not in known or bool(rest) != is_dataclass(known[head]):
+            raise ValueError(f"no setting {name!r}: {type(part).__name__} has {', '.join(known)}{_near(name)}")
+        if rest:
+            deeper.setdefault(head, {})[name] = rest
+        else:
+            chosen[head] = _typed(name, hints[head], known[head], values[name])
+    chosen |= {head: _overridden(known[head], inner, values) for head, inner in deeper.items()}
+    return replace(part, **chosen)
 
 
 def _typed(name: str, hint: Any, default: Any, value: Any) -> Any:

@@ -27,7 +27,8 @@ def workers(count: int) -> Iterator[Submit]:
     """How to begin a piece of work: `submit(function, *args)`, as that of an executor, up to `count` of them at a time.
 
     One at a time is done here and now. What a worker starts inherits its number of threads in OMP_NUM_THREADS. Workers
-    end when this process does, however it ends. If one of them is killed, all pieces that are not done end in `KILLED`.
+    end when this process does, however it ends, and when the block ends in an error. If one of them is killed, all
+    pieces that are not done end in `KILLED`.
     """
     if count <= 1:
         yield _here
@@ -35,7 +36,13 @@ def workers(count: int) -> Iterator[Submit]:
     with _threads(max(1, threads() // count)):
         fresh = multiprocessing.get_context("spawn")  # a process that has computed in threads cannot be forked
         with ProcessPoolExecutor(count, mp_context=fresh, initializer=_end_with_parent) as pool:
-            yield lambda *work: _begin(pool, *work)
+            try:
+                yield lambda *work: _begin(pool, *work)
+                pool.shutdown()
+            except BaseException:  # else the pool would first do all that it was given
+                for worker in multiprocessing.active_children():
+                    worker.terminate()
+                raise
 
 
 def _here(function: Callable, *args) -> Future:

@@ -160,6 +160,34 @@ def test_traceback_on_request(call, monkeypatch):
         call("reproduce", "--profile", "fast")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you tried"),
+        MemoryError(),
+    ],
+)
+def test_want_of_memory_is_told_in_one_line(call, monkeypatch, error):
+    def fails(**options):
+        raise error
+
+    monkeypatch.setitem(cli.COMMANDS, "nulldim", fails)
+    code, _, errors = call("nulldim")
+    assert code == 2
+    (line,) = errors.splitlines()
+    assert line.startswith("nslib: out of memory: lower batch, pool or images, or take fewer --jobs (")
+
+
+def test_other_errors_of_torch_are_none_of_memory(call, monkeypatch):
+    def fails(**options):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setitem(cli.COMMANDS, "nulldim", fails)
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        call("nulldim")
+
+
 def test_place_that_cannot_be_written_is_told_in_one_line(call, tmp_path):
     (tmp_path / "file").touch()
     arguments = "--weights random --pool 2 --heldout 1 --noise.steps 1 --out file/noise.safetensors"

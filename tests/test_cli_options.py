@@ -78,6 +78,7 @@ def test_settings_of_one_task():
     given = (("noise.eps=0.1",),)
     assert overrides(given, within="finetune", weights="w") == {"weights": "w", "finetune.noise.eps": 0.1}
     assert settings_of("", "", "auto", given, within="finetune").finetune.noise.eps == 0.1
+    assert not settings_of("", "", "auto", (("data.resize=false",),), within="finetune").data.resize
     with pytest.raises(ValueError, match=r"no setting 'finetune\.suite\.images'"):
         settings_of("", "", "auto", (("suite.images=7",),), within="finetune")
 

@@ -141,6 +141,19 @@ def test_training_settings_out_of_range(name):
         PretrainConfig(**{name: 0})
 
 
+@pytest.mark.parametrize("profile", ["laptop", "full", "imagenet"])
+@pytest.mark.parametrize("turned", [1, -1])
+def test_values_that_are_valid_beside_each_other_alone(profile, turned):
+    """In whatever order they are given: one after the other would be refused."""
+    for own in ({"finetune.lr": 1e-6, "finetune.lr_min": 1e-7}, {"finetune.lr": 2.0, "finetune.lr_min": 1.5}):
+        cfg = resolve(profile, overrides=dict([*own.items()][::turned])).finetune
+        assert {"finetune.lr": cfg.lr, "finetune.lr_min": cfg.lr_min} == own
+    few = {"surrogate_pretrain.steps": 4, "surrogate_pretrain.fgsm_steps": 1}
+    assert resolve("smoke", overrides=few).surrogate_pretrain.steps == 4
+    with pytest.raises(ValueError, match=r"lr_min must be in \[0, lr = 1e-07\]"):
+        resolve(profile, overrides={"finetune.lr": 1e-7})
+
+
 def test_range_is_checked_also_for_overrides():
     with pytest.raises(ValueError, match=r"eps must be a squared l2 gap in \(0, 2\]"):
         resolve("laptop", overrides={"approximate.noise.eps": 3.0})

@@ -289,6 +289,32 @@ def test_search_of_another_run_is_not_gone_on_with(model, source, unbroken, tmp_
     assert same_file(target, unbroken[0])
 
 
+@pytest.mark.parametrize("failing", ["noises", "the first update"])
+def test_what_failed_for_its_settings_leaves_no_state(model, source, tmp_path, monkeypatch, failing):
+    """There is nothing to go on with, and the settings that would mend it would be refused."""
+    target = tmp_path / "w.safetensors"
+    cfg = replace(CFG, objective="plain", augment="", mixup=0.0)
+    name, cfg = ("find_noises", CFG) if failing == "noises" else ("metered", cfg)
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds, name, lambda *a, **k: (_ for _ in ()).throw(RuntimeError("out of memory")))
+        with pytest.raises(RuntimeError, match="out of memory"):
+            finetune_model(model, source, cfg, target=target)
+    assert set(files_in(tmp_path)) <= {"w.jsonl"}
+    finetune_model(model, source, replace(cfg, rounds=1, steps=1, batch=4), target=target)
+
+
+def test_what_fails_later_keeps_its_state(model, source, tmp_path, monkeypatch):
+    target = tmp_path / "w.safetensors"
+
+    def fails(moment):
+        if (moment.round, moment.step) == (0, 4):
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        finetune_model(model, source, replace(CFG, objective="plain"), target=target, on_step=fails)
+    assert "w.training.pt" in files_in(tmp_path)
+
+
 def test_changed_settings_are_refused_before_the_first_noise_is_found(model, source, tmp_path):
     stopped(model, source, CFG, tmp_path / "w.safetensors", (0, "noise", 0))
     with pytest.raises(ValueError, match=r"other settings: finetune\.lr was 0\.001, is 0\.002;"):

@@ -17,6 +17,7 @@ import nslib.pretrain as training
 from nslib.config import PretrainConfig
 from nslib.data.rendered import Rendered
 from nslib.data.shapes import SPLITS, VERSION, render
+from nslib.experiment import _trained
 from nslib.models import build_model, load_model, weights_record
 from nslib.pretrain import accuracy, pretrain
 from nslib.runtime import data_path
@@ -155,6 +156,18 @@ def test_saved_state_of_other_settings_is_refused(tmp_path, change, told):
         ValueError, match=rf"training\.pt was made with other settings: {told}; remove it to start anew"
     ):
         pretrain(replace(CFG, **change), cut, progress=False)
+
+
+@pytest.mark.parametrize("change", [{"checkpoint_every": 3}, {"report_images": 5}])
+def test_saving_and_reporting_otherwise_is_no_other_training(tmp_path, monkeypatch, change):
+    """Neither does a saved state refuse them nor is what the store has trained anew."""
+    whole, cut = tmp_path / "whole.safetensors", tmp_path / "w.safetensors"
+    pretrain(CFG, whole, progress=False)
+    save_state_of(CFG, cut)
+    pretrain(replace(CFG, **change), cut, progress=False)
+    assert cut.read_bytes() == whole.read_bytes()
+    monkeypatch.setattr("nslib.experiment.pretrain", lambda cfg, target, device: target.touch())
+    assert _trained(replace(CFG, **change), "cpu") == _trained(CFG, "cpu") != _trained(replace(CFG, seed=9), "cpu")
 
 
 def save_state_of(cfg, target):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -130,6 +131,22 @@ def test_what_has_changed_runs_again(place):
     assert statuses(reproduce([], "smoke", overrides={"images": 5})) == [DONE]
     assert place.log()[1] == "01_first smoke smoke {'images': 5}"
     assert len(place.log()) == 4
+
+
+def test_figures_that_are_gone_or_of_another_run_are_made_again(place):
+    record = place.figures / "smoke" / "records" / "01_first.json"
+    place.add("01_first", RECORD.replace('{"verdicts"', '{"files": ["01_first_table.csv"], "verdicts"'))
+    table = place.figures / "smoke" / "01_first_table.csv"
+    table.parent.mkdir(parents=True, exist_ok=True)
+    table.touch()
+    assert statuses(reproduce([], "smoke")) == [DONE]
+    assert statuses(reproduce([], "smoke")) == [SKIPPED]
+    table.unlink()
+    assert statuses(reproduce([], "smoke")) == [DONE]  # whose cell does not make it
+    table.touch()
+    assert statuses(reproduce([], "smoke")) == [SKIPPED]
+    record.write_text(record.read_text().replace("holds", "does not hold", 1))
+    assert statuses(reproduce([], "smoke")) == [DONE]
 
 
 def test_a_run_of_another_name_has_folders_of_its_own(place):
@@ -313,6 +330,31 @@ def test_workers_end_when_the_command_is_killed(tmp_path):
         time.sleep(0.1)
 
 
+def test_workers_end_when_the_command_alone_is_interrupted(tmp_path):
+    """Ctrl-C reaches the workers too; a signal to the command alone does not, and more is waiting for its turn."""
+    code = f"""
+        import time
+        from pathlib import Path
+        from nslib.workers import workers
+        if __name__ == "__main__":
+            with workers(2) as submit:
+                pieces = [submit(exec, "import os, time; from pathlib import Path; "
+                    "Path({str(tmp_path)!r}, str(os.getpid())).touch(); time.sleep(600)") for _ in range(6)]
+    """
+    script = tmp_path / "command.py"
+    script.write_text(textwrap.dedent(code))
+    command = subprocess.Popen([sys.executable, str(script)], env=os.environ | {"PYTHONPATH": str(ROOT)},
+                               stderr=subprocess.DEVNULL)  # fmt: skip
+    deadline = time.monotonic() + 60
+    while len(begun := [p for p in tmp_path.iterdir() if p.name.isdigit()]) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    command.send_signal(signal.SIGINT)
+    assert command.wait(timeout=30) != 0
+    assert not any(running(int(worker.name)) for worker in begun)
+    assert len([p for p in tmp_path.iterdir() if p.name.isdigit()]) == 2
+
+
 def running(process: int) -> bool:
     try:
         os.kill(process, 0)
@@ -471,7 +513,7 @@ def test_sources_are_executed_into_their_notebooks(place):
 
 def test_marker_that_cannot_be_read_counts_as_none(tmp_path):
     marker = tmp_path / "x.done.json"
-    assert runner._marked(marker) is None
+    assert runner._marked(marker) == {}
     for text in ("", "half of", json.dumps({"seconds": 1})):
         marker.write_text(text)
-        assert runner._marked(marker) is None
+        assert runner._marked(marker) == {}

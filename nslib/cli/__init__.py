@@ -41,6 +41,17 @@ def main() -> int:
             raise
         print(f"nslib: {error}", file=sys.stderr)
         return 2
+    except (RuntimeError, MemoryError) as error:
+        if os.environ.get("NSLIB_TRACEBACK") or not _out_of_memory(error):
+            raise
+        told = (str(error) or type(error).__name__).splitlines()[0]
+        print(f"nslib: out of memory: lower batch, pool or images, or take fewer --jobs ({told})", file=sys.stderr)
+        return 2
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Torch tells it by a RuntimeError, on a GPU and on the CPU in words of their own."""
+    return isinstance(error, MemoryError) or any(w in str(error) for w in ("out of memory", "can't allocate memory"))
 
 
 def _name_places_in_full() -> None:

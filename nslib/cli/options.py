@@ -59,7 +59,7 @@ def overrides(settings: Given, *, within: str = "", **options) -> dict:
 
     Args:
         settings: all count, whether they stand after one --set or several; of two of one name the last.
-        within: the task, such as `finetune`, that all of the settings are of.
+        within: the task, such as `finetune`, that all of the settings are of but those of `data`.
         options: further ones by full name with `__` for the dot; empty ones are left out.
     Raises:
         ValueError: one of the settings has no equals sign.
@@ -70,7 +70,8 @@ def overrides(settings: Given, *, within: str = "", **options) -> dict:
         name, equals, text = item.partition("=")
         if not equals:
             raise ValueError(f"--set takes NAME=VALUE such as images=500, got {item!r}")
-        name = prefix + name.strip()
+        name = name.strip()
+        name = name if name.startswith("data.") else prefix + name  # on which images, any task may be told
         chosen[name] = _value(text, _hint(name))
     return {name: _placed(name, value) for name, value in chosen.items()}
 

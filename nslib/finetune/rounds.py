@@ -131,7 +131,7 @@ def finetune_model(
 
         if not place.history:
             saved.save(trainer, place)
-        with Board(target, place, writes=saved.writes) as board:
+        with saved.beginning(), Board(target, place, writes=saved.writes) as board:
             while place.round < cfg.rounds:
                 current = _round(place, trainer, stream, saved, on_step)
                 if on_round:

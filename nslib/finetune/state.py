@@ -112,6 +112,7 @@ class StateFile:
         self.settings = json.loads(to_json(settings))
         self.writes = writes and target is not None
         self._told = ""
+        self._empty = False  # nothing lies in the saved state yet but the settings
 
     def save(self, trainer: Trainer, place: Place) -> None:
         """Replace the saved state by that of now.
@@ -119,7 +120,7 @@ class StateFile:
         Raises:
             OSError: it cannot be written, such as on a full disk; the state saved before is kept.
         """
-        self._told = f"round {place.round} after {place.step} updates"
+        self._note(place)
         if not self.writes:
             return
         state = trainer.state_dict() | {
@@ -186,8 +187,23 @@ class StateFile:
         place = Place(**saved["place"], history=history)
         if place.noise is not None:
             place.noise = place.noise.to(trainer.model.device)
-        self._told = f"round {place.round} after {place.step} updates"
+        self._note(place)
         return place
+
+    def _note(self, place: Place) -> None:
+        self._told = f"round {place.round} after {place.step} updates"
+        self._empty = (place.round, place.step, place.noise) == (0, 0, None)
+
+    @contextmanager
+    def beginning(self) -> Iterator[None]:
+        """Inside the block a run that fails for its settings or for memory leaves no state that has only its settings:
+        others, with which it would be mended, would be refused for it."""
+        try:
+            yield
+        except (ValueError, RuntimeError, MemoryError):
+            if self.writes and self._empty and not self.search_path.is_file():
+                self.path.unlink(missing_ok=True)
+            raise
 
     def remove(self) -> None:
         """Delete the saved state of a run that is done."""
