@@ -184,7 +184,7 @@ def _data_uri(path: Path) -> str:
     """The picture as WebP, half as large as PNG: as it is or, a large one, which is of pictures, with some loss."""
     webp, small = BytesIO(), path.stat().st_size <= _LARGE
     with Image.open(path) as picture:  # to a lossless one `quality` is the effort
-        picture.convert("RGB").save(webp, "WEBP", lossless=small, quality=70 if small else 50, method=4)
+        picture.convert("RGB").save(webp, "WEBP", lossless=small, quality=100 if small else 50, method=6)
     return "data:image/webp;base64," + base64.b64encode(webp.getvalue()).decode()
 
 
