@@ -117,6 +117,6 @@ record.save(mean_steps=stopping.groupby(["eps", "stop_on"]).steps.mean().reset_i
 record.summary()
 
 # %% [markdown]
-# How much the batch underestimates the gap depends on ε: at `laptop`, averaged over starts, noise that passes on its batch has 1.7 times the required gap at ε = .01, 1.4 times at .03 and about that gap at .1. Stopping on held-out images gives no larger gap than stopping on the batch from the same start, and on average none above ε, which is why every later notebook does so.
+# How much the batch underestimates the gap depends on ε: at `laptop`, averaged over starts, noise that passes on its batch has 1.7 times the required gap at ε = .01, 1.4 times at .03 and about that gap at .1. Stopping on held-out images gives no larger gap than stopping on the batch from the same start, and at `laptop` and `full` on average none above ε, which is why every later notebook does so.
 # They are no guarantee: at `imagenet-mini`, with batches of 16 images, the noise has 2.3 times ε = .03 when its batch stops it; held-out images had not stopped it after 120 steps, at 1.8 times.
 # Whether noise is hard to bring inside before finetuning depends on the model and on the size of the start; the table says it for this one.
