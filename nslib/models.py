@@ -188,7 +188,7 @@ def put_weights(
     """
     classes = len(state["head.weight"]) if "head.weight" in state else model.num_classes
     if any_head and classes != model.num_classes:
-        model.vit.reset_classifier(classes)
+        model.give_head(classes)
     own = model.vit.state_dict()
     wrong = [f"{k} {tuple(v.shape)}, expected {tuple(own[k].shape)}" for k, v in state.items()
              if k in own and v.shape != own[k].shape]  # fmt: skip
@@ -202,9 +202,7 @@ def put_weights(
         )
     model.vit.load_state_dict(state)
     if normalisation:
-        given = model.architecture
-        model = StagedViT(model.vit, **normalisation, name=model.name)
-        model.architecture = given
+        model = StagedViT(model.vit, **normalisation, name=model.name).built_as(model)
     model.stored_dtype = state["patch_embed.proj.weight"].dtype
     return model
 
@@ -246,8 +244,7 @@ def reset_head(model: StagedViT, num_classes: int, *, seed: int = 0) -> None:
     device = model.device
     with torch.random.fork_rng(devices=[]):  # drawn on the CPU, the same for every device
         torch.manual_seed(seed)
-        model.cpu().vit.reset_classifier(num_classes)
-    model.built = repr(model.vit)
+        model.cpu().give_head(num_classes)
     model.to(device)
 
 

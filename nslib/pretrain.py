@@ -25,6 +25,8 @@ from nslib.models import build_model, check_target, load_model
 from nslib.runtime import atomic_path, generator, run_record, to_json, write_text
 from nslib.store import check_same, load_state, save_state, sweep
 
+_WITHOUT_EFFECT = ("checkpoint_every", "report_images")  # settings on which no weight depends
+
 
 def pretrain(cfg: PretrainConfig, target: Path, *, device: str | torch.device = "cpu", progress: bool = True) -> dict:
     """Train and save `target` (safetensors) with its record `target.with_suffix(".json")` beside it.
@@ -62,7 +64,7 @@ def pretrain(cfg: PretrainConfig, target: Path, *, device: str | torch.device = 
 
 def identity_of(cfg: PretrainConfig) -> PretrainConfig:
     """By what trainings are told apart: no weight depends on how often a state is saved and how many images report."""
-    return replace(cfg, checkpoint_every=PretrainConfig.checkpoint_every, report_images=PretrainConfig.report_images)
+    return replace(cfg, **{name: getattr(PretrainConfig, name) for name in _WITHOUT_EFFECT})
 
 
 def _state_file(target: Path) -> Path:
@@ -86,7 +88,7 @@ def _minutes_spent(cfg: PretrainConfig, target: Path) -> float | None:
         return None
     try:
         found = json.loads(record.read_text(encoding="utf-8"))
-        passed = {name: getattr(cfg, name) for name in ("report_images", "checkpoint_every")}
+        passed = {name: getattr(cfg, name) for name in _WITHOUT_EFFECT}
         made = {"images": 0} | found["config"] | passed | {"data": found["shapes_version"]}
         minutes = found["minutes"]
     except (ValueError, KeyError, TypeError) as error:

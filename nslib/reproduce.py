@@ -22,7 +22,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from nslib.notebooks import KERNELS, find_notebooks, longest_first, read_cells, reads_records, write_notebook
 from nslib.profiles import resolve
-from nslib.report.gather import figure_folders
+from nslib.report.gather import figure_folders, short_hash
 from nslib.runtime import (
     data_path,
     figures_path,
@@ -204,9 +204,8 @@ def _marked(marker: Path) -> dict[str, str]:
         return {}
 
 
-def _hash(path: Path) -> str:
-    """Of a file's contents; empty where there is none."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+def _hash(record: Path) -> str:
+    return short_hash(record) if record.is_file() else ""
 
 
 def _told(path: Path) -> tuple[int, int, int] | None:

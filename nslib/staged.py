@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any
+from typing import Any, Self
 
 import torch
 from timm.layers import PatchEmbed
@@ -132,6 +132,17 @@ class StagedViT(nn.Module):
         """(B, C, H, W) -> (B, K)."""
         return self.logits_from_tokens(self.embed(images))
 
+    def give_head(self, num_classes: int) -> None:
+        """Put an untrained head of so many classes in the place of its own, which is no change that a key has to tell:
+        the tensors do."""
+        self.vit.reset_classifier(num_classes)
+        self.built = repr(self.vit)
+
+    def built_as(self, model: StagedViT) -> Self:
+        """Take over how another model was built and read, of whose ViT this one is made; returns itself."""
+        self.architecture, self.built, self.stored_dtype = model.architecture, model.built, model.stored_dtype
+        return self
+
     def identity(self) -> dict[str, Any]:
         """What no tensor tells of the computation: how it was built, and what of its own was made of it since.
 
@@ -217,8 +228,7 @@ def renormalised(model: StagedViT, *, mean: tuple[float, ...], std: tuple[float,
         ValueError: mean or std of another number of channels.
     """
     copy = StagedViT(deepcopy(model.vit), mean=mean, std=std, name=f"{model.name}_renormalised")
-    copy.architecture, copy.built, copy.stored_dtype = model.architecture, model.built, model.stored_dtype
-    return copy.to(model.device).eval()
+    return copy.built_as(model).to(model.device).eval()
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import FewImages, make_vit, random_images, tiny_vit
+from safetensors.torch import load_file, save_file
 from timm.models import VisionTransformer
 from torch.nn import functional as F
 
@@ -20,6 +21,7 @@ from nslib.finetune.cut import cut_at
 from nslib.finetune.objectives import OBJECTIVES, Objective, against_labels
 from nslib.finetune.rounds import finetune_model
 from nslib.finetune.state import identity_of
+from nslib.models import put_weights, reset_head
 from nslib.nullspace.encoder import learn_noise
 from nslib.nullspace.membership import boundary_scale, clean_pass, make_pool
 from nslib.nullspace.patch import PatchNullspace
@@ -150,6 +152,19 @@ def test_a_model_that_was_changed_is_another(made, change):
     assert model_digest(cut_at(first, 1)) == model_digest(cut_at(made(), 1))
     if change is not darkened:  # a cut model is not of that class any more
         assert model_digest(cut_at(first, 1)) != model_digest(cut_at(other, 1))
+
+
+def test_a_head_of_another_size_from_a_file_is_no_change(tmp_path):
+    """A file as timm writes it, without mean and std: the model is the one that was made with so many classes."""
+    made = make_vit(num_classes=7)
+    save_file(made.vit.state_dict(), tmp_path / "w.safetensors")
+    facts = {"path": "w", "any_head": True, "normalisation": {}}
+    read = [put_weights(make_vit(num_classes=n), load_file(tmp_path / "w.safetensors"), **facts) for n in (3, 7)]
+    assert read[0].num_classes == 7
+    assert model_digest(read[0]) == model_digest(read[1])
+    other = make_vit(num_classes=3)
+    reset_head(other, 7)
+    assert "vit" not in other.identity()
 
 
 def test_counting_passes_changes_no_model():

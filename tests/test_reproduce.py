@@ -304,54 +304,33 @@ def test_a_killed_worker_is_told_and_the_readers_still_run(place):
     assert statuses(reproduce(["02"], "smoke"))[0] in (DONE, SKIPPED)
 
 
-def test_workers_end_when_the_command_is_killed(tmp_path):
-    code = f"""
-        import time
-        from pathlib import Path
-        from nslib.workers import workers
-        if __name__ == "__main__":
-            with workers(2) as submit:
-                begun = submit(exec, "import os, time; from pathlib import Path; "
-                    "Path({str(tmp_path)!r}, str(os.getpid())).touch(); time.sleep(600)")
-                begun.result()
-    """
-    script = tmp_path / "command.py"
-    script.write_text(textwrap.dedent(code))
-    command = subprocess.Popen([sys.executable, str(script)], env=os.environ | {"PYTHONPATH": str(ROOT)})
-    deadline = time.monotonic() + 60
-    while not (begun := [p for p in tmp_path.iterdir() if p.name.isdigit()]):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    command.kill()
-    command.wait()
-    worker = int(begun[0].name)
-    while running(worker):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
-def test_workers_end_when_the_command_alone_is_interrupted(tmp_path):
+@pytest.mark.parametrize("waiting", ["pieces[0].result()", ""], ids=["for a piece", "for all of them"])
+@pytest.mark.parametrize("how", ["kill", "interrupt"])
+def test_workers_end_with_the_command(tmp_path, how, waiting):
     """Ctrl-C reaches the workers too; a signal to the command alone does not, and more is waiting for its turn."""
     code = f"""
-        import time
-        from pathlib import Path
         from nslib.workers import workers
         if __name__ == "__main__":
             with workers(2) as submit:
                 pieces = [submit(exec, "import os, time; from pathlib import Path; "
                     "Path({str(tmp_path)!r}, str(os.getpid())).touch(); time.sleep(600)") for _ in range(6)]
+                {waiting}
     """
     script = tmp_path / "command.py"
     script.write_text(textwrap.dedent(code))
     command = subprocess.Popen([sys.executable, str(script)], env=os.environ | {"PYTHONPATH": str(ROOT)},
                                stderr=subprocess.DEVNULL)  # fmt: skip
     deadline = time.monotonic() + 60
-    while len(begun := [p for p in tmp_path.iterdir() if p.name.isdigit()]) < 2:
+    while len(begun := [int(p.name) for p in tmp_path.iterdir() if p.name.isdigit()]) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    command.send_signal(signal.SIGINT)
+    command.send_signal(signal.SIGKILL if how == "kill" else signal.SIGINT)
     assert command.wait(timeout=30) != 0
-    assert not any(running(int(worker.name)) for worker in begun)
+    if how == "interrupt":
+        assert not any(map(running, begun))
+    while any(map(running, begun)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     assert len([p for p in tmp_path.iterdir() if p.name.isdigit()]) == 2
 
 

@@ -19,6 +19,7 @@ _ALL = (reproduce, prepare, report, evaluate, finetune, pretrain, nulldim, noise
         notebooks)  # fmt: skip
 COMMANDS = {command.__name__: command for command in _ALL}
 _PLACES = ("NSLIB_STORE", "NSLIB_FIGURES", "NSLIB_IMAGENET", "NSLIB_WEIGHTS")
+_OF_USERS = (ValueError, TypeError, KeyError, OSError, FloatingPointError, ImportError)  # mistakes, told as they are
 _SIGPIPE = getattr(signal, "SIGPIPE", 13)  # Windows has none
 
 
@@ -36,22 +37,25 @@ def main() -> int:
     except KeyboardInterrupt:
         print("\nnslib: stopped; the same command goes on from what was saved", file=sys.stderr)
         return 128 + signal.SIGINT
-    except (ValueError, TypeError, KeyError, OSError, FloatingPointError, ImportError) as error:
-        if os.environ.get("NSLIB_TRACEBACK"):
+    except (*_OF_USERS, RuntimeError, MemoryError) as error:
+        told = _told(error)
+        if os.environ.get("NSLIB_TRACEBACK") or not told:
             raise
-        print(f"nslib: {error}", file=sys.stderr)
+        print(f"nslib: {told}", file=sys.stderr)
         return 2
-    except (RuntimeError, MemoryError) as error:
-        if os.environ.get("NSLIB_TRACEBACK") or not _out_of_memory(error):
-            raise
+
+
+def _told(error: Exception) -> str:
+    """A mistake of the user's, or want of memory, in words; empty for what is a fault of ours.
+
+    Torch tells want of memory by a RuntimeError, on a GPU and on the CPU in words of their own.
+    """
+    if isinstance(error, _OF_USERS):
+        return str(error) or type(error).__name__
+    if isinstance(error, MemoryError) or any(w in str(error) for w in ("out of memory", "can't allocate memory")):
         told = (str(error) or type(error).__name__).splitlines()[0]
-        print(f"nslib: out of memory: lower batch, pool or images, or take fewer --jobs ({told})", file=sys.stderr)
-        return 2
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Torch tells it by a RuntimeError, on a GPU and on the CPU in words of their own."""
-    return isinstance(error, MemoryError) or any(w in str(error) for w in ("out of memory", "can't allocate memory"))
+        return f"out of memory: lower batch, pool or images, or take fewer --jobs ({told})"
+    return ""
 
 
 def _name_places_in_full() -> None:

@@ -17,7 +17,7 @@ class DeeperViT(StagedViT):
         mean, std = (tuple(b.flatten().tolist()) for b in (model.mean, model.std))
         super().__init__(model.vit, mean=mean, std=std, name=model.name)
         self.mean, self.std = model.mean, model.std  # in their type and place
-        self.architecture, self.built, self.stored_dtype = model.architecture, model.built, model.stored_dtype
+        self.built_as(model)
         self.block = block
         self.train(model.training)
 
