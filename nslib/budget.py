@@ -13,10 +13,10 @@ from nslib.evaluate.bench import Bench
 from nslib.evaluate.suite import dry_run
 from nslib.experiment import barely_trained, open_bench
 from nslib.finetune.estimate import Estimate, estimate
-from nslib.jobs import TRACED, config_of, row_suite, trace_suite
+from nslib.jobs import TRACED, config_of, row_suite, trace_suite, wide_suite
 from nslib.plan import planned
 from nslib.settings import Settings
-from nslib.trials import OF_OTHERS
+from nslib.trials import OF_OTHERS, of_wide
 
 _COLUMNS = ["model", "work", "runs", "images", "noise_steps", "noise_hours", "hours", "memory"]
 
@@ -78,6 +78,8 @@ def _of_model(bench: Bench, settings: Settings, models: Counter[str], *, whole: 
     suites = [("evaluate: rows of 06 to 08, 11", row_suite(settings), models.total() + 1)]
     suites += [("evaluate: after every round, for 05", trace_suite(settings), rounds)]
     suites += [("evaluate: base model of 06", settings.suite, 1)] if whole else []
+    if whole and (wide := of_wide(settings)):
+        suites += [("evaluate: rows of one seed, on more images", wide_suite(settings), len(wide))]
     for name, suite, runs in suites:
         planned = dry_run(Bench(bench.model, bench.source, suite, bench.surrogate))
         rows.append({"work": name, "runs": runs, "images": runs * int(planned.images.sum()),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from numbers import Integral
 
 WEIGHTS = ("shipped", "pretrained", "random", "train")  # words for weights; anything else is a file or folder
+TABLE2 = ("clean", "patchfool", "cw", "fgsm", "damagenet", "a", "c", "v2", "r", "sketch", "stylized")  # in its order
 
 
 def _require(holds: bool, name: str, expected: str, received: object) -> None:
@@ -240,9 +241,6 @@ class FingerprintStudy:
         require_counts(self, "trained", least=0)
 
 
-TABLE2 = ("clean", "patchfool", "cw", "fgsm", "damagenet", "a", "c", "v2", "r", "sketch", "stylized")  # in its order
-
-
 @dataclass(frozen=True)
 class SuiteConfig:
     """What is measured of a model, and how hard. Budgets are in pixel units, images lying in [0, 1]."""
@@ -298,6 +296,8 @@ class FinetuningStudy:
     columns: tuple[str, ...] = ("clean", "fgsm", "damagenet", "a", "c", "v2", "r", "sketch", "stylized")
     images: int = 400  # of each column
     costly_images: int = 0  # at most, of patchfool, cw and autoattack; 0: as many as of the suite
+    wide_images: int = 0  # of each other column, for differences between rows of one seed; 0: as many as in the tables
+    wide_c_images: int = 2000  # of these, of column c
     trace_images: int = 200  # of each column after every round, Fig. 4
     eps: tuple[float, ...] = (0.03,)  # Table 4
     fresh: int = 2  # new noises along which the eps set is measured before and after
@@ -316,5 +316,5 @@ class FinetuningStudy:
 
     def __post_init__(self):
         require_counts(self, "seeds", "images", "trace_images", "fresh", "search_rounds", "search_images")
-        compared = {"plain", "nullspace"}
-        _require(compared <= {*self.objectives}, "objectives", "plain, nullspace and any others", self.objectives)
+        require_counts(self, "costly_images", "wide_images", "wide_c_images", least=0)
+        _require({"plain", "nullspace"} <= {*self.objectives}, "objectives", "plain, nullspace, ...", self.objectives)

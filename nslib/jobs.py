@@ -16,7 +16,7 @@ from nslib.analysis.epsilon import eps_noises, reach_table
 from nslib.config import FinetuneConfig, NoiseConfig, SuiteConfig
 from nslib.data.corruptions import VERSION as CORRUPTIONS_VERSION
 from nslib.evaluate.bench import TRANSFER_VERSION, Bench
-from nslib.evaluate.columns import COLUMNS, missing_of
+from nslib.evaluate.columns import COLUMNS, COSTLY, missing_of
 from nslib.evaluate.suite import VERSION as EVALUATION_VERSION
 from nslib.evaluate.suite import Evaluation, evaluate_model
 from nslib.experiment import open_pool
@@ -148,8 +148,7 @@ def run(bench: Bench, settings: Settings, objective: str, *, seed: int = 0, **ch
         return {"history": rounded([asdict(r) for r in done.history]), "cost": cost, "evaluation": packed(found)}
 
     cfg = config_of(settings, objective, seed, **changes)
-    surrogate = bench.surrogate and model_digest(bench.surrogate)
-    inputs = {**_inputs(bench, settings, cfg), **_measurement(bench, settings), "surrogate": surrogate}
+    inputs = {**_inputs(bench, settings, cfg), **_measurement(bench, row_suite(settings))}
     found = kept(_file(bench, settings, cfg), inputs, compute)
     return Job(rounds_of(found["history"]), found["cost"], unpacked(found["evaluation"]))
 
@@ -168,6 +167,22 @@ def precision_of(bench: Bench, cfg: FinetuneConfig) -> str:
 def fixed_noise(settings: Settings) -> NoiseConfig:
     """The noise of the run without early stopping (claim C19): a fixed number of steps."""
     return replace(settings.finetune.noise, eps=None, steps=settings.finetuning.fixed_steps)
+
+
+def wide_row(bench: Bench, settings: Settings, objective: str) -> Evaluation:
+    """A finetuned model's columns without costly attacks, on as many images as `settings.finetuning.wide_images` says.
+
+    Of the first seed: what its difference to another model lacks in seeds it has in images.
+    """
+    suite = wide_suite(settings)
+
+    def compute() -> dict[str, Any]:
+        model = _model(bench, settings, objective)
+        return {"evaluation": packed(evaluate_model(model, bench.source, suite, surrogate=bench.surrogate))}
+
+    cfg = config_of(settings, objective)
+    inputs = {**_inputs(bench, settings, cfg), **_measurement(bench, suite)}
+    return unpacked(kept(_file(bench, settings, cfg, "wide"), inputs, compute)["evaluation"])
 
 
 def base_row(bench: Bench, settings: Settings) -> Evaluation:
@@ -240,9 +255,8 @@ def _inputs(bench: Bench, settings: Settings, cfg: FinetuneConfig) -> dict[str, 
     }
 
 
-def _measurement(bench: Bench, settings: Settings) -> dict[str, Any]:
+def _measurement(bench: Bench, suite: SuiteConfig) -> dict[str, Any]:
     """All on which its row depends besides: of the suite numbers of images and what columns that can be shown take."""
-    suite = row_suite(settings)
     shown = {name: COLUMNS[name] for name in suite.columns if not missing_of(name, bench)}
     asked = {"batch", "first", "images", "c_images", "costly_images"}.union(*(c.settings for c in shown.values()))
     versions = {"evaluation": EVALUATION_VERSION, "corruptions": CORRUPTIONS_VERSION, "transfer": TRANSFER_VERSION}
@@ -251,6 +265,7 @@ def _measurement(bench: Bench, settings: Settings) -> dict[str, Any]:
         "measured": versions,
         "suite": {name: getattr(suite, name) for name in sorted(asked)},
         "shown": {s: bench.identity(s) for column in shown.values() for s in bench.reads(column.split)},
+        "surrogate": bench.surrogate and model_digest(bench.surrogate),
     }
 
 
@@ -276,6 +291,13 @@ def row_suite(settings: Settings) -> SuiteConfig:
     study, suite = settings.finetuning, settings.suite
     costly = study.costly_images or suite.costly_images
     return replace(suite, columns=study.columns, images=study.images, costly_images=costly)
+
+
+def wide_suite(settings: Settings) -> SuiteConfig:
+    """What is measured for `wide_row`."""
+    study, suite = settings.finetuning, row_suite(settings)
+    cheap = tuple(c for c in study.columns if c not in COSTLY)
+    return replace(suite, columns=cheap, images=study.wide_images, c_images=study.wide_c_images)
 
 
 def provenance(settings: Settings) -> list[dict[str, Any]]:

@@ -13,11 +13,11 @@ from nslib.config import FinetuneConfig
 from nslib.evaluate.bench import Bench
 from nslib.experiment import open_bench, open_model, open_stranger
 from nslib.finetune.objectives import ADVERSARIAL
-from nslib.jobs import TRACED, finetuned, fixed_noise, run, strength
+from nslib.jobs import TRACED, finetuned, fixed_noise, run, strength, wide_row
 from nslib.runtime import pick_device
 from nslib.settings import Settings
 from nslib.staged import renormalised
-from nslib.trials import OF_OTHERS
+from nslib.trials import OF_OTHERS, of_wide
 from nslib.workers import KILLED, threads, workers
 
 _OF_EPS = ("nullspace", "random")  # measured at every eps of the study
@@ -141,3 +141,5 @@ def _make(settings: Settings, one: Planned) -> None:
         finetuned(bench, settings, one.objective)  # 05 and 13 look at the models themselves, not only at kept rows
     if one in [Planned(settings.models[0], o) for o in _ATTACKED]:
         strength(bench, settings, one.objective)
+    if one in [Planned(settings.models[0], o) for o in of_wide(settings)]:
+        wide_row(bench, settings, one.objective)

@@ -131,6 +131,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "finetuning.seeds": 3,
         "finetuning.columns": TABLE2,
         "finetuning.images": 4000,
+        "finetuning.wide_images": 12000,
         "finetuning.eps": (0.01, 0.03, 0.1),
         "finetuning.fresh": 12,
         "finetuning.variants": True,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 import pandas as pd
@@ -16,8 +16,8 @@ from nslib.evaluate.suite import Evaluation
 from nslib.experiment import open_bench
 from nslib.finetune.objectives import ADVERSARIAL, OBJECTIVES
 from nslib.finetune.result import history_table
-from nslib.intervals import Estimate, slope_estimate, t_estimate
-from nslib.jobs import BASE, Job, base_row, config_of, eps_set, fixed_noise, in_turn, run
+from nslib.intervals import Estimate, t_estimate
+from nslib.jobs import BASE, Job, base_row, config_of, eps_set, fixed_noise, in_turn, run, wide_row
 from nslib.settings import Settings
 
 OF_OTHERS = ("plain", "nullspace")  # with which a profile's further models are finetuned
@@ -70,36 +70,6 @@ def seed_rounds(bench: Bench, settings: Settings, objective: str) -> pd.DataFram
     return pd.concat([history_table(job.history).assign(seed=seed) for seed, job in each], ignore_index=True)
 
 
-def over_seeds(rounds: pd.DataFrame, quantity: str) -> pd.DataFrame:
-    """A quantity of `seed_rounds`, with a column objective, round by round: the seeds' mean, least and largest.
-
-    Returns:
-        columns objective, round, value, low, high; no line where no seed has the quantity.
-    """
-    known = rounds[rounds[quantity].notna()].groupby(["objective", "round"], sort=False)[quantity]
-    return known.agg(value="mean", low="min", high="max").reset_index()
-
-
-def slopes(rounds: pd.DataFrame, of: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """Change a round, relative to the mean, of quantities of objectives in `seed_rounds`, from the second round on.
-
-    The first noise is learned before any update. Those without a figure in three rounds have no line.
-
-    Args:
-        of: pairs of objective and quantity, such as ("nullspace", "norm").
-    Returns:
-        columns objective, quantity, value, low, high, n, seeds: see `slope_estimate`.
-    """
-    lines = []
-    for objective, quantity in of:
-        own = rounds[(rounds.objective == objective) & (rounds["round"] > 0)]
-        values = own.pivot(index="seed", columns="round", values=quantity).to_numpy(dtype=float)
-        if values.shape[1] > 2:
-            lines.append({"objective": objective, "quantity": quantity, **vars(slope_estimate(values))})
-    columns = ["objective", "quantity", "value", "low", "high", "n", "seeds"]
-    return pd.DataFrame(lines, columns=columns)
-
-
 def seed_jobs(bench: Bench, settings: Settings, objective: str, seeds: int = 0, **changes) -> list[Job]:
     """The runs of each seed; arguments as of `row`."""
     seeds = seeds or _seeds_of(settings, objective, **changes)
@@ -119,6 +89,25 @@ def rows(bench: Bench, settings: Settings, objectives: Sequence[str]) -> dict[st
     jobs = {(o, seed): run(bench, settings, o, seed=seed) for o, seed in in_turn(bench, settings, wanted)}
     each = {o: [_row_of(jobs[o, s], config_of(settings, o).noise.eps) for s in range(n)] for o, n in seeds.items()}
     return {BASE: row(bench, settings, BASE)} | {o: pool_rows(found, o) for o, found in each.items()}
+
+
+def of_wide(settings: Settings) -> list[str]:
+    """Objectives of the study that have one seed, and those that they are compared with; none where it is not asked."""
+    study = settings.finetuning
+    names = [o for o in study.objectives if o in OF_OTHERS or _seeds_of(settings, o) == 1]
+    return names if study.wide_images else []
+
+
+def wide_rows(bench: Bench, settings: Settings, objectives: Collection[str]) -> dict[str, Evaluation]:
+    """Rows of these objectives if they are among `of_wide`: the first seed's, on `settings.finetuning.wide_images`.
+
+    Columns with costly attacks are those of `rows`.
+    """
+    found = {}
+    for name in (o for o in of_wide(settings) if o in objectives):
+        first = row(bench, settings, name, seeds=1)
+        found[name] = replace(first, hits=first.hits | wide_row(bench, settings, name).hits)
+    return found
 
 
 def other_models(settings: Settings) -> dict[str, Evaluation]:
@@ -309,8 +298,16 @@ def half_widths(against: pd.DataFrame, seeded: Sequence[str]) -> dict[str, float
     return {name: float(half) for name, half in found.items() if pd.notna(half)}
 
 
-def differences_to(found: Mapping[str, Evaluation], reference: str) -> pd.DataFrame:
-    """Every model against one of them, column by column on the same images; top-1 in percentage points, also of c."""
-    base = replace(found[reference], model=reference)
-    tables = [differences(e, base).assign(model=name) for name, e in found.items() if name != reference]
+def differences_to(
+    found: Mapping[str, Evaluation], reference: str, wide: Mapping[str, Evaluation] | None = None
+) -> pd.DataFrame:
+    """Every model against one of them, column by column on the same images; top-1 in percentage points, also of c.
+
+    Args:
+        wide: rows of `wide_rows`, by which models of one seed are compared if they and the reference have one.
+    """
+    tables, wide = [], wide or {}
+    for name in (n for n in found if n != reference):
+        pair = wide if found[name].seeds == 1 and {name, reference} <= wide.keys() else found
+        tables.append(differences(pair[name], replace(pair[reference], model=reference)).assign(model=name))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()

@@ -91,9 +91,9 @@ pd.concat({"ours": figure3a.reset_index(), "paper": printed("figure3a")}).round(
 
 # %%
 figure, ax = plt.subplots(figsize=(4.0, 2.4))
-grey = {"color": plots.COLOURS["paper"], "linestyle": "--"}
-for whose, rows_of, style in ((", paper", printed("figure3b"), grey), ("", norms, {})):
-    for name, rows in rows_of.groupby("model", sort=False):
+grey = [{"color": plots.COLOURS["paper"], "linestyle": line} for line in ("--", ":")]
+for whose, rows_of, styles in ((", paper", printed("figure3b"), grey), ("", norms, [{}] * norms.model.nunique())):
+    for (name, rows), style in zip(rows_of.groupby("model", sort=False), styles, strict=True):
         mean = rows.groupby("regularization").norm.mean()
         ax.plot(mean.index, mean / mean.iloc[0], marker="o", label=name + whose, **style)
 ax.set(xlabel="λ", ylabel="norm, relative to smallest λ")

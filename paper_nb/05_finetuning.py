@@ -32,6 +32,7 @@ import pandas as pd
 import nslib
 from nslib import jobs, plots, testable, trials
 from nslib.evaluate.comparison import mean_difference
+from nslib.finetune.result import over_seeds, slope_table
 from nslib.intervals import Estimate, estimates_of, share_estimate, t_estimate
 from nslib.report.reference import printed
 
@@ -68,7 +69,7 @@ pd.DataFrame([before]).assign(model="before finetuning").round(1)
 figure, axes = plt.subplots(1, 2 + len(metrics), figsize=(3.6 + 1.8 * len(metrics), 2.2))
 quantities = {"norm": "norm of the noise", "steps": "steps to ε"} | {m: f"{m} top-1, %" for m in metrics}
 for ax, (quantity, label) in zip(axes, quantities.items(), strict=True):
-    shown = trials.over_seeds(learned if quantity == "steps" else rounds, quantity)
+    shown = over_seeds(learned if quantity == "steps" else rounds, quantity)
     shown["updates"] = (shown["round"] + (quantity in metrics)) * settings.finetune.steps
     if quantity in metrics:
         base = {"updates": 0, **dict.fromkeys(("value", "low", "high"), before[quantity])}
@@ -130,7 +131,7 @@ cost.groupby("objective", sort=False).mean().drop(columns="seed").round(3)
 
 # %%
 later, count = learned[learned["round"] > 0], int(seeds["nullspace"])
-slopes = trials.slopes(rounds, [("nullspace", "norm"), ("nullspace", "steps"), ("random", "norm")])
+slopes = slope_table(rounds, [("nullspace", "norm"), ("nullspace", "steps"), ("random", "norm")])
 record.table("slopes", slopes)
 slopes.round(5)
 

@@ -54,10 +54,9 @@ record.table("columns", columns)
 figure, ax = plt.subplots(figsize=(5.6, 2.4))
 plots.rows_of_table2(columns, printed("table2"), ax).set(ylabel="top-1 or error, %")
 plots.legend_above(figure, ax, columns=3)
-plots.caption(
-    figure,
-    f"ours: {bench.model.name}, {plots.counts(columns.n)}; whiskers: 95 % intervals; c is an error",
-)
+early = "; CW stops early" if "cw" in base.hits and settings.suite.cw_early_stop else ""
+told = f"ours: {bench.model.name}, {plots.counts(columns.n)}; whiskers: 95 % intervals; c is an error{early}"
+plots.caption(figure, told)
 record.figure("beside_paper", figure, None)
 columns.round(1)
 
@@ -133,14 +132,17 @@ handling.round(1)
 
 # %% [markdown]
 # ## The finetuned models
-# Every objective on the same recipe: same images in the same order, same number of updates, measured on the same images. The mean is over the columns shown, with 100 − c; `c / base` is the ratio of the corruption errors to the base model's. The table of estimates beside it has every figure with its interval, n and seeds. Each seed learns other noises and trains on other images, the same for every objective. `seeds`: of how many a row is the mean; notebook 11 lists each. `missed_eps`: rounds whose noise was outside ε on held-out images, over all seeds; the permuted noise is meant to be. `augmix` mixes images as in its paper, without the consistency loss there. Further models of a profile (ViT-B/32 at `gpu`) have a base, plain and NS row each, one seed, among the rows below.
+# Every objective on the same recipe: same images in the same order, same number of updates, measured on the same images. The mean is over the columns shown, with 100 − c; `c / base` is the ratio of the corruption errors to the base model's. The table of estimates beside it has every figure with its interval, n and seeds. Each seed learns other noises and trains on other images, the same for every objective. `seeds`: of how many a row is the mean; notebook 11 lists each. `missed_eps`: rounds whose noise was outside ε on held-out images, over all seeds; the permuted noise is meant to be. `augmix` mixes images as in its paper, without the consistency loss there. Further models of a profile (ViT-B/32 at `gpu`) have a base, plain and NS row each, one seed, among the rows below. Rows of one seed are compared on more images (`finetuning.wide_images`) where a profile asks for it; the table `wide` has them all minus `plain`, with the first seed of NS.
 
 # %%
 found = trials.rows(bench, settings, settings.finetuning.objectives)
+wide = trials.wide_rows(bench, settings, found)
 finetuned = trials.with_absent(trials.rows_table(found), settings.profile)
 record.table("finetuned", finetuned)
 larger = trials.other_models(settings)
 record.table("finetuned_estimates", trials.rows_estimates({**found, **larger}))
+if wide:
+    record.table("wide", trials.differences_to(wide, "plain"))
 finetuned.round(2)
 
 # %% [markdown]
@@ -158,7 +160,7 @@ table2.round(1)
 # Each model minus `plain`, image by image: what finetuning alone does is taken out. Where an interval holds zero, the column does not tell the two apart. With several seeds it says how far others may fall, by a t interval that is wide with three; `half_images` is half of it for these seeds alone, over images. Training on attacks moves the columns by tens of points, so that its rows are in the table, and in the figure of notebook 07. The second table is NS minus the base model, of which C11 speaks: a column on which both are at zero (Patch-Fool, where a patch may take any colour) cannot rise.
 
 # %%
-against = trials.differences_to(found, "plain")
+against = trials.differences_to(found, "plain", wide)
 drawn = trials.without_attacks(against)
 by_seeds = drawn.groupby("seeds", sort=False).model.unique()
 told = "; ".join(f"{s} for {', '.join(models)}" for s, models in by_seeds.items())

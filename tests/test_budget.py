@@ -21,7 +21,7 @@ def test_seeds_are_counted_of_the_objectives_that_get_them():
 
 def test_budget_by_hand():
     overrides = {**FEW, "synthesis.noise.steps": 7, "approximate.noise.steps": 11, "closure.noise.steps": 5}
-    settings = resolve("smoke", overrides={**overrides, "suite.images": 8})
+    settings = resolve("smoke", overrides={**overrides, "suite.images": 8, "finetuning.wide_images": 32})
     table = budget(settings).set_index("work")
     assert table.noise_steps["noises of 02"] == 2 * 7
     assert table.noise_steps["noises of 03"] == 2 * 2 * 2 * 11
@@ -30,6 +30,8 @@ def test_budget_by_hand():
     assert table.images["finetune: plain"] == 4 * 8
     assert table.noise_steps["finetune: random"] == 0
     assert table.runs["evaluate: rows of 06 to 08, 11"] == finetunings(settings).total() + 1
+    row = table.loc["evaluate: rows of one seed, on more images"]
+    assert (row.runs, row.images) == (3, 3 * 2 * 32)  # nullspace, plain, random; clean, fgsm
     assert ((table.noise_steps > 0) == (table.noise_hours > 0)).all()
     assert (table.hours[~table.index.str.contains("noise|sets")] > 0).all()
     assert (table.memory.dropna() > 0).all()

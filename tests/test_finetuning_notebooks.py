@@ -76,8 +76,15 @@ def test_07_tells_the_seeds_compared_and_judges_no_unfinished_model(execute):
     assert "seeds of each: 1;" in cells["figure"].get_supxlabel()
     assert cells["curves"].model.unique().tolist() == ["base", "plain", "nullspace", "madry"]
     assert cells["gains"].side.tolist() == ["natural", "adversarial"]
-    assert cells["rivals"] == []
+    assert (cells["rivals"], cells["judging"]) == (["madry"], [])
     assert record["facts"]["missed_eps"] == {"nullspace": 0}
+
+
+def test_07_compares_on_more_images_where_it_is_asked_to(execute):
+    changes = {"finetuning.objectives": ["nullspace", "plain", "madry"], "finetuning.wide_images": 24}
+    cells, _ = execute("07_adversarial_finetuning", **changes)
+    assert set(cells["against"].n) == set(cells["gains"].n[cells["gains"].side == "adversarial"]) == {24}
+    assert cells["found"]["nullspace"].estimate("clean").n == 16
 
 
 def test_08(execute):

@@ -196,6 +196,23 @@ def test_strength_is_measured_once(bench, folder, monkeypatch):
     assert jobs.strength(bench, settings, "plain").equals(first["plain"])
 
 
+def test_a_wide_row_is_measured_once_on_images_that_begin_with_those_of_the_table(bench, folder, monkeypatch):
+    study = replace(KEEPING.finetuning, columns=("clean", "cw", "a", "c"), wide_images=10, wide_c_images=3)
+    settings = replace(KEEPING, finetuning=study)
+    first = jobs.wide_row(bench, settings, "plain")
+    assert {column: first.estimate(column).n for column in first.hits} == {"clean": 10, "a": 10, "c": 3}
+    assert [file.stem for file in folder.iterdir()] == [f"{bench.model.name}_plain_seed0_wide"]
+    row = jobs.run(bench, KEEPING, "plain").evaluation
+    for column in ("clean", "a"):
+        assert row.hits[column][""].tolist() == first.hits[column][""][:6].tolist()
+    monkeypatch.setattr(jobs, "finetuned", lambda *args, **kwargs: pytest.fail("trained again"))
+    again = jobs.wide_row(bench, settings, "plain")
+    assert again.hits["c"]["fog/3"].tolist() == first.hits["c"]["fog/3"].tolist()
+    more = replace(settings, finetuning=replace(study, wide_images=11))
+    with pytest.raises(ValueError, match=r"plain_seed0_wide\.json was made from other inputs: suite\.images"):
+        jobs.wide_row(bench, more, "plain")
+
+
 def test_a_change_has_a_file_of_its_own(bench, folder):
     jobs.run(bench, KEEPING, "plain", trainable="pos_embed")
     noise = replace(KEEPING.finetune.noise, eps=0.4)

@@ -36,7 +36,7 @@ def test_the_runs_that_are_kept_are_those_that_are_planned(profile):
         names.add(jobs._file(bench, settings, jobs.config_of(settings, p.objective, p.seed, **p.changes)).name)
     kept = {path.name for path in (ROOT / "figures" / profile / "records" / "jobs").glob("*.json")}
     search = {name for name in kept if "_first-" in name or "_rounds-" in name}  # and what came first in it
-    assert names == {name for name in kept - search if "reach-" not in name and "strength" not in name}
+    assert names == {name for name in kept - search if not any(kind in name for kind in ("reach-", "strength", "wide"))}
     assert len(names) == len(planned(settings, depth=depth))
 
 
@@ -71,12 +71,14 @@ def test_where_no_base_model_is_to_be_had_nothing_is_finetuned(monkeypatch, tmp_
 
 def test_processes_make_what_one_would(capsys):
     settings = resolve(
-        "smoke", overrides=TINY | {"finetuning.objectives": ["plain", "nullspace"], "finetuning.keep": True}
+        "smoke",
+        overrides=TINY
+        | {"finetuning.objectives": ["plain", "nullspace"], "finetuning.keep": True, "finetuning.wide_images": 6},
     )
     with pytest.warns(UserWarning, match="did not reach eps"):
         assert prepare(settings, jobs=1) == []
     kept = {p.name: p.read_text() for p in jobs.jobs_path("smoke").glob("*.json")}
-    assert len(kept) == 7  # of two also the strength that they bear
+    assert len(kept) == 9  # of two also the strength that they bear, and their columns on more images
     assert prepare(settings, jobs=2) == []
     assert {p.name: p.read_text() for p in jobs.jobs_path("smoke").glob("*.json")} == kept  # they are not made again
 

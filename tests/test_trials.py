@@ -16,6 +16,7 @@ from nslib.data.source import open_source
 from nslib.evaluate.bench import Bench
 from nslib.evaluate.comparison import mean_difference, pool_seeds
 from nslib.evaluate.suite import Evaluation
+from nslib.finetune.result import over_seeds, slope_table
 from nslib.finetune.state import only_maker
 from nslib.kept import kept
 from nslib.processes import ALONE
@@ -138,11 +139,11 @@ def test_rounds_of_every_seed(bench, trainings):
     found = trials.seed_rounds(bench, settings, "nullspace")
     assert found[["seed", "round"]].to_numpy().tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
     assert found.norm.nunique() == 4
-    shown = trials.over_seeds(found.assign(objective="nullspace"), "norm")
+    shown = over_seeds(found.assign(objective="nullspace"), "norm")
     assert shown.columns.tolist() == ["objective", "round", "value", "low", "high"]
     of_first = found.norm[found["round"] == 0]
     assert shown.iloc[0, 2:].tolist() == pytest.approx([of_first.mean(), of_first.min(), of_first.max()])
-    assert trials.over_seeds(found.assign(objective="plain", norm=float("nan")), "norm").empty
+    assert over_seeds(found.assign(objective="plain", norm=float("nan")), "norm").empty
     assert trainings == [("nullspace", 0), ("nullspace", 1)]
 
 
@@ -217,6 +218,36 @@ def test_differences_to_one_of_the_rows():
     assert table.model.tolist() == ["ours"]
     assert table.difference.tolist() == [25]
     assert table.n.tolist() == [4]
+
+
+def test_models_of_one_seed_are_compared_by_their_wide_rows():
+    """Of several seeds by these; of a model that the wide rows lack, or against one, by the table's."""
+    few = {"clean": [1, 0]}
+    found = {"base": evaluation("base", **few), "sam": evaluation("sam", **few), "mixup": evaluation("mixup", **few)}
+    found |= {name: seeds_of(name, few, few) for name in ("plain", "nullspace")}
+    wide = {name: evaluation(name, clean=[0, 0, 1, 1]) for name in ("plain", "nullspace", "sam")}
+    table = trials.differences_to(found, "plain", wide).set_index("model")
+    assert table.n.to_dict() == {"base": 2, "sam": 4, "mixup": 2, "nullspace": 2}
+    assert table.seeds["nullspace"] == 2
+    assert set(trials.differences_to(found, "base", wide).n) == {2}
+
+
+def test_wide_rows_are_those_of_one_seed_and_what_they_are_compared_with(monkeypatch):
+    study = replace(TINY.finetuning, objectives=("nullspace", "plain", "random", "sam", "madry"), seeds=3)
+    settings, counted = replace(TINY, finetuning=replace(study, wide_images=4)), []
+
+    def narrow(bench, settings, objective, *, seeds):
+        counted.append(seeds)
+        return evaluation(objective, clean=[1, 0], cw=[1])
+
+    monkeypatch.setattr(trials, "row", narrow)
+    monkeypatch.setattr(trials, "wide_row", lambda bench, settings, name: evaluation(name, clean=[1, 0, 1, 1]))
+    asked = ("base", "plain", "random", "nullspace", "sam")
+    found = trials.wide_rows(None, settings, asked)
+    assert list(found) == ["nullspace", "plain", "sam"]
+    assert counted == [1, 1, 1]
+    assert {c: h[""].size for c, h in found["sam"].hits.items()} == {"clean": 4, "cw": 1}
+    assert trials.wide_rows(None, replace(TINY, finetuning=study), asked) == {}
 
 
 def seeds_of(name: str, *seeds: dict) -> Evaluation:
@@ -444,7 +475,7 @@ def test_slopes_and_gains_of_eps_sets_by_hand():
         [("nullspace", s, r, 10 + r * (1 + s), float("nan")) for s in range(2) for r in range(4)],
         columns=["objective", "seed", "round", "norm", "steps"],
     )
-    (slope,) = trials.slopes(rounds, [("nullspace", "norm"), ("random", "norm")]).itertuples()
+    (slope,) = slope_table(rounds, [("nullspace", "norm"), ("random", "norm")]).itertuples()
     assert (slope.objective, slope.quantity, slope.seeds) == ("nullspace", "norm", 2)
     assert slope.value == pytest.approx((1 / 12 + 2 / 14) / 2)
     norms = {"base": (60.0, 70.0), "plain": (61.0, 70.0), "nullspace": (63.0, 75.0)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from nslib.config import FinetuneConfig
 from nslib.finetune.cost import STANDARD_TRAINING
 from nslib.finetune.state import Place, Round, rounds_of
+from nslib.intervals import slope_estimate
 from nslib.models import first_line, save_weights
 from nslib.processes import Share
 from nslib.runtime import run_record, to_json, write_text
@@ -99,6 +101,36 @@ def history_table(history: list[Round]) -> pd.DataFrame:
         costs = {name: getattr(r, name) for name in ("noise_units", "update_units", "noise_seconds", "update_seconds")}
         rows.append({"round": k, **noise, **losses, **costs, **r.measured})
     return pd.DataFrame(rows)
+
+
+def over_seeds(rounds: pd.DataFrame, quantity: str) -> pd.DataFrame:
+    """A quantity round by round: the seeds' mean, least and largest.
+
+    Returns:
+        columns objective, round, value, low, high; no line where no seed has the quantity.
+    """
+    known = rounds[rounds[quantity].notna()].groupby(["objective", "round"], sort=False)[quantity]
+    return known.agg(value="mean", low="min", high="max").reset_index()
+
+
+def slope_table(rounds: pd.DataFrame, of: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """Change a round, relative to the mean, of quantities of objectives, from the second round on.
+
+    The first noise is learned before any update. Those without a figure in three rounds have no line.
+
+    Args:
+        of: pairs of objective and quantity, such as ("nullspace", "norm").
+    Returns:
+        columns objective, quantity, value, low, high, n, seeds: see `slope_estimate`.
+    """
+    lines = []
+    for objective, quantity in of:
+        own = rounds[(rounds.objective == objective) & (rounds["round"] > 0)]
+        values = own.pivot(index="seed", columns="round", values=quantity).to_numpy(dtype=float)
+        if values.shape[1] > 2:
+            lines.append({"objective": objective, "quantity": quantity, **vars(slope_estimate(values))})
+    columns = ["objective", "quantity", "value", "low", "high", "n", "seeds"]
+    return pd.DataFrame(lines, columns=columns)
 
 
 class Log:
