@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral
 
@@ -19,6 +20,11 @@ def require_counts(config: object, *names: str, least: int = 1) -> None:
     for name, value in ((name, getattr(config, name)) for name in names):
         whole = isinstance(value, Integral)
         _require(whole and value >= least, name, f">= {least}" if whole else "a whole number", value)
+
+
+def _require_each(config: object, names: tuple[str, ...], holds: Callable[..., bool], expected: str) -> None:
+    for name, value in ((name, getattr(config, name)) for name in names):
+        _require(holds(value), name, expected, value)
 
 
 @dataclass(frozen=True)
@@ -98,8 +104,7 @@ class NoiseConfig:
     stop_on: str = "heldout"  # or "batch", as the authors do
 
     def __post_init__(self):
-        _require(self.limit > 0, "limit", "> 0", self.limit)
-        _require(self.lr > 0, "lr", "> 0", self.lr)
+        _require_each(self, ("limit", "lr"), lambda v: v > 0, "> 0")
         require_counts(self, "steps", "batch")
         _require(self.eps is None or 0 < self.eps <= 2, "eps", "a squared l2 gap in (0, 2], or None", self.eps)
         _require(self.regularization >= 0, "regularization", ">= 0", self.regularization)
@@ -150,21 +155,16 @@ class FinetuneConfig:
         require_counts(self, "rounds", "steps", "batch", "pool", "heldout", "noises", "groups")
         require_counts(self, "checkpoint_every", "attack_steps")
         require_counts(self, "seed", "block", least=0)
-        for name in ("lr", "clip", "sam_rho"):
-            _require(getattr(self, name) > 0, name, "> 0", getattr(self, name))
-        for name in ("weight_decay", "mixup", "cutmix", "trades_beta"):
-            _require(getattr(self, name) >= 0, name, ">= 0", getattr(self, name))
-        for name in ("ema", "smoothing", "drop_path"):
-            _require(0 <= getattr(self, name) < 1, name, "in [0, 1)", getattr(self, name))
-        for name in ("erasing", "attack_eps", "attack_step"):
-            _require(0 <= getattr(self, name) <= 1, name, "in [0, 1]", getattr(self, name))
+        _require_each(self, ("lr", "clip", "sam_rho"), lambda v: v > 0, "> 0")
+        _require_each(self, ("weight_decay", "mixup", "cutmix", "trades_beta"), lambda v: v >= 0, ">= 0")
+        _require_each(self, ("ema", "smoothing", "drop_path"), lambda v: 0 <= v < 1, "in [0, 1)")
+        _require_each(self, ("erasing", "attack_eps", "attack_step"), lambda v: 0 <= v <= 1, "in [0, 1]")
         _require(0 <= self.lr_min <= self.lr, "lr_min", f"in [0, lr = {self.lr}]", self.lr_min)
         _require(self.warm_start == 0 or self.warm_start > 1, "warm_start", "0, or > 1", self.warm_start)
         _require(self.objective != "permuted" or not self.warm_start, "warm_start", "0 with permuted", self.warm_start)
         _require(self.groups == 1 or self.noises == 1, "groups", f"1 with noises = {self.noises}", self.groups)
-        for name in ("precision", "attack_precision"):
-            known = getattr(self, name) in ("auto", "float32", "bfloat16")
-            _require(known, name, "auto, float32 or bfloat16", getattr(self, name))
+        known = ("auto", "float32", "bfloat16")
+        _require_each(self, ("precision", "attack_precision"), lambda v: v in known, "auto, float32 or bfloat16")
 
 
 @dataclass(frozen=True)
@@ -296,8 +296,7 @@ class FinetuningStudy:
     columns: tuple[str, ...] = ("clean", "fgsm", "damagenet", "a", "c", "v2", "r", "sketch", "stylized")
     images: int = 400  # of each column
     costly_images: int = 0  # at most, of patchfool, cw and autoattack; 0: as many as of the suite
-    wide_images: int = 0  # of each other column, for differences between rows of one seed; 0: as many as in the tables
-    wide_c_images: int = 2000  # of these, of column c
+    wide_images: int = 0  # of each other column, twice c's own of c, to compare rows of one seed; 0: as in the tables
     trace_images: int = 200  # of each column after every round, Fig. 4
     eps: tuple[float, ...] = (0.03,)  # Table 4
     fresh: int = 2  # new noises along which the eps set is measured before and after
@@ -316,5 +315,6 @@ class FinetuningStudy:
 
     def __post_init__(self):
         require_counts(self, "seeds", "images", "trace_images", "fresh", "search_rounds", "search_images")
-        require_counts(self, "costly_images", "wide_images", "wide_c_images", least=0)
+        wide = self.wide_images
+        _require(wide == 0 or wide >= self.images, "wide_images", f"0, or >= images = {self.images}", wide)
         _require({"plain", "nullspace"} <= {*self.objectives}, "objectives", "plain, nullspace, ...", self.objectives)

@@ -16,7 +16,7 @@ from nslib.analysis.epsilon import eps_noises, reach_table
 from nslib.config import FinetuneConfig, NoiseConfig, SuiteConfig
 from nslib.data.corruptions import VERSION as CORRUPTIONS_VERSION
 from nslib.evaluate.bench import TRANSFER_VERSION, Bench
-from nslib.evaluate.columns import COLUMNS, COSTLY, missing_of
+from nslib.evaluate.columns import COLUMNS, COSTLY, check_columns, missing_of
 from nslib.evaluate.suite import VERSION as EVALUATION_VERSION
 from nslib.evaluate.suite import Evaluation, evaluate_model
 from nslib.experiment import open_pool
@@ -257,6 +257,7 @@ def _inputs(bench: Bench, settings: Settings, cfg: FinetuneConfig) -> dict[str, 
 
 def _measurement(bench: Bench, suite: SuiteConfig) -> dict[str, Any]:
     """All on which its row depends besides: of the suite numbers of images and what columns that can be shown take."""
+    check_columns(suite.columns)
     shown = {name: COLUMNS[name] for name in suite.columns if not missing_of(name, bench)}
     asked = {"batch", "first", "images", "c_images", "costly_images"}.union(*(c.settings for c in shown.values()))
     versions = {"evaluation": EVALUATION_VERSION, "corruptions": CORRUPTIONS_VERSION, "transfer": TRANSFER_VERSION}
@@ -297,7 +298,7 @@ def wide_suite(settings: Settings) -> SuiteConfig:
     """What is measured for `wide_row`."""
     study, suite = settings.finetuning, row_suite(settings)
     cheap = tuple(c for c in study.columns if c not in COSTLY)
-    return replace(suite, columns=cheap, images=study.wide_images, c_images=study.wide_c_images)
+    return replace(suite, columns=cheap, images=study.wide_images, c_images=2 * suite.c_images)
 
 
 def provenance(settings: Settings) -> list[dict[str, Any]]:

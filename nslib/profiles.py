@@ -281,8 +281,9 @@ def _real_input(overrides: dict[str, Any]) -> dict[str, Any]:
     if "surrogate_weights" not in chosen and surrogate and (folder / f"{surrogate}.safetensors").is_file():
         chosen["surrogate_weights"] = str(folder)
     if "models" not in chosen:
-        found = tuple(sorted(p.stem for p in folder.glob("vit_*.safetensors")))
+        found = sorted(p.stem for p in folder.glob("vit_*.safetensors"))
         if not found:
             raise ValueError(f"no vit_*.safetensors in {folder}: name the models with --set models=TAG")
-        chosen["models"] = found
+        usual = [name for name in _IMAGENET["models"] if name in found]  # in their order: notebooks look at the first
+        chosen["models"] = (*usual, *(name for name in found if name not in usual))
     return chosen

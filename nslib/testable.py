@@ -28,6 +28,11 @@ def as_paper(cfg: FinetuneConfig) -> bool:
     return noise_as_paper(cfg) and (cfg.rounds, cfg.steps, cfg.trainable) == (20, 40, "")
 
 
+def rivalled(settings: Settings) -> bool:
+    """Whether claim C12 can be judged: the paper's rounds and steps, and both of its rivals."""
+    return as_paper(settings.finetune) and {"madry", "trades"} <= set(settings.finetuning.objectives)
+
+
 def whole(settings: Settings) -> bool:
     """Whether claim C11 can be judged: the paper's rounds and steps, and every column of Table 2."""
     return as_paper(settings.finetune) and set(TABLE2) <= set(settings.finetuning.columns)

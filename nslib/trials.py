@@ -94,8 +94,8 @@ def rows(bench: Bench, settings: Settings, objectives: Sequence[str]) -> dict[st
 def of_wide(settings: Settings) -> list[str]:
     """Objectives of the study that have one seed, and those that they are compared with; none where it is not asked."""
     study = settings.finetuning
-    names = [o for o in study.objectives if o in OF_OTHERS or _seeds_of(settings, o) == 1]
-    return names if study.wide_images else []
+    single = [o for o in study.objectives if _seeds_of(settings, o) == 1]
+    return [o for o in study.objectives if o in {*OF_OTHERS, *single}] if single and study.wide_images else []
 
 
 def wide_rows(bench: Bench, settings: Settings, objectives: Collection[str]) -> dict[str, Evaluation]:

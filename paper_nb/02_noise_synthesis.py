@@ -109,7 +109,8 @@ norms.groupby(["model", "regularization"]).agg(norm=("norm", "mean"), steps=("st
 
 # %%
 learned = {q: [e for s in sweeps.values() for e in s.estimates("learned", q)] for q in ("match", "gap")}
-rank = [spearmanr(rows.regularization, rows.norm).statistic for _, rows in norms.groupby("model")]
+swept = [rows for _, rows in norms.groupby("model") if rows.regularization.nunique() > 1]
+rank = [spearmanr(rows.regularization, rows.norm).statistic for rows in swept]
 record.judge("C4", "match", learned["match"])
 record.judge("C4", "gap", learned["gap"])
 record.judge("C5", "gap", [e for s in sweeps.values() for e in s.damage])

@@ -109,7 +109,9 @@ summary.round(2)
 # %%
 as_paper = study.noise.limit == 3 and study.noise.steps >= 3000  # else the claim is not the paper's
 paper_eps = stopping[(stopping.eps == 0.03) & (stopping.stop_on == "heldout")]
-record.judge("C7", "before", [share_estimate(paper_eps.converged, seeds=study.starts)] if as_paper else [])
+record.judge(
+    "C7", "before", [share_estimate(paper_eps.converged, seeds=study.starts)] if as_paper and len(paper_eps) else []
+)
 inside = stopping[stopping.converged & (stopping.stop_on == "heldout")]
 assert (inside.gap_heldout < inside.eps).all()
 assert reach.norm.gt(0).all()

@@ -78,7 +78,8 @@ NEEDS = {
     ("C12", "adversarial"): lambda s: as_paper(s.finetune) and has_rivals(s, "adversarial"),
     **dict.fromkeys([("C13", "eps"), ("C14", "random")], lambda s: as_paper(s.finetune) and len(s.finetuning.eps) > 2),
     ("C18", "cost"): lambda s: as_paper(s.finetune) and s.data.kind == "folder",  # shapes have no epoch
-    ("C19", "fixed"): lambda s: as_paper(s.finetune) and s.finetuning.fixed_steps > 0,
+    ("C19", "fixed"): lambda s: as_paper(s.finetune) and s.finetuning.fixed_steps == 3000,
+    **dict.fromkeys([("C15", "scale"), ("C16", "convex")], lambda s: s.closure.noise.eps == 0.03),
 }
 
 

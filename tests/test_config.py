@@ -180,6 +180,20 @@ def test_folders_come_from_the_environment_at_imagenet_only(weights, monkeypatch
     assert resolve("laptop") == Settings()
 
 
+def test_models_of_a_folder_keep_the_order_of_the_profile(tmp_path):
+    """Several notebooks look at the first alone, and the larger model's patches have hardly a nullspace."""
+    small, base = resolve("imagenet").models
+    for name in (base, "vit_a.y", small):
+        (tmp_path / f"{name}.safetensors").touch()
+    assert resolve("imagenet", overrides={"weights": str(tmp_path)}).models == (small, base, "vit_a.y")
+
+
+def test_rows_of_one_seed_are_not_compared_on_fewer_images_than_the_table_has():
+    assert resolve("full").finetuning.wide_images == 12000
+    with pytest.raises(ValueError, match="wide_images must be 0, or >= images = 400, got 300"):
+        resolve("laptop", overrides={"finetuning.wide_images": 300})
+
+
 def test_what_is_passed_goes_before_the_environment(weights, monkeypatch):
     monkeypatch.setenv("NSLIB_IMAGENET", "elsewhere")
     monkeypatch.setenv("NSLIB_WEIGHTS", "random")

@@ -681,6 +681,7 @@ def test_drop_path_rises_and_is_off_in_evaluation(model, source):
     with_drop, without = (finetune_model(deep, source, replace(CFG, objective="plain", drop_path=d)) for d in (0.4, 0))
     assert with_drop.history[0].losses != without.history[0].losses
     assert weights(with_drop.model).keys() == weights(deep).keys()
+    assert repr(with_drop.model.vit) == repr(deep.vit)  # as the model that its file gives: no branch is dropped later
     assert not deep.vit.blocks[2].drop_path1.__dict__.get("drop_prob")  # the caller's model is as it was
 
     set_drop_path(deep, 0.4)

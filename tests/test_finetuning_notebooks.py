@@ -83,6 +83,7 @@ def test_07_tells_the_seeds_compared_and_judges_no_unfinished_model(execute):
 def test_07_compares_on_more_images_where_it_is_asked_to(execute):
     changes = {"finetuning.objectives": ["nullspace", "plain", "madry"], "finetuning.wide_images": 24}
     cells, _ = execute("07_adversarial_finetuning", **changes)
+    assert list(cells["wide"]) == ["nullspace", "madry"]
     assert set(cells["against"].n) == set(cells["gains"].n[cells["gains"].side == "adversarial"]) == {24}
     assert cells["found"]["nullspace"].estimate("clean").n == 16
 

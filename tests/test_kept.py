@@ -197,10 +197,10 @@ def test_strength_is_measured_once(bench, folder, monkeypatch):
 
 
 def test_a_wide_row_is_measured_once_on_images_that_begin_with_those_of_the_table(bench, folder, monkeypatch):
-    study = replace(KEEPING.finetuning, columns=("clean", "cw", "a", "c"), wide_images=10, wide_c_images=3)
-    settings = replace(KEEPING, finetuning=study)
+    study = replace(KEEPING.finetuning, columns=("clean", "cw", "a", "c"), wide_images=10)
+    settings = replace(KEEPING, finetuning=study, suite=replace(KEEPING.suite, c_images=2))
     first = jobs.wide_row(bench, settings, "plain")
-    assert {column: first.estimate(column).n for column in first.hits} == {"clean": 10, "a": 10, "c": 3}
+    assert {column: first.estimate(column).n for column in first.hits} == {"clean": 10, "a": 10, "c": 4}
     assert [file.stem for file in folder.iterdir()] == [f"{bench.model.name}_plain_seed0_wide"]
     row = jobs.run(bench, KEEPING, "plain").evaluation
     for column in ("clean", "a"):
@@ -211,6 +211,13 @@ def test_a_wide_row_is_measured_once_on_images_that_begin_with_those_of_the_tabl
     more = replace(settings, finetuning=replace(study, wide_images=11))
     with pytest.raises(ValueError, match=r"plain_seed0_wide\.json was made from other inputs: suite\.images"):
         jobs.wide_row(bench, more, "plain")
+
+
+def test_a_column_that_is_none_is_told_before_anything_is_trained(bench, folder, monkeypatch):
+    monkeypatch.setattr(jobs, "finetuned", lambda *args, **kwargs: pytest.fail("trained"))
+    settings = replace(KEEPING, finetuning=replace(KEEPING.finetuning, columns=("clean", "v3")))
+    with pytest.raises(ValueError, match="no column 'v3': there are clean, "):
+        jobs.run(bench, settings, "plain")
 
 
 def test_a_change_has_a_file_of_its_own(bench, folder):

@@ -234,7 +234,7 @@ def test_models_of_one_seed_are_compared_by_their_wide_rows():
 
 def test_wide_rows_are_those_of_one_seed_and_what_they_are_compared_with(monkeypatch):
     study = replace(TINY.finetuning, objectives=("nullspace", "plain", "random", "sam", "madry"), seeds=3)
-    settings, counted = replace(TINY, finetuning=replace(study, wide_images=4)), []
+    settings, counted = replace(TINY, finetuning=replace(study, wide_images=8)), []
 
     def narrow(bench, settings, objective, *, seeds):
         counted.append(seeds)

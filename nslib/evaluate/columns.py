@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -226,6 +226,13 @@ COLUMNS: dict[str, Column] = {
 }
 COSTLY = tuple(name for name, column in COLUMNS.items() if column.costly)
 BESIDE = {"a": "clean_a", "r": "clean_r"}  # accuracy on clean images of the same classes, where these are a subset
+
+
+def check_columns(names: Sequence[str]) -> None:
+    """Refuse names that are none of these columns, by a ValueError."""
+    unknown = [name for name in names if name not in COLUMNS]
+    if unknown:
+        raise ValueError(f"no column {', '.join(map(repr, unknown))}: there are {', '.join(COLUMNS)}")
 
 
 def missing_of(name: str, bench: Bench) -> str:

@@ -18,7 +18,7 @@ from nslib.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from nslib.data.corruptions import VERSION as CORRUPTIONS_VERSION
 from nslib.data.source import Source
 from nslib.evaluate.bench import TRANSFER_VERSION, Bench
-from nslib.evaluate.columns import BESIDE, COLUMNS, Part, hits_of, missing_of, parts_of
+from nslib.evaluate.columns import BESIDE, COLUMNS, Part, check_columns, hits_of, missing_of, parts_of
 from nslib.evaluate.metrics import BY_CUE, corruption_error, mce, per_image
 from nslib.intervals import Estimate, mean_estimate, share_estimate
 from nslib.processes import ALONE, Share
@@ -170,9 +170,7 @@ def plan(bench: Bench) -> tuple[list[Part], dict[str, str]]:
         FileNotFoundError: a folder that was set for c or damagenet is not whole.
     """
     columns = bench.suite.columns
-    unknown = [c for c in columns if c not in COLUMNS]
-    if unknown:
-        raise ValueError(f"no column {', '.join(map(repr, unknown))}: there are {', '.join(COLUMNS)}")
+    check_columns(columns)
     missing = {c: why for c in columns if (why := missing_of(c, bench))}
     beside = [BESIDE[c] for c in columns if c in BESIDE and c not in missing]
     beside = [c for c in beside if not missing_of(c, bench)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import timm.data
 import torch
@@ -12,7 +13,7 @@ from timm.data.auto_augment import augment_and_mix_transform, rand_augment_trans
 from timm.data.mixup import mixup_target
 from timm.data.random_erasing import RandomErasing
 from timm.layers import DropPath
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from nslib.config import FinetuneConfig
@@ -92,15 +93,25 @@ def _posterize(image: Image, bits: int, **_) -> Image:
     return ImageOps.posterize(image, min(8, max(1, bits)))
 
 
-def set_drop_path(model: StagedViT, rate: float) -> None:
+def set_drop_path(model: StagedViT, rate: float) -> list[tuple[nn.Module, nn.Module]]:
     """Drop the residual branches of whole images at a rate that rises linearly from 0 to `rate` in the last block.
 
+    Returns:
+        the two modules that each block had in their place, for `put_drop_path`.
     Raises:
         ValueError: blocks without the two drop paths of timm's plain block.
     """
-    blocks = model.vit.blocks
+    blocks, before = model.vit.blocks, []
     for i, block in enumerate(blocks):
         if not (hasattr(block, "drop_path1") and hasattr(block, "drop_path2")):
             raise ValueError(f"drop_path must be 0 for {model.name}, whose blocks are {type(block).__name__}")
+        before.append((block.drop_path1, block.drop_path2))
         drop = rate * i / max(1, len(blocks) - 1)
         block.drop_path1, block.drop_path2 = (DropPath(drop).train(block.training) for _ in range(2))
+    return before
+
+
+def put_drop_path(model: StagedViT, modules: Sequence[tuple[nn.Module, nn.Module]]) -> None:
+    """Put in the place of each block's two drop paths what `set_drop_path` returned."""
+    for block, (first, second) in zip(model.vit.blocks, modules, strict=True):
+        block.drop_path1, block.drop_path2 = first, second

@@ -11,7 +11,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from nslib.config import FinetuneConfig
-from nslib.finetune.augment import Augment, set_drop_path
+from nslib.finetune.augment import Augment, put_drop_path, set_drop_path
 from nslib.finetune.cut import cut_at
 from nslib.finetune.objectives import Objective, View
 from nslib.finetune.precision import computing_in
@@ -35,8 +35,7 @@ class Trainer:
         self.whole, self.model = model, cut_at(model, cfg.block)
         self.objective, self.cfg, self.share = objective, cfg, share
         self.augment = Augment(model, cfg, share.size(cfg.batch))
-        if cfg.drop_path:
-            set_drop_path(model, cfg.drop_path)
+        self._undropped = set_drop_path(model, cfg.drop_path) if cfg.drop_path else None
         self.parameters = _trainable(model, cfg.trainable)
         groups = param_groups_weight_decay(
             model.vit, cfg.weight_decay, no_weight_decay_list=model.vit.no_weight_decay()
@@ -128,6 +127,8 @@ class Trainer:
         model = deepcopy(self.whole)
         if self.ema:
             model.vit.load_state_dict(self.ema.module.state_dict())
+        if self._undropped:
+            put_drop_path(model, self._undropped)
         for p in model.parameters():
             p.requires_grad_(True)
             p.grad = None
