@@ -92,7 +92,8 @@ def in_turn(bench: Bench, settings: Settings, wanted: Sequence[tuple[str, int]])
 
 def _target(bench: Bench, settings: Settings, cfg: FinetuneConfig) -> Path:
     """Where in the store a finetuned model lies."""
-    asked = [_trace(settings), *_traced_inputs(bench, settings)] if cfg.objective in TRACED else None
+    shown = {name: value for name, value in _trace(settings).items() if name != "batch"}  # may be lowered for memory
+    asked = [shown, *_traced_inputs(bench, settings)] if cfg.objective in TRACED else None
     inputs = [VERSION, NOISE_VERSION, identity_of(cfg), model_digest(bench.model), bench.identity("train"), asked]
     if (kind := precision_of(bench, cfg)) != "float32":
         inputs.append(kind)

@@ -72,6 +72,8 @@ def test_each_model_is_trained_once(bench, trainings):
     again = trials.row(bench, TINY, "plain")
     assert trainings == [("plain", 0)]
     assert again.hits["clean"][""].tolist() == first.hits["clean"][""].tolist()
+    trials.row(bench, replace(TINY, suite=replace(TINY.suite, batch=2)), "plain")  # as after a want of memory
+    assert trainings == [("plain", 0)]
     trials.row(bench, TINY, "plain", trainable="pos_embed")
     other = make_vit(seed=1)
     trials.row(bench.of(other), TINY, "plain")
