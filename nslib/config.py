@@ -296,7 +296,7 @@ class FinetuningStudy:
     columns: tuple[str, ...] = ("clean", "fgsm", "damagenet", "a", "c", "v2", "r", "sketch", "stylized")
     images: int = 400  # of each column
     costly_images: int = 0  # at most, of patchfool, cw and autoattack; 0: as many as of the suite
-    wide_images: int = 0  # of each other column, twice c's own of c, to compare rows of one seed; 0: as in the tables
+    wide_images: int = 0  # of each other column (c: twice its own), to compare rows of one seed; 0: as in the tables
     trace_images: int = 200  # of each column after every round, Fig. 4
     eps: tuple[float, ...] = (0.03,)  # Table 4
     fresh: int = 2  # new noises along which the eps set is measured before and after

@@ -106,6 +106,8 @@ def history_table(history: list[Round]) -> pd.DataFrame:
 def over_seeds(rounds: pd.DataFrame, quantity: str) -> pd.DataFrame:
     """A quantity round by round: the seeds' mean, least and largest.
 
+    Args:
+        rounds: rows of `history_table`, with columns objective and seed.
     Returns:
         columns objective, round, value, low, high; no line where no seed has the quantity.
     """
@@ -119,6 +121,7 @@ def slope_table(rounds: pd.DataFrame, of: Sequence[tuple[str, str]]) -> pd.DataF
     The first noise is learned before any update. Those without a figure in three rounds have no line.
 
     Args:
+        rounds: as of `over_seeds`.
         of: pairs of objective and quantity, such as ("nullspace", "norm").
     Returns:
         columns objective, quantity, value, low, high, n, seeds: see `slope_estimate`.
