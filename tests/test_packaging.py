@@ -148,3 +148,17 @@ def test_wheel_stands_alone(tmp_path):
 
 def test_the_readme_is_read_in_five_minutes():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_the_code_of_the_readme_runs_and_gives_what_it_says(capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    *_, last = code.strip().splitlines()
+    exec(compile(code.replace(last, f"table = {last}"), "README.md", "exec"), made := {})
+    null, learned, table = made["null"], made["learned"], made["table"]
+    assert f"exact: {null.dim} of {null.matrix.shape[1]} dimensions" in code
+    assert f"# {tuple(made['invisible'].shape)}, add it" in code
+    assert f"# {tuple(learned.noise.shape)}, on images" in code
+    assert learned.gap_heldout < 0.03
+    assert table.column.tolist() == ["clean", "fgsm"]
+    assert (table.n == 500).all()
+    assert (table.value > 50).all()
