@@ -94,6 +94,7 @@ scales[scales.scale.abs().isin([1.5, 2])].pivot(index="scale", columns="noise", 
 pairs = closure.draw_pairs(count, min(study.pairs, count * (count - 1) // 2), generator=generator(settings.seed))
 shown = {"learned": pairs, "permuted": pairs[: study.control_pairs]}
 ticks = closure.ticks(1.5, study.grid_step)
+levels = dict(sorted({eps: "white", 0.033: "tab:orange"}.items()))
 grid = closure.grid_table(lab.model, clean, noises, shown, ticks, eps, images=study.grid_images)
 
 # %%
@@ -101,8 +102,7 @@ figure, axes = plt.subplots(1, 2, figsize=(6.4, 2.8), sharey=True)
 for ax, (kind, rows) in zip(axes, grid.groupby("noise", sort=False), strict=True):
     square = rows.pivot(index="beta", columns="alpha", values="value")
     shades = ax.pcolormesh(ticks, ticks, square.clip(1e-3), norm=LogNorm(1e-3, 1), cmap="viridis", shading="nearest")
-    for level, colour in ((eps, "white"), (0.033, "tab:orange")):
-        ax.contour(ticks, ticks, square, levels=[level], colors=colour, linewidths=1)
+    ax.contour(ticks, ticks, square, levels=[*levels], colors=[*levels.values()], linewidths=1)
     ax.plot([-0.5, 1.5], [1.5, -0.5], "--", color="red", linewidth=0.8)
     ax.plot([0, 1], [1, 0], color="red", linewidth=1.6)
     title = f"{kind}, {rows.pairs.iloc[0]} pairs on {rows.n.iloc[0]} images in all"

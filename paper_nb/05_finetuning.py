@@ -24,8 +24,6 @@ run_name = ""  # folder under figures/; default: the profile
 overrides = {}  # settings by dotted name, such as {"finetune.rounds": 5}
 
 # %%
-import math
-
 import matplotlib.pyplot as plt
 import pandas as pd
 
@@ -121,7 +119,7 @@ farther[farther.noise == "learned"].round(2)
 cost = trials.costs(bench, settings, list(traced))
 record.table("cost", cost)
 spent = cost[cost.objective == "nullspace"]
-parts = (spent.images / (bench.source.count("train") or math.inf), spent.share)
+parts = (spent.images / (bench.source.count("train") or float("inf")), spent.share)
 epochs, noise_share = (t_estimate(p, seeds=len(p)) for p in parts)
 cost.groupby("objective", sort=False).mean().drop(columns="seed").round(3)
 
