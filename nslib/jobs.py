@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -177,13 +177,10 @@ def wide_row(bench: Bench, settings: Settings, objective: str) -> Evaluation:
     """
     suite = wide_suite(settings)
 
-    def compute() -> dict[str, Any]:
-        model = _model(bench, settings, objective)
+    def measure(model: StagedViT) -> dict[str, Any]:
         return {"evaluation": packed(evaluate_model(model, bench.source, suite, surrogate=bench.surrogate))}
 
-    cfg = config_of(settings, objective)
-    inputs = {**_inputs(bench, settings, cfg), **_measurement(bench, suite)}
-    return unpacked(kept(_file(bench, settings, cfg, "wide"), inputs, compute)["evaluation"])
+    return unpacked(_kept_of(bench, settings, objective, "wide", _measurement(bench, suite), measure)["evaluation"])
 
 
 def base_row(bench: Bench, settings: Settings) -> Evaluation:
@@ -205,18 +202,15 @@ def eps_set(bench: Bench, settings: Settings, objective: str, *, eps: float) -> 
     """
     study = replace(settings.approximate, eps=(eps,), starts=settings.finetuning.fresh, noise=settings.finetune.noise)
 
-    def compute() -> dict[str, Any]:
-        model = _model(bench, settings, objective)
+    def measure(model: StagedViT) -> dict[str, Any]:
         reported, _ = bench.source.take("val", study.reach_images)
         pool = open_pool(settings, model, bench.source)
         noises = eps_noises(model, pool, study, seed=settings.seed + _FRESH, stops=("heldout",))
         found = reach_table(model, clean_pass(model, reported), noises, seed=settings.seed + _FRESH)
         return {"rows": rounded(found.drop(columns="eps").assign(model=objective).to_dict("records"))}
 
-    cfg = config_of(settings, objective)
-    asked = {name: getattr(settings, name) for name in ("seed", "pool", "heldout")}
-    inputs = {**_inputs(bench, settings, cfg), "reach": study, **asked}
-    rows = kept(_file(bench, settings, cfg, f"reach-{eps:g}"), inputs, compute)["rows"]
+    asked = {"reach": study, **{name: getattr(settings, name) for name in ("seed", "pool", "heldout")}}
+    rows = _kept_of(bench, settings, objective, f"reach-{eps:g}", asked, measure)["rows"]
     return pd.DataFrame(rows, columns=["model", "start", "noise", "norm", "gap", "reached"])
 
 
@@ -228,20 +222,26 @@ def strength(bench: Bench, settings: Settings, objective: str) -> pd.DataFrame:
     """
     study, steps = settings.robustness, settings.suite.pgd_steps
 
-    def compute() -> dict[str, Any]:
-        model = _model(bench, settings, objective)
+    def measure(model: StagedViT) -> dict[str, Any]:
         found = pgd_curve(model, *bench.take("val", 0, study.images), study.eps, steps=steps)
         return {"rows": rounded(found.to_dict("records"))}
 
-    cfg = config_of(settings, objective)
     asked = {"eps": study.eps, "images": study.images, "steps": steps, "version": STRENGTH_VERSION}
-    inputs = {**_inputs(bench, settings, cfg), "strength": asked}
-    rows = kept(_file(bench, settings, cfg, "strength"), inputs, compute)["rows"]
+    rows = _kept_of(bench, settings, objective, "strength", {"strength": asked}, measure)["rows"]
     return pd.DataFrame(rows, columns=["eps", "value", "low", "high", "n"]).assign(model=objective)
 
 
-def _model(bench: Bench, settings: Settings, objective: str) -> StagedViT:
-    return bench.model if objective == BASE else finetuned(bench, settings, objective).model
+def _kept_of(
+    bench: Bench, settings: Settings, objective: str, kind: str, asked: dict[str, Any],
+    measure: Callable[[StagedViT], dict[str, Any]],
+) -> dict[str, Any]:  # fmt: skip
+    """What is measured of the first seed of a finetuned model, or of `base`, beside its row; from its file if there."""
+
+    def compute() -> dict[str, Any]:
+        return measure(bench.model if objective == BASE else finetuned(bench, settings, objective).model)
+
+    cfg = config_of(settings, objective)
+    return kept(_file(bench, settings, cfg, kind), {**_inputs(bench, settings, cfg), **asked}, compute)
 
 
 def _inputs(bench: Bench, settings: Settings, cfg: FinetuneConfig) -> dict[str, Any]:
