@@ -17,67 +17,7 @@ from torch import Tensor
 
 from nslib.evaluate.columns import COSTLY
 from nslib.intervals import span
-
-# Okabe and Ito's palette, told apart with every common form of colour blindness; for methods beyond it Paul Tol's.
-COLOURS = {
-    "learned": "#0072B2",
-    "permuted": "#D55E00",
-    "random": "#E69F00",
-    "pool": "#56B4E9",
-    "nullspace": "#009E73",
-    "patch": "#009E73",
-    "targeted": "#CC79A7",
-    "complement": "#CC79A7",
-    "heldout": "#0072B2",
-    "batch": "#D55E00",
-    "FGSM": "#0072B2",
-    "PGD": "#009E73",
-    "random signs": "#E69F00",
-    "plain": "#000000",
-    "random_boundary": "#AA4499",
-    "madry": "#CC79A7",
-    "madry_authors": "#882255",
-    "trades": "#56B4E9",
-    "mixup": "#0072B2",
-    "randaugment": "#332288",
-    "augmix": "#44AA99",
-    "sam": "#999933",
-    "base": "#7F7F7F",
-    "nearest level": "#56B4E9",
-    "clipped": "#E69F00",
-    "JPEG 95": "#CC79A7",
-    "blend": "#7F7F7F",
-    "constructed": "#0072B2",
-    "smallest": "#009E73",
-    "at random": "#56B4E9",
-    "median angle": "#0072B2",
-    "largest angle": "#D55E00",
-    "paper": "#7F7F7F",
-}
-DASHES = {
-    "permuted": "--",
-    "random": ":",
-    "pool": "-.",
-    "complement": "--",
-    "paper": "-.",
-    "random signs": ":",
-    "FGSM": "--",
-    "nearest level": "--",
-    "clipped": "-.",
-    "JPEG 95": ":",
-    "largest angle": "--",
-}
-# Told apart by shape and by colour.
-VERDICTS = {
-    "holds": ("o", "#009E73"),
-    "not shown": ("D", "#E69F00"),
-    "does not hold": ("X", "#D55E00"),
-    "not testable": ("_", "#7F7F7F"),
-    "not run": (".", "#D0D0D0"),
-}
-MARKERS = {"permuted": "s", "random": "^", "random_boundary": "v", "pool": "d", "complement": "s", "paper": "x",
-           "base": "x", "smallest": "s", "nearest level": "s", "clipped": "^", "JPEG 95": "d", "blend": "x",
-           "largest angle": "s", "mixup": "<", "randaugment": ">", "augmix": "P", "sam": "*"}  # fmt: skip
+from nslib.palette import COLOURS, DASHES, MARKERS, VERDICTS
 
 
 def use_style() -> None:
@@ -114,19 +54,23 @@ def panels(table: pd.DataFrame, **figure) -> tuple[plt.Figure, list[tuple[Axes, 
 
 
 def bars(table: pd.DataFrame, ax: Axes, *, x: str, y: str = "value", by: str = "noise") -> Axes:
-    """Grouped bars with their intervals (columns `low`, `high`), a group for each value of x."""
+    """Grouped bars with their intervals (columns `low`, `high`) where these have a width, a group for each x."""
     groups, methods = list(dict.fromkeys(table[x])), list(dict.fromkeys(table[by]))
     width = 0.8 / len(methods)
     for i, name in enumerate(methods):
         rows = table[table[by] == name].set_index(x).reindex(groups)
         place = np.arange(len(groups)) + (i - (len(methods) - 1) / 2) * width
         ax.bar(place, rows[y], width * 0.9, color=COLOURS.get(name), label=name)
-        if {"low", "high"} <= set(rows):
-            reach = [(rows[y] - rows["low"]).clip(lower=0), (rows["high"] - rows[y]).clip(lower=0)]
-            ax.errorbar(place, rows[y], reach, fmt="none", ecolor="0.2", elinewidth=0.8, capsize=1.5)
+        if {"low", "high"} <= set(rows) and (rows["high"] > rows["low"]).any():
+            ax.errorbar(place, rows[y], _reach(rows, y), fmt="none", ecolor="0.2", elinewidth=0.8, capsize=1.5)
     ax.set_xticks(range(len(groups)), [f"{g:g}" if isinstance(g, float) else str(g) for g in groups])
     ax.grid(axis="x", visible=False)
     return ax
+
+
+def _reach(rows: pd.DataFrame, y: str = "value") -> list[pd.Series]:
+    """How far the whiskers of a value go down and up."""
+    return [(rows[y] - rows["low"]).clip(lower=0), (rows["high"] - rows[y]).clip(lower=0)]
 
 
 def picture(image: Tensor | np.ndarray, ax: Axes, title: str = "") -> Axes:
@@ -205,6 +149,11 @@ def counts(of: Sequence[int]) -> str:
     return f"n = {span(of)}"
 
 
+def mean_of(starts: int) -> str:
+    """What a bar is, for a caption: the mean of several starts, with whiskers, or one start without."""
+    return f"mean of {starts} starts; whiskers: their range" if starts > 1 else "one start"
+
+
 def legend_above(figure: plt.Figure, ax: Axes, *, columns: int | None = None) -> None:
     """One legend for all panels, over them, in one row or in so many columns."""
     handles, labels = ax.get_legend_handles_labels()
@@ -232,15 +181,15 @@ def shadow(ax: Axes) -> Axes:
 
 
 def rows_of_table2(ours: pd.DataFrame, printed: pd.DataFrame, ax: Axes) -> Axes:
-    """Our columns with their intervals, over the paper's base and NS rows in the same order of columns."""
+    """Our columns with their intervals, and beside each the paper's base and NS figures of its two models."""
     names = [c for c in ours.column if c in printed.columns]
     rows = ours.set_index("column").loc[names]
     place = np.arange(len(names))
-    reach = [(rows.value - rows.low).clip(lower=0), (rows.high - rows.value).clip(lower=0)]
-    ax.errorbar(place, rows.value, reach, fmt="o", color=COLOURS["learned"], capsize=2, label="ours, base")
-    for model, marker in (("ViT-S", "x"), ("ViT-S + NS", "+"), ("ViT-B", "1"), ("ViT-B + NS", "2")):
+    ours_at = {"fmt": "o", "color": COLOURS["learned"], "capsize": 2, "label": "ours, base"}
+    ax.errorbar(place - 0.3, rows.value, _reach(rows), **ours_at)
+    for i, (model, marker) in enumerate((("ViT-S", "x"), ("ViT-S + NS", "+"), ("ViT-B", "^"), ("ViT-B + NS", "v"))):
         values = printed.set_index("model").loc[model, names].astype(float)
-        ax.plot(place, values, marker, color=COLOURS["paper"], label=f"paper, {model}")
+        ax.plot(place - 0.1 + 0.15 * i, values, marker, color=COLOURS["paper"], label=f"paper, {model}")
     ax.set_xticks(place, [f"{n} (error)" if n == "c" else n for n in names], rotation=30, ha="right")
     ax.grid(axis="x", visible=False)
     return ax
@@ -278,9 +227,8 @@ def points(table: pd.DataFrame, ax: Axes, *, x: str, by: str = "noise", told: st
     for i, name in enumerate(methods):
         rows = table[table[by] == name].set_index(x).reindex(groups)
         place = np.arange(len(groups)) + (i - (len(methods) - 1) / 2) * 0.6 / len(methods)
-        reach = [(rows.value - rows.low).clip(lower=0), (rows.high - rows.value).clip(lower=0)]
         mark = MARKERS.get(name, "o")
-        ax.errorbar(place, rows.value, reach, fmt=mark, color=COLOURS.get(name), capsize=1.5, label=name)
+        ax.errorbar(place, rows.value, _reach(rows), fmt=mark, color=COLOURS.get(name), capsize=1.5, label=name)
         for at, value, high in zip(place, rows.value, rows["high"], strict=True) if told else ():
             ax.annotate(f"{value:{told}}", (at, high), (0, 3), textcoords="offset points", ha="center", fontsize=5.5)
     ax.margins(y=0.12 if told else None)

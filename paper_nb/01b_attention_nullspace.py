@@ -97,10 +97,10 @@ record.figure("symmetry", figure, symmetry)
 
 # %%
 spectrum = pd.concat([attention_survey.spectrum_table(model) for model in models])
-figure, axes = plt.subplots(1, len(models), figsize=(4.0 * len(models), 2.6), squeeze=False)
+figure, axes = plt.subplots(1, len(models), figsize=(4.4 * len(models), 2.6), squeeze=False)
 for ax, (name, rows) in zip(axes[0], spectrum.groupby("model", sort=False), strict=True):
     sns.lineplot(rows, x="rank", y="value", hue="block", palette="crest", linewidth=0.8, legend="full", ax=ax)
-    sns.move_legend(ax, "lower left", ncols=-(-rows.block.nunique() // 6))
+    sns.move_legend(ax, "center left", bbox_to_anchor=(1, 0.5))
     ax.axhline(rows.tol.max(), color="0.3", linewidth=0.8, linestyle=":")
     ax.set(yscale="log", xlabel="number of the singular value", ylabel="relative to the largest")
     ax.set_title(name, fontsize=7)

@@ -29,7 +29,7 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 import nslib
-from nslib import plots
+from nslib import palette, plots
 from nslib.analysis.synthesis import lambda_sweep
 from nslib.experiment import open_experiment
 from nslib.intervals import Estimate
@@ -91,13 +91,14 @@ pd.concat({"ours": figure3a.reset_index(), "paper": printed("figure3a")}).round(
 
 # %%
 figure, ax = plt.subplots(figsize=(4.0, 2.4))
-grey = [{"color": plots.COLOURS["paper"], "linestyle": line} for line in ("--", ":")]
+grey = [{"color": palette.COLOURS["paper"], "linestyle": line} for line in ("--", ":")]
 for whose, rows_of, styles in ((", paper", printed("figure3b"), grey), ("", norms, [{}] * norms.model.nunique())):
     for (name, rows), style in zip(rows_of.groupby("model", sort=False), styles, strict=True):
         mean = rows.groupby("regularization").norm.mean()
         ax.plot(mean.index, mean / mean.iloc[0], marker="o", label=name + whose, **style)
 ax.set(xlabel="λ", ylabel="norm, relative to smallest λ")
 ax.legend()
+plots.caption(figure, f"ours: mean of the starts, {norms.start.nunique()} of each model")
 record.figure("figure3b", figure, norms)
 
 # %%

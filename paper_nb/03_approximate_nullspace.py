@@ -83,7 +83,7 @@ ax.axhline(1, color="0.3", linewidth=0.8)
 plots.legend_above(figure, ax)
 plots.caption(
     figure,
-    f"n = {len(lab.clean)} images; bars: mean of {study.starts} starts, whiskers: their range; colour: what stopped the learning",
+    f"n = {len(lab.clean)} images; bars: {plots.mean_of(study.starts)}; colour: what stopped the learning",
 )
 record.figure("stopping_ratio", figure, ratio)
 ratio.round(3)
@@ -98,7 +98,7 @@ summary = reach_summary(reach)
 figure, ax = plt.subplots(figsize=(4.0, 2.3))
 plots.bars(summary, ax, x="eps").set(xlabel="ε", ylabel="norm at the boundary")
 plots.legend_above(figure, ax)
-plots.caption(figure, f"n = {study.reach_images} images; bars: mean of {study.starts} starts, whiskers: their range")
+plots.caption(figure, f"n = {study.reach_images} images; bars: {plots.mean_of(study.starts)}")
 record.figure("reach", figure, reach)
 summary.round(2)
 

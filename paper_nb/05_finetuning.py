@@ -101,7 +101,7 @@ plots.bars(summary, ax, x="model").set(ylabel="norm at the boundary")
 plots.legend_above(figure, ax)
 plots.caption(
     figure,
-    f"models of the first seed; n = {settings.approximate.reach_images} images, mean of {settings.finetuning.fresh} new starts; whiskers: their range",
+    f"models of the first seed; n = {settings.approximate.reach_images} images; bars, along new noises: {plots.mean_of(settings.finetuning.fresh)}",
 )
 record.figure("eps_set", figure, sizes)
 summary.pivot(index="model", columns="noise", values="value").round(1)

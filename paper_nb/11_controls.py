@@ -14,7 +14,7 @@
 # %% [markdown]
 # # 11 · Controls: what the gain is made of
 #
-# **No claim of the paper.** The controls that it lacks: the same recipe without noise and with permuted noise; a base model with the wrong normalisation, which any finetuning repairs; a trainable position embedding, of which the learned noise is a shift; and what our own options add.
+# **No claim of the paper.** The controls that it lacks: the same recipe without noise and with permuted noise; a base model with the wrong normalisation, of which any finetuning repairs a part; a trainable position embedding, of which the learned noise is a shift; and what our own options add.
 #
 # *Paper: Sections 4 and 5, arXiv:2403.10476; the confound is one of its published code, which applies ImageNet's mean and std to ViTs that expect .5.*
 
@@ -28,7 +28,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 import nslib
-from nslib import jobs, plan, plots, search, trials
+from nslib import jobs, palette, plan, plots, search, trials
 
 plots.use_style()
 settings = nslib.resolve(profile, run_name, overrides)
@@ -73,7 +73,7 @@ by_column.pivot(index=["model", "seed"], columns="column", values="value").round
 
 # %% [markdown]
 # ## The normalisation confound
-# The same weights behind the mean and std of ImageNet instead of their own: accuracy falls, and finetuning without any noise wins it back. A gain over such a base model says nothing about noise.
+# The same weights behind the mean and std of ImageNet instead of their own: accuracy falls, and finetuning without any noise wins part of it back. A gain over such a base model says nothing about noise.
 
 # %%
 astray = plan.astray(bench)
@@ -110,7 +110,7 @@ gains = trials.gains_over(found, "plain", columns)
 figure, ax = plt.subplots(figsize=(5.6, 2.2))
 for row in gains.itertuples():
     reach = [[row.difference - row.difference_low], [row.difference_high - row.difference]]
-    ax.errorbar(row.difference, row.model, xerr=reach, fmt="o", color=plots.COLOURS[row.model.split(",")[0]])
+    ax.errorbar(row.difference, row.model, xerr=reach, fmt="o", color=palette.COLOURS[row.model.split(",")[0]])
 ax.axvline(0, color="0.3", linewidth=0.8)
 ax.set(xlabel="mean top-1 minus plain, percentage points")
 ax.invert_yaxis()
@@ -149,5 +149,5 @@ record.save(seeds=settings.finetuning.seeds, missed_eps=missed, jobs=jobs.proven
 by_seed.groupby("model").difference.describe().round(2)
 
 # %% [markdown]
-# What is left of the gain after these controls is what the noise itself does.
+# Were there a gain left after these controls, it would be what the noise itself does.
 # With one seed the table shows the size of things. At `full`, with three, NS minus `plain` is −.01 points [−.52, .50], and with the first of twenty settings searched on val −.18 [−.52, .15]; the wrong mean and std cost 13.8 points, of which finetuning wins back 11.7 without noise and 11.9 with it: [figures/full](../figures/full/index.html).

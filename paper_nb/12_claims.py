@@ -28,7 +28,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 import nslib
-from nslib import plots
+from nslib import palette, plots
 from nslib.report.cells import number
 from nslib.report.claims import read_claims
 from nslib.report.gather import VERDICTS, all_claims, gather_all
@@ -98,7 +98,7 @@ split[["claim", "part", "profile", "verdict", "value", "low", "high", "n"]].roun
 parts = read_claims()
 assert set(zip(claims.claim, claims.part, strict=True)) == set(zip(parts.claim, parts.part, strict=True))
 assert not claims.duplicated(["claim", "part", "profile"]).any()
-assert set(claims.verdict) <= set(VERDICTS) == set(plots.VERDICTS)
+assert set(claims.verdict) <= set(VERDICTS) == set(palette.VERDICTS)
 assert (judged[["n", "seeds"]] > 0).all(axis=None)
 spanned = judged[judged.low.notna()]  # a single seed has no interval over seeds
 assert spanned.value.between(spanned.low - 1e-9, spanned.high + 1e-9).all()

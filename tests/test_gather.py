@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 import nslib.runtime
-from nslib import plots
+from nslib import palette, plots
 from nslib.intervals import Estimate, t_estimate
 from nslib.notebooks import read_cells
 from nslib.profiles import PROFILES, resolve
@@ -430,8 +430,8 @@ def test_the_notebook_of_all_claims_runs_again_when_a_record_before_it_changes(f
 
 
 def test_every_verdict_has_a_mark_of_its_own():
-    assert tuple(plots.VERDICTS) == VERDICTS
-    assert len({marker for marker, _ in plots.VERDICTS.values()}) == len(VERDICTS)
+    assert tuple(palette.VERDICTS) == VERDICTS
+    assert len({marker for marker, _ in palette.VERDICTS.values()}) == len(VERDICTS)
     figure, ax = plt.subplots()
     table = pd.DataFrame({"laptop": ["holds", "not run"], "full": ["does not hold", "holds"]}, index=["C1 a", "C2 b"])
     plots.verdict_grid(table, ax)

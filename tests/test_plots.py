@@ -5,13 +5,13 @@ import pandas as pd
 import pytest
 import torch
 
-from nslib import plots
+from nslib import palette, plots
 from nslib.finetune.objectives import OBJECTIVES
 from nslib.runtime import generator
 
 
 def test_every_objective_has_a_colour_of_its_own():
-    drawn = [plots.COLOURS[name] for name in (*OBJECTIVES, "base")]
+    drawn = [palette.COLOURS[name] for name in (*OBJECTIVES, "base")]
     assert len(set(drawn)) == len(drawn)
 
 
@@ -23,7 +23,7 @@ def test_differences_stand_at_their_column_in_the_colour_of_their_method():
     plt.close("all")
     assert [t.get_text() for t in ax.get_xticklabels()] == ["clean", "fgsm"]
     sam, mixup = (container.lines[0] for container in ax.containers)
-    assert (sam.get_color(), mixup.get_color()) == (plots.COLOURS["sam"], plots.COLOURS["mixup"])
+    assert (sam.get_color(), mixup.get_color()) == (palette.COLOURS["sam"], palette.COLOURS["mixup"])
     assert sam.get_ydata().tolist() == [1, 3]
     assert sam.get_xdata()[0] < 0 < mixup.get_xdata()[0]
 

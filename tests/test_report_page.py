@@ -25,6 +25,7 @@ from nslib.report import page as page_module
 from nslib.report.cells import number, read_cells
 from nslib.report.claims import read_claims
 from nslib.report.gather import gather
+from nslib.report.notes import notes_of
 from nslib.report.page import PRINTED, render, write_page
 from nslib.report.record import Record
 from nslib.report.reference import printed
@@ -358,7 +359,7 @@ def test_a_printed_table_without_one_of_ours_stands_alone():
     text = shown().text
     assert "The paper's Table 2, as printed" in text
     assert "This run has no table of that form." in text
-    assert text.index("as printed") < text.index("columns csv")
+    assert text.index("columns csv") < text.index("First the base model on all columns") < text.index("as printed")
 
 
 def test_printed_rows_are_taken_out_of_our_table2():
@@ -572,3 +573,33 @@ def test_reproduce_ends_with_the_page(call, monkeypatch):
     page = gather(RUN).folder / "index.html"
     assert out.split() == ["table", str(page)]
     assert page.is_file()
+
+
+# What the notebooks say
+
+
+@pytest.mark.parametrize("run", ["laptop", "full", "imagenet-mini-finetuned"])
+def test_every_table_and_figure_of_a_notebook_stands_below_the_text_that_explains_it(run):
+    records = [r for r in gather(run, ROOT / "figures").records if not r.by_command]
+    saved = {
+        (r.notebook, f.rpartition(".")[0].removeprefix(f"{r.notebook}_").replace("_", " "))
+        for r in records
+        for f in r.files
+    }
+    assert saved
+    assert [name for name in saved if not notes_of(name[0]).of(name[1])] == []
+    assert all(notes_of(notebook).opening for notebook, _ in saved)
+
+
+def test_a_text_of_a_notebook_is_told_once_and_above_all_that_it_explains():
+    leave("05_finetuning", tables={"rounds": pd.DataFrame({"a": [1]}), "cost": pd.DataFrame({"a": [2]}),
+                                   "slopes": pd.DataFrame({"a": [3]}), "own": pd.DataFrame({"a": [4]})})  # fmt: skip
+    page = Page(render(gather(RUN), {}))
+    said = ("Claims. C7", "Rounds What each", "rounds csv", "What it costs", "cost csv", "All seeds", "slopes csv")
+    places = [page.text.index(told) for told in (*said, "own csv")]
+    assert places == sorted(places)
+    assert page.text.count("What each round of each seed found") == 1
+
+
+def test_a_notebook_that_is_not_there_says_nothing():
+    assert (notes_of("99_own").opening, notes_of("99_own").of("table")) == ("", None)

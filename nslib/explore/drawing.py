@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
-from nslib import plots
+from nslib import palette, plots
 from nslib.explore.subject import EPS
 from nslib.explore.view import View
 
@@ -56,15 +56,15 @@ def _draw_classes(view: View, ax: Axes) -> None:
     names = view.subject.names
     chosen = view.before.maximum(view.after).argsort(descending=True)[:_CLASSES].tolist()
     place = np.arange(len(chosen))
-    ax.barh(place - 0.2, view.before[chosen].numpy(), 0.36, color=plots.COLOURS["base"], label="without")
-    ax.barh(place + 0.2, view.after[chosen].numpy(), 0.36, color=plots.COLOURS[view.choice.kind], label="with noise")
+    ax.barh(place - 0.2, view.before[chosen].numpy(), 0.36, color=palette.COLOURS["base"], label="without")
+    ax.barh(place + 0.2, view.after[chosen].numpy(), 0.36, color=palette.COLOURS[view.choice.kind], label="with noise")
     ax.legend(loc="lower right")
     ax.set(xlim=(0, 1), ylim=(_CLASSES - 0.5, -0.5), xlabel="probability")
     ax.set_yticks(place, [_short(names[c]) for c in chosen])
     ax.grid(axis="y", visible=False)
     before, after = (_short(names[c]) for c in view.predictions)
     gap = f"gap {view.gap:.2g}" if view.gap >= _ROUNDING else f"gap < {_ROUNDING:.0e}"
-    told, colour = (f"still {before}", "black") if view.match else (f"{before} → {after}", plots.COLOURS["permuted"])
+    told, colour = (f"still {before}", "black") if view.match else (f"{before} → {after}", palette.COLOURS["permuted"])
     ax.set_title(f"{told}, {gap}", loc="right", color=colour)
 
 

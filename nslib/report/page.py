@@ -6,6 +6,7 @@ import base64
 import json
 import os
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
@@ -21,6 +22,7 @@ from nslib.report.cells import Cells, cells, number, read_cells
 from nslib.report.claims import FAILS, HOLDS, UNSHOWN, UNTESTABLE
 from nslib.report.executed import executed_pages, heading_anchor
 from nslib.report.gather import NOT_RUN, GatheredRun, StoredRecord, claims_of, gather
+from nslib.report.notes import Notes, notes_of
 from nslib.report.reference import printed
 from nslib.runtime import write_text
 
@@ -51,8 +53,9 @@ class Entry:
 
     name: str
     record: str
+    heading: str = ""  # under which the notebook saves it, and what it says there; where it is not as before
+    said: str = ""  # HTML
     figure: str = ""  # data URI
-    figure_file: str = ""
     files: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()  # listed, but not there
     table: Cells | None = None
@@ -68,6 +71,7 @@ class Section:
     title: str
     label: str  # of its versions
     executed: str  # relative address of the executed notebook; empty: not there
+    opening: str  # what the notebook says of itself, HTML
     entries: tuple[Entry, ...]
 
 
@@ -150,8 +154,21 @@ def _section(run: GatheredRun, notebook: str, links: dict[str, str]) -> Section:
     if entries:
         for name, paper_name in reversed(PRINTED.get(notebook, {}).items()):
             entries = _beside_paper(name, paper_name, entries)
-    title, label = run.titles.get(notebook, notebook), labels.get(notebook, "")
-    return Section(notebook, title, label, links.get(notebook, ""), tuple(entries))
+    title, label, notes = run.titles.get(notebook, notebook), labels.get(notebook, ""), notes_of(notebook)
+    return Section(notebook, title, label, links.get(notebook, ""), notes.opening, tuple(_with_notes(entries, notes)))
+
+
+def _with_notes(entries: list[Entry], notes: Notes) -> Iterator[Entry]:
+    """Entries in the order of their notebook, with what it says above the cells that save them, each text once."""
+    heading = said = ""
+    for entry in sorted(entries, key=lambda e: notes.place(e.name)):
+        if note := notes.of(entry.name):
+            told = replace(entry, heading=note.heading if note.heading != heading else "",
+                           said=note.html if note.html != said else "")  # fmt: skip
+            heading, said = note.heading, note.html
+            yield told
+        else:
+            yield entry
 
 
 def _entries(run: GatheredRun, record: StoredRecord) -> list[Entry]:
@@ -173,7 +190,6 @@ def _entry(run: GatheredRun, record: StoredRecord, stem: str, files: list[str]) 
         name=stem.removeprefix(f"{record.notebook}_").replace("_", " "),
         record=record.name,
         figure=_data_uri(run.folder / picture) if drawn else "",
-        figure_file=picture if drawn else "",
         files=tuple(there),
         absent=tuple(f for f in gone if f in run.absent),
         table=read_cells(run.folder / data, most=CAP) if data in there else None,
