@@ -165,7 +165,8 @@ record.judge("C19", "fixed", fixed if whole and settings.finetuning.fixed_steps 
 assert (rounds.loss > 0).all()
 assert (cost[cost.objective == "plain"].noise == 0).all()
 precision = jobs.precision_of(bench, settings.finetune)
-record.save(missed_eps=trials.missed_eps({"nullspace": tuned}), jobs=jobs.provenance(settings), precision=precision)
+facts = {"before": before, "missed_eps": trials.missed_eps({"nullspace": tuned}), "jobs": jobs.provenance(settings)}
+record.save(**facts, precision=precision)
 record.summary()
 
 # %% [markdown]

@@ -55,7 +55,7 @@ figure, ax = plt.subplots(figsize=(5.6, 2.4))
 plots.rows_of_table2(columns, printed("table2"), ax).set(ylabel="top-1 or error, %")
 plots.legend_above(figure, ax, columns=3)
 early = "; CW stops early" if "cw" in base.hits and settings.suite.cw_early_stop else ""
-told = f"ours: {bench.model.name}, {plots.counts(columns.n)}; whiskers: 95 % intervals; c is an error{early}"
+told = f"ours: {bench.model.name}, {plots.counts(columns.n)}; whiskers: 95 % intervals; c is an error, the paper's in units of AlexNet's{early}"
 plots.caption(figure, told)
 record.figure("beside_paper", figure, None)
 columns.round(1)
