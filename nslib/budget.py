@@ -13,9 +13,10 @@ from nslib.evaluate.bench import Bench
 from nslib.evaluate.suite import dry_run
 from nslib.experiment import barely_trained, open_bench
 from nslib.finetune.estimate import Estimate, estimate
-from nslib.jobs import TRACED, config_of, row_suite, trace_suite, wide_suite
+from nslib.jobs import config_of, row_suite, wide_suite
 from nslib.plan import planned
 from nslib.settings import Settings
+from nslib.traces import TRACED, trace_suite
 from nslib.trials import OF_OTHERS, of_wide
 
 _COLUMNS = ["model", "work", "runs", "images", "noise_steps", "noise_hours", "hours", "memory"]

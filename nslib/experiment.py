@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from torch import nn
 
 from nslib.attacks.surrogate import SURROGATE_CNN, load_surrogate
@@ -92,9 +91,8 @@ def _from_scratch(cfg: PretrainConfig, device: torch.device) -> StagedViT:
 def _trained(cfg: PretrainConfig, device: torch.device) -> Path:
     """The weights that these settings give, trained now unless the store has them."""
     target = in_store("pretrain", digest([identity_of(cfg), SHAPES_VERSION]), f"{cfg.model}.safetensors")
-    with FileLock(f"{target}.lock"):
-        if not target.is_file():
-            pretrain(cfg, target, device=device)
+    if not target.is_file():
+        pretrain(cfg, target, device=device)
     return target
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 
 from nslib.analysis.attack_curves import VERSION as STRENGTH_VERSION
 from nslib.analysis.attack_curves import pgd_curve
+from nslib.analysis.epsilon import VERSION as REACH_VERSION
 from nslib.analysis.epsilon import eps_noises, reach_table
 from nslib.config import FinetuneConfig, NoiseConfig, SuiteConfig
 from nslib.data.corruptions import VERSION as CORRUPTIONS_VERSION
@@ -23,8 +24,9 @@ from nslib.experiment import open_pool
 from nslib.finetune.objectives import with_recipe
 from nslib.finetune.precision import resolved
 from nslib.finetune.rounds import Finetuned, finetune_model
-from nslib.finetune.state import Round, being_made, identity_of, rounds_of
+from nslib.finetune.state import Round, identity_of, rounds_of
 from nslib.kept import being_kept, jobs_path, kept, packed, read_kept, rounded, taken, unpacked
+from nslib.makers import being_made
 from nslib.nullspace.encoder import VERSION as NOISE_VERSION
 from nslib.nullspace.membership import clean_pass
 from nslib.progress import finetune_bar
@@ -32,11 +34,10 @@ from nslib.runtime import store_path
 from nslib.settings import Settings
 from nslib.staged import StagedViT
 from nslib.store import digest, model_digest
+from nslib.traces import TRACED, trace_key, traced, traced_inputs
 
 VERSION = 1  # part of every stored model: raise it when the same settings give another one
 BASE = "base"
-TRACED = ("nullspace", "plain", "random")  # Fig. 4: measured after every round
-SHIFTED = ("a", "v2", "r", "sketch", "stylized")
 _FRESH = 1000  # seeds from here on are of noises that no round has learned
 _COST = ("minutes", "units", "images_of_standard_training", "missed_eps")
 
@@ -64,15 +65,14 @@ def finetuned(bench: Bench, settings: Settings, objective: str, *, seed: int = 0
         As `finetune_model`.
     """
     cfg = config_of(settings, objective, seed, **changes)
-    traced = objective in TRACED
 
     def measure(number: int, model: StagedViT) -> dict[str, float]:
-        return _traced(evaluate_model(model, bench.source, trace_suite(settings), progress=False))
+        return traced(bench, settings, model)
 
     with finetune_bar(cfg, f"{objective}, seed {cfg.seed}") as on_step:
         return finetune_model(
             bench.model, bench.source, cfg, target=_target(bench, settings, cfg), on_step=on_step,
-            on_round=measure if traced else None,
+            on_round=measure if objective in TRACED else None,
         )  # fmt: skip
 
 
@@ -92,43 +92,11 @@ def in_turn(bench: Bench, settings: Settings, wanted: Sequence[tuple[str, int]])
 
 def _target(bench: Bench, settings: Settings, cfg: FinetuneConfig) -> Path:
     """Where in the store a finetuned model lies."""
-    shown = {name: value for name, value in _trace(settings).items() if name != "batch"}  # may be lowered for memory
-    asked = [shown, *_traced_inputs(bench, settings)] if cfg.objective in TRACED else None
+    asked = [trace_key(settings), *traced_inputs(bench, settings)] if cfg.objective in TRACED else None
     inputs = [VERSION, NOISE_VERSION, identity_of(cfg), model_digest(bench.model), bench.identity("train"), asked]
     if (kind := precision_of(bench, cfg)) != "float32":
         inputs.append(kind)
     return store_path() / "finetune" / digest(inputs) / f"{cfg.objective}.safetensors"
-
-
-def _trace(settings: Settings) -> dict[str, Any]:
-    """Of the suite what these columns take and nothing else: the rest may change without training anew."""
-    columns = ("clean", "fgsm", *(c for c in SHIFTED if settings.data.kind == "shapes"))
-    same = {name: getattr(settings.suite, name) for name in ("batch", "fgsm_eps", "protocol", "seed")}
-    return {"columns": columns, "images": settings.finetuning.trace_images, **same}
-
-
-def _traced_inputs(bench: Bench, settings: Settings) -> list[Any]:
-    """On what else these figures depend, which lie in the store with the model: images, and how they are measured."""
-    shown = [COLUMNS[name] for name in _trace(settings)["columns"]]
-    images = [bench.identity(split) for column in shown for split in bench.reads(column.split)]
-    return [EVALUATION_VERSION, [column.version for column in shown], images]
-
-
-def trace_suite(settings: Settings) -> SuiteConfig:
-    """What is measured after every round of the objectives in `TRACED`."""
-    return SuiteConfig(**_trace(settings))
-
-
-def _traced(found: Evaluation) -> dict[str, float]:
-    """Clean, adversarial and shifted top-1 in percent."""
-    values = {"clean": found.estimate("clean").value, "adversarial": found.estimate("fgsm").value}
-    shifted = [found.estimate(c).value for c in SHIFTED if c in found.hits]
-    return values | ({"shifted": sum(shifted) / len(shifted)} if shifted else {})
-
-
-def traced_base(bench: Bench, settings: Settings) -> dict[str, float]:
-    """What `finetuned` measures after every round, of the model before the first."""
-    return _traced(evaluate_model(bench.model, bench.source, trace_suite(settings), progress=False))
 
 
 def run(bench: Bench, settings: Settings, objective: str, *, seed: int = 0, **changes) -> Job:
@@ -149,7 +117,8 @@ def run(bench: Bench, settings: Settings, objective: str, *, seed: int = 0, **ch
         return {"history": rounded([asdict(r) for r in done.history]), "cost": cost, "evaluation": packed(found)}
 
     cfg = config_of(settings, objective, seed, **changes)
-    inputs = {**_inputs(bench, settings, cfg), **_measurement(bench, row_suite(settings))}
+    trace = trace_key(settings) if cfg.objective in TRACED else None
+    inputs = {**_inputs(bench), **_training(bench, cfg), "trace": trace, **_measurement(bench, row_suite(settings))}
     found = kept(_file(bench, settings, cfg), inputs, compute)
     return Job(rounds_of(found["history"]), found["cost"], unpacked(found["evaluation"]))
 
@@ -209,7 +178,8 @@ def eps_set(bench: Bench, settings: Settings, objective: str, *, eps: float) -> 
         found = reach_table(model, clean_pass(model, reported), noises, seed=settings.seed + _FRESH)
         return {"rows": rounded(found.drop(columns="eps").assign(model=objective).to_dict("records"))}
 
-    asked = {"reach": study, **{name: getattr(settings, name) for name in ("seed", "pool", "heldout")}}
+    given = {name: getattr(settings, name) for name in ("seed", "pool", "heldout")}
+    asked = {"reach": study, "reach_version": REACH_VERSION, **given}
     rows = _kept_of(bench, settings, objective, f"reach-{eps:g}", asked, measure)["rows"]
     return pd.DataFrame(rows, columns=["model", "start", "noise", "norm", "gap", "reached"])
 
@@ -241,19 +211,21 @@ def _kept_of(
         return measure(bench.model if objective == BASE else finetuned(bench, settings, objective).model)
 
     cfg = config_of(settings, objective)
-    return kept(_file(bench, settings, cfg, kind), {**_inputs(bench, settings, cfg), **asked}, compute)
+    how = {} if objective == BASE else _training(bench, cfg)
+    return kept(_file(bench, settings, cfg, kind), {**_inputs(bench), **how, **asked}, compute)
 
 
-def _inputs(bench: Bench, settings: Settings, cfg: FinetuneConfig) -> dict[str, Any]:
-    """All on which a finetuned model depends."""
+def _inputs(bench: Bench) -> dict[str, Any]:
+    """All on which what is measured depends besides how a model was finetuned and what is asked."""
     return {
         "version": {"job": VERSION, "noise": NOISE_VERSION},
-        "finetune": identity_of(cfg),
-        "precision": precision_of(bench, cfg),
-        "trace": _trace(settings) if cfg.objective in TRACED else None,
         "weights": model_digest(bench.model),
         "data": {split: bench.identity(split) for split in ("train", "val")},
     }
+
+
+def _training(bench: Bench, cfg: FinetuneConfig) -> dict[str, Any]:
+    return {"finetune": identity_of(cfg), "precision": precision_of(bench, cfg)}
 
 
 def _measurement(bench: Bench, suite: SuiteConfig) -> dict[str, Any]:
@@ -299,7 +271,7 @@ def wide_suite(settings: Settings) -> SuiteConfig:
     """What is measured for `wide_row`."""
     study, suite = settings.finetuning, row_suite(settings)
     cheap = tuple(c for c in study.columns if c not in COSTLY)
-    return replace(suite, columns=cheap, images=study.wide_images, c_images=2 * suite.c_images)
+    return replace(suite, columns=cheap, images=study.wide_images, c_images=2 * (suite.c_images or study.images))
 
 
 def provenance(settings: Settings) -> list[dict[str, Any]]:

@@ -19,15 +19,15 @@ from filelock import FileLock
 from nslib.config import ApproximateStudy, FinetuneConfig, SuiteConfig
 from nslib.evaluate.columns import COLUMNS
 from nslib.evaluate.suite import Evaluation
+from nslib.finetune.objectives import idle
 from nslib.runtime import figures_path, in_store, run_record, to_json, write_text
 from nslib.store import differences, held, sweep
 
 _taken: dict[Path, None] = {}  # files whose results this process has used
 _PLACE = {column: place for place, column in enumerate(COLUMNS)}
 _SUITE = SuiteConfig(cw_early_stop=True)  # how the code was before there was this setting
-_DEFAULTS = json.loads(
-    to_json({"finetune": FinetuneConfig(), "suite": _SUITE, "trace": _SUITE, "reach": ApproximateStudy()})
-)
+_REACH = {"reach": ApproximateStudy(), "reach_version": 1}
+_DEFAULTS = json.loads(to_json({"finetune": FinetuneConfig(), "suite": _SUITE, "trace": _SUITE, **_REACH}))
 
 
 def jobs_path(run_name: str) -> Path:
@@ -39,13 +39,14 @@ def kept(path: Path | None, inputs: dict[str, Any], compute: Callable[[], dict[s
     """The result in this file; computed now and written there if there is none.
 
     A setting that did not exist yet when the file was written counts as its default, which is how the code of then
-    behaved. Two processes that want the same file compute it once. A file that was made from other inputs is never
-    overwritten: it may have taken hours. The `times` of image files are no input: a copy of a data set has others, and
-    its names and sizes tell it well enough.
+    behaved; what the file names and is no longer asked for does not count. Two processes that want the same file
+    compute it once. A file that was made from other inputs is never overwritten: it may have taken hours. The `times`
+    of image files are no input: a copy of a data set has others, and its names and sizes tell it well enough.
 
     Args:
         path: None computes without keeping.
-        inputs: plain values and dataclasses; of `finetune`, `suite`, `trace` and `reach` the defaults are known.
+        inputs: plain values and dataclasses; of `finetune`, `suite`, `trace`, `reach` and `reach_version` the defaults
+            are known.
         compute: returns plain (JSON) values by name.
     Raises:
         ValueError: the file is damaged, or was made from other inputs; names it and the differences.
@@ -58,7 +59,7 @@ def kept(path: Path | None, inputs: dict[str, Any], compute: Callable[[], dict[s
         sweep(path)
         if path.is_file():
             record = read_kept(path)
-            told = differences(_filled(record["config"], _DEFAULTS, now), now)
+            told = differences(_comparable(record["config"], now), now)
             if told:
                 raise ValueError(
                     f"{path} was made from other inputs: {'; '.join(told)}; remove it to compute it anew, or take "
@@ -105,6 +106,16 @@ def _timeless(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _timeless(v) for name, v in value.items() if name != "times"}
     return [_timeless(v) for v in value] if isinstance(value, list) else value
+
+
+def _comparable(made: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """The inputs of a file as they would be named now: other parts, and settings that are idle now, tell nothing."""
+    filled = _filled({name: value for name, value in made.items() if name in now}, _DEFAULTS, now)
+    for part in {"finetune", "trace"} & filled.keys():
+        asked, old = now[part] or {}, filled[part] or {}
+        same = {name: asked[name] for name in idle(asked.get("objective", ""))}
+        filled[part] = {name: value for name, value in old.items() if name in asked} | same or now[part]
+    return filled
 
 
 def _filled(settings: dict[str, Any], defaults: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:

@@ -13,10 +13,11 @@ from nslib.config import FinetuneConfig
 from nslib.evaluate.bench import Bench
 from nslib.experiment import open_bench, open_model, open_stranger
 from nslib.finetune.objectives import ADVERSARIAL
-from nslib.jobs import TRACED, finetuned, fixed_noise, run, strength, wide_row
+from nslib.jobs import finetuned, fixed_noise, run, strength, wide_row
 from nslib.runtime import pick_device
 from nslib.settings import Settings
 from nslib.staged import renormalised
+from nslib.traces import TRACED
 from nslib.trials import OF_OTHERS, of_wide
 from nslib.workers import KILLED, threads, workers
 

@@ -21,6 +21,7 @@ from nslib.attacks.surrogate import SurrogateCNN, load_surrogate
 from nslib.config import PretrainConfig, SurrogateConfig
 from nslib.data.rendered import Rendered
 from nslib.data.shapes import CLASSES, SPLITS, VERSION, Batch, render
+from nslib.makers import only_maker
 from nslib.models import build_model, check_target, load_model
 from nslib.runtime import atomic_path, generator, run_record, to_json, write_text
 from nslib.store import check_same, load_state, save_state, sweep
@@ -34,7 +35,7 @@ def pretrain(cfg: PretrainConfig, target: Path, *, device: str | torch.device = 
     The state is saved every `cfg.checkpoint_every` steps beside the target and removed at the end. Step s sees the
     images s * batch ... of split train as they are or, with cfg.images, a draw from the first so many, see `Rendered`.
     Where the target was trained with the same settings already it is only measured again; any other is refused, not
-    replaced. A `SurrogateConfig` trains the surrogate CNN.
+    replaced. A second run of the same target waits for the first. A `SurrogateConfig` trains the surrogate CNN.
 
     Returns:
         the record: configuration, steps, minutes, accuracy on every split with its n, versions.
@@ -43,8 +44,13 @@ def pretrain(cfg: PretrainConfig, target: Path, *, device: str | torch.device = 
         OSError: the disk is full; the state saved before is kept.
         FloatingPointError: the loss is not finite; names the step.
     """
-    target = Path(target)
+    target = Path(target).expanduser()
     check_target(target)
+    with only_maker(target):
+        return _made(cfg, target, device, progress)
+
+
+def _made(cfg: PretrainConfig, target: Path, device: str | torch.device, progress: bool) -> dict:
     minutes = _minutes_spent(cfg, target)
     if minutes is None:
         minutes = _train(cfg, target, device, progress)
@@ -101,12 +107,14 @@ def _train(cfg: PretrainConfig, target: Path, device: str | torch.device, progre
     """Train from scratch, or on from a saved state, and save the weights; returns minutes."""
     state_file = _state_file(target)
     sweep(target, state_file)
-    torch.manual_seed(cfg.seed)
-    if isinstance(cfg, SurrogateConfig):
-        model = network = SurrogateCNN(len(CLASSES), cfg.size).to(device).train()
-    else:
-        model = build_model(cfg.model, num_classes=len(CLASSES), img_size=cfg.size).to(device).train()
-        network = model.vit
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cfg.seed)
+        if isinstance(cfg, SurrogateConfig):
+            model = network = SurrogateCNN(len(CLASSES), cfg.size)
+        else:
+            model = build_model(cfg.model, num_classes=len(CLASSES), img_size=cfg.size)
+            network = model.vit
+    model.to(device).train()
     skip = getattr(network, "no_weight_decay", tuple)()
     groups = param_groups_weight_decay(network, cfg.weight_decay, no_weight_decay_list=skip)
     optimizer = torch.optim.AdamW(groups, lr=cfg.lr)

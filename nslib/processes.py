@@ -98,6 +98,7 @@ def processes(device: str = "auto") -> Iterator[tuple[Share, torch.device]]:
         return
     try:
         from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
         from accelerate.utils import InitProcessGroupKwargs, gather_object
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
@@ -116,3 +117,4 @@ def processes(device: str = "auto") -> Iterator[tuple[Share, torch.device]]:
         yield Share(accelerator.process_index, started, mean, gather_object), accelerator.device
     finally:
         accelerator.end_training()
+        AcceleratorState._reset_state(reset_partial_state=True)  # else a second block would find a group that has ended

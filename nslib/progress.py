@@ -12,9 +12,9 @@ from nslib.config import FinetuneConfig, NoiseConfig
 
 
 @contextmanager
-def noise_bar(cfg: NoiseConfig, label: str = "noise") -> Iterator[Callable]:
+def noise_bar(cfg: NoiseConfig) -> Iterator[Callable]:
     """A bar for `learn_noise(..., on_step=...)` that shows the gap on the batch and the norm."""
-    with tqdm(total=cfg.steps, desc=label, leave=False) as bar:
+    with tqdm(total=cfg.steps, desc="noise", leave=False) as bar:
 
         def on_step(step: int, trace) -> None:
             bar.n = step

@@ -33,6 +33,7 @@ from nslib.evaluate.comparison import mean_difference
 from nslib.finetune.result import over_seeds, slope_table
 from nslib.intervals import Estimate, estimates_of, share_estimate, t_estimate
 from nslib.report.reference import printed
+from nslib.traces import TRACED, traced
 
 plots.use_style()
 settings = nslib.resolve(profile, run_name, overrides)
@@ -45,8 +46,8 @@ settings.models, settings.finetune
 
 # %%
 bench = nslib.open_bench(settings)
-traced = {name: trials.seed_rounds(bench, settings, name).assign(objective=name) for name in jobs.TRACED}
-rounds = pd.concat(traced.values(), ignore_index=True)
+rounds = [trials.seed_rounds(bench, settings, name).assign(objective=name) for name in TRACED]
+rounds = pd.concat(rounds, ignore_index=True)
 record.table("rounds", rounds)
 metrics = [m for m in ("clean", "adversarial", "shifted") if m in rounds]
 columns = ["round", "norm", "steps", "gap_batch", "gap_heldout", "loss", *metrics]
@@ -59,9 +60,11 @@ first[columns].round(4)
 
 # %%
 learned = rounds[rounds.objective == "nullspace"]
-before = jobs.traced_base(bench, settings)
+before = traced(bench, settings, bench.model)
 seeds = rounds.groupby("objective", sort=False).seed.nunique()
-pd.DataFrame([before]).assign(model="before finetuning").round(1)
+unchanged = pd.DataFrame([before]).assign(model="before finetuning")
+record.table("before", unchanged)
+unchanged.round(1)
 
 # %%
 figure, axes = plt.subplots(1, 2 + len(metrics), figsize=(3.6 + 1.8 * len(metrics), 2.2))
@@ -71,7 +74,7 @@ for ax, (quantity, label) in zip(axes, quantities.items(), strict=True):
     shown["updates"] = (shown["round"] + (quantity in metrics)) * settings.finetune.steps
     if quantity in metrics:
         base = {"updates": 0, **dict.fromkeys(("value", "low", "high"), before[quantity])}
-        shown = pd.concat([pd.DataFrame([{"objective": o, **base} for o in traced]), shown])
+        shown = pd.concat([pd.DataFrame([{"objective": o, **base} for o in TRACED]), shown])
     plots.curves(shown, ax, x="updates", by="objective").set(xlabel="updates", ylabel=label)
     plots.span_at_least(ax, 4 if quantity in metrics else 0)
 plots.legend_above(figure, axes[2])
@@ -94,7 +97,7 @@ table5.round(4)
 # Finetuning is said to enlarge the approximate nullspace. A noise that the model was trained with says little about that, so new noises are learned against each model, and the way to the boundary is measured along them, along their permutations and along random directions. The starts are the same for every model, so that the second table can take differences start by start; one training seed lies behind each. Norms are measured on images of val; the noises are learned on images of train, some of which the models were finetuned on.
 
 # %%
-sizes = trials.eps_sets(bench, settings, list(traced), eps=settings.finetune.noise.eps)
+sizes = trials.eps_sets(bench, settings, list(TRACED), eps=settings.finetune.noise.eps)
 summary = sizes.groupby(["model", "noise"], sort=False).norm.agg(value="mean", low="min", high="max").reset_index()
 figure, ax = plt.subplots(figsize=(4.6, 2.3))
 plots.bars(summary, ax, x="model").set(ylabel="norm at the boundary")
@@ -116,7 +119,7 @@ farther[farther.noise == "learned"].round(2)
 # Each run's cost in forward passes of one image; a backward pass to the tokens counts as one more, to the weights as two. C18 takes the mean of the seeds of NS; with several, its interval is a t interval over them.
 
 # %%
-cost = trials.costs(bench, settings, list(traced))
+cost = trials.costs(bench, settings, list(TRACED))
 record.table("cost", cost)
 spent = cost[cost.objective == "nullspace"]
 parts = (spent.images / (bench.source.count("train") or float("inf")), spent.share)
@@ -165,8 +168,7 @@ record.judge("C19", "fixed", fixed if whole and settings.finetuning.fixed_steps 
 assert (rounds.loss > 0).all()
 assert (cost[cost.objective == "plain"].noise == 0).all()
 precision = jobs.precision_of(bench, settings.finetune)
-facts = {"before": before, "missed_eps": trials.missed_eps({"nullspace": tuned}), "jobs": jobs.provenance(settings)}
-record.save(**facts, precision=precision)
+record.save(missed_eps=trials.missed_eps({"nullspace": tuned}), jobs=jobs.provenance(settings), precision=precision)
 record.summary()
 
 # %% [markdown]

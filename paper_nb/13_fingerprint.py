@@ -28,7 +28,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 import nslib
-from nslib import jobs, plots
+from nslib import jobs, plots, traces
 from nslib.analysis import fingerprint
 from nslib.experiment import open_bench, open_model, open_stranger
 from nslib.pretrain import accuracy
@@ -93,7 +93,7 @@ rates.drop(columns="seeds").round(4)
 # The models that notebook 05 finetunes from the owner: are they known again? `reach`: how far the patch weight moved, relative to its norm.
 
 # %%
-tuned = {objective: jobs.finetuned(bench, settings, objective).model for objective in jobs.TRACED}
+tuned = {objective: jobs.finetuned(bench, settings, objective).model for objective in traces.TRACED}
 finetunings = fingerprint.fingerprint_table(key, tuned)
 finetunings = finetunings.assign(reach=[fingerprint.reach(model, other) for other in tuned.values()])
 record.table("finetunings", finetunings)

@@ -13,13 +13,13 @@ NAMES = [str(f.relative_to(PACKAGE)) for f in FILES]
 
 # From the ground up. A room may import those on floors below it, and itself.
 FLOORS = (
-    {"config", "intervals"},
+    {"config", "intervals", "palette"},
     {"last_block", "progress", "replay", "runtime", "settings", "workers"},
     {"profiles", "processes", "staged", "store"},
-    {"models"},
+    {"makers", "models"},
     {"data", "nullspace", "attacks"},
     {"evaluate", "finetune", "analysis", "pretrain"},
-    {"experiment", "kept"},
+    {"experiment", "kept", "traces"},
     {"jobs"},
     {"testable", "trials", "search"},
     {"plan"},

@@ -18,7 +18,7 @@ from nslib.data.source import ShapesSource
 from nslib.finetune import rounds
 from nslib.finetune.noises import find_noises
 from nslib.finetune.rounds import finetune_model
-from nslib.finetune.state import only_maker
+from nslib.makers import only_maker
 from nslib.processes import ALONE, processes
 
 NOISE = NoiseConfig(limit=1.0, lr=0.05, steps=100, batch=16, eps=0.005)
@@ -65,6 +65,9 @@ with processes("cpu") as (share, device):
         torch.save({{"weights": made.model.vit.state_dict(), "noises": noises, "record": made.record["processes"],
                     "losses": made.history[-1].losses, "steps": [n.steps for n in made.history[-1].noises],
                     "units": made.record["units"]}}, folder / f"{{name}}{{share.rank}}.pt")
+assert not torch.distributed.is_initialized()
+with processes("cpu") as (share, device):  # once more in one script
+    assert share.gather([share.rank]) == [0, 1]
 assert not torch.distributed.is_initialized()
 """
 

@@ -7,14 +7,16 @@ import pytest
 import torch
 from conftest import TINY, files_in, make_vit, random_images
 
-from nslib.config import DataConfig, FinetuneConfig
+from nslib.config import DataConfig, FinetuneConfig, NoiseConfig
 from nslib.data.source import ShapesSource
 from nslib.finetune import result, rounds
 from nslib.finetune.objectives import recipe_of
 from nslib.finetune.rounds import finetune_model
+from nslib.finetune.state import identity_of
 from nslib.models import load_model
 from nslib.runtime import write_text
 from nslib.staged import StagedViT
+from nslib.store import model_digest
 
 CFG = FinetuneConfig(precision="float32", objective="plain", rounds=2, steps=2, batch=4, pool=4, heldout=4, lr=1e-3)
 
@@ -155,3 +157,45 @@ def test_result_keeps_the_normalisation_of_its_model(model, target):
     images = random_images(own, 3)
     with torch.inference_mode():
         assert torch.equal(again(images), made(images))
+
+
+# What changes nothing is no other setting
+
+OF_OTHERS = {
+    "noise": dict(noise=NoiseConfig(eps=0.5, lr=0.5)), "parts": dict(block=1, groups=3), "noises": dict(noises=3),
+    "warm": dict(warm_start=1.2), "attack": dict(attack_eps=0.25, attack_steps=1), "beta": dict(trades_beta=9.0),
+    "rho": dict(sam_rho=0.5),
+}  # fmt: skip
+TAKEN = {
+    "plain": set(), "augmix": set(), "sam": {"rho"}, "madry": {"attack"}, "trades": {"attack", "beta"},
+    "random": {"noise", "parts", "noises"}, "nullspace": {"noise", "parts", "noises", "warm"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("objective", TAKEN)
+def test_an_objective_is_known_by_the_settings_that_it_takes(objective):
+    mine = replace(CFG, objective=objective)
+    changed = {name for name, change in OF_OTHERS.items() if identity_of(replace(mine, **change)) != identity_of(mine)}
+    assert changed == TAKEN[objective]
+
+
+@pytest.mark.parametrize("objective", ["plain", "madry", "random"])
+def test_settings_that_an_objective_does_not_take_change_no_weight(model, source, target, objective):
+    short = replace(CFG, objective=objective, rounds=1, attack_steps=1)
+    first = finetune_model(model, source, short, target=target).model
+    for name in OF_OTHERS.keys() - TAKEN[objective]:
+        other = replace(short, **OF_OTHERS[name])
+        assert model_digest(finetune_model(model, source, other).model) == model_digest(first)
+        assert finetune_model(model, source, other, target=target).record["images"] == 8
+
+
+def test_a_model_that_was_made_already_can_be_trained_as_one_that_is_made_now(model, source, target):
+    model.requires_grad_(False)
+    for _ in ("made", "loaded"):
+        assert all(p.requires_grad for p in finetune_model(model, source, CFG, target=target).model.parameters())
+
+
+def test_a_target_may_lie_in_the_home_folder(model, source, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    finetune_model(model, source, CFG, target="~/w.safetensors")
+    assert (tmp_path / "home" / "w.safetensors").is_file()

@@ -190,6 +190,12 @@ def test_images_of_sixteen_bits_are_not_cut_off(image_tree, vit):
         FolderImages(image_tree, "val", vit).load(range(13))
 
 
+def test_damage_that_pillow_tells_as_a_wrong_value_is_named(image_tree, vit):
+    (image_tree / "val" / WNIDS[0] / "odd.ppm").write_bytes(b"P6 4 25* 255\n" + bytes(300))
+    with pytest.raises(OSError, match=r"1 of 13 images .*odd\.ppm"):
+        FolderImages(image_tree, "val", vit).load(range(13))
+
+
 def test_images_above_the_limit_of_pillow_are_named(image_tree, vit, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(OSError, match="12 of 12 images are unreadable"):

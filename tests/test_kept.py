@@ -163,6 +163,39 @@ def test_settings_of_other_columns_do_not_matter(bench, folder, monkeypatch):
         jobs.run(bench, replace(KEEPING, suite=replace(KEEPING.suite, fgsm_eps=0.5)), "plain")
 
 
+def test_settings_on_which_a_result_does_not_depend_do_not_matter(bench, folder, monkeypatch):
+    measured = replace(KEEPING, robustness=replace(KEEPING.robustness, eps=(0.0,), images=6))
+    jobs.run(bench, measured, "plain")
+    jobs.strength(bench, measured, "plain")
+    jobs.strength(bench, measured, "base")
+    monkeypatch.setattr(jobs, "finetuned", lambda *args, **kwargs: pytest.fail("trained again"))
+    monkeypatch.setattr(jobs, "pgd_curve", lambda *args, **kwargs: pytest.fail("measured again"))
+    other_noise = replace(measured.finetune, noise=replace(measured.finetune.noise, lr=0.5), groups=2)
+    jobs.run(bench, replace(measured, finetune=other_noise), "plain")
+    fewer = replace(measured, finetuning=replace(measured.finetuning, trace_images=3))
+    jobs.strength(bench, replace(fewer, suite=replace(measured.suite, batch=3, fgsm_eps=0.5)), "plain")
+    jobs.strength(bench, replace(measured, finetune=replace(measured.finetune, steps=3)), "base")
+    with pytest.raises(ValueError, match=r"finetune\.steps was 2, is 3"):
+        jobs.strength(bench, replace(measured, finetune=replace(measured.finetune, steps=3)), "plain")
+
+
+def test_files_that_name_more_than_a_result_depends_on_are_taken(bench, folder, monkeypatch):
+    """As those written when settings that change nothing were inputs too."""
+    jobs.run(bench, KEEPING, "plain")
+    (file,) = folder.iterdir()
+    record = json.loads(file.read_text())
+    record["config"]["trace"]["batch"] = 99
+    record["config"]["finetune"]["noise"]["lr"] = 0.7
+    record["config"]["gone"] = {"x": 1}
+    file.write_text(json.dumps(record))
+    monkeypatch.setattr(jobs, "finetuned", lambda *args, **kwargs: pytest.fail("trained again"))
+    jobs.run(bench, KEEPING, "plain")
+    record["config"]["trace"]["images"] = 99
+    file.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"trace\.images was 99"):
+        jobs.run(bench, KEEPING, "plain")
+
+
 def test_who_made_each_kept_result_is_told(bench, folder):
     assert jobs.provenance(KEEPING) == []
     jobs.run(bench, KEEPING, "plain")
@@ -234,7 +267,7 @@ def test_a_recipe_is_part_of_what_is_kept(bench, folder, monkeypatch):
     assert file.name == f"{bench.model.name}_mixup_seed0.json"
     assert json.loads(file.read_text())["config"]["finetune"]["mixup"] == 0.8
     assert jobs.config_of(KEEPING, "mixup", mixup=0.2).mixup == 0.2
-    assert jobs.config_of(KEEPING, "plain") == replace(KEEPING.finetune, objective="plain")
+    assert jobs.config_of(KEEPING, "plain") == replace(KEEPING.finetune, objective="plain", noise=NoiseConfig())
     monkeypatch.setitem(OBJECTIVES, "mixup", replace(OBJECTIVES["mixup"], recipe={"mixup": 0.3}))
     with pytest.raises(
         ValueError, match=r"_mixup_seed0\.json was made from other inputs: finetune\.mixup was 0\.8, is 0"

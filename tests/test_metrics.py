@@ -12,6 +12,7 @@ from nslib.evaluate.metrics import (
     corruption_error,
     corruption_ratio,
     corruption_table,
+    images_half,
     mce,
     paired_difference,
     per_image,
@@ -113,6 +114,13 @@ def test_pairing_is_narrower_than_two_intervals():
     assert found.low > 0
     assert found.high - found.low < 3
     assert p_value < 1e-6
+
+
+def test_half_an_interval_over_images_is_never_more_than_half_of_all():
+    """Where seeds differ in no image from another model, there is no spread to take it from."""
+    ours, theirs = {"": np.ones((3, 24), bool)}, {"": np.ones(24, bool)}
+    found, _ = paired_difference(ours, theirs)
+    assert images_half(ours, theirs) == pytest.approx((found.high - found.low) / 2)
 
 
 def test_paired_difference_needs_the_same_images():

@@ -228,13 +228,15 @@ def test_models_without_weights_have_a_mean_and_std():
         assert own_vit().mean.is_meta
 
 
-def test_attack_settings_of_an_own_objective_tell_models_apart(monkeypatch):
+def test_settings_of_an_own_objective_tell_models_apart(monkeypatch):
+    """Its loss may take any of them."""
     loss = lambda model, view, cfg: F.cross_entropy(model(view.adversarial), view.targets)  # noqa: E731
     monkeypatch.setitem(OBJECTIVES, "mine", Objective(loss, attack=against_labels))
     monkeypatch.setitem(OBJECTIVES, "other", Objective(loss))
-    mine, other = (replace(TINY, objective=o, attack_eps=0.25) for o in ("mine", "other"))
-    assert identity_of(mine).attack_eps == 0.25
-    assert identity_of(other).attack_eps == FinetuneConfig().attack_eps
+    changed = replace(TINY, attack_eps=0.25, trades_beta=6.0)
+    mine, other, plain = (identity_of(replace(changed, objective=o)) for o in ("mine", "other", "plain"))
+    assert {(c.attack_eps, c.trades_beta) for c in (mine, other)} == {(0.25, 6.0)}
+    assert (plain.attack_eps, plain.trades_beta) == (FinetuneConfig.attack_eps, FinetuneConfig.trades_beta)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import replace
+from threading import Thread
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from nslib.config import PretrainConfig
 from nslib.data.rendered import Rendered
 from nslib.data.shapes import SPLITS, VERSION, render
 from nslib.experiment import _trained
+from nslib.makers import only_maker
 from nslib.models import build_model, load_model, weights_record
 from nslib.pretrain import accuracy, pretrain
 from nslib.runtime import data_path
@@ -334,3 +336,25 @@ def test_training_on_rendered_images_goes_on_where_it_was(tmp_path, monkeypatch)
     parts = pretrain(cfg, tmp_path / "parts.safetensors", progress=False)
     assert parts["top1"] == whole["top1"]
     assert same(weights_of(tmp_path / "parts.safetensors"), weights_of(tmp_path / "whole.safetensors"))
+
+
+def test_a_second_training_of_a_target_waits_for_the_first(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("NSLIB_STORE", str(tmp_path / "store"))
+    target = tmp_path / "shapes_vit.safetensors"
+    with only_maker(target):
+        second = Thread(target=pretrain, args=(replace(CFG, steps=2), target), kwargs={"progress": False})
+        second.start()
+        second.join(timeout=1)
+        assert second.is_alive()
+        assert not target.exists()
+    second.join(timeout=100)
+    assert target.is_file()
+    assert "is being made by another process: waiting for it" in capsys.readouterr().out
+
+
+def test_training_leaves_the_random_numbers_of_the_caller_alone(tmp_path):
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    pretrain(replace(CFG, steps=2), tmp_path / "shapes_vit.safetensors", progress=False)
+    assert torch.equal(torch.rand(1), expected)

@@ -17,11 +17,12 @@ from nslib.evaluate.bench import Bench
 from nslib.evaluate.comparison import mean_difference, pool_seeds
 from nslib.evaluate.suite import Evaluation
 from nslib.finetune.result import over_seeds, slope_table
-from nslib.finetune.state import only_maker
 from nslib.kept import kept
+from nslib.makers import only_maker
 from nslib.processes import ALONE
 from nslib.settings import Settings
 from nslib.staged import renormalised
+from nslib.traces import traced
 
 TINY = Settings(
     pool=12,
@@ -169,13 +170,13 @@ def test_columns_that_every_model_has():
 def test_traced_rounds_are_measured_on_every_column(bench):
     history = jobs.finetuned(bench, TINY, "plain").history
     assert [set(r.measured) for r in history] == [{"clean", "adversarial", "shifted"}] * 2
-    assert set(jobs.traced_base(bench, TINY)) == {"clean", "adversarial", "shifted"}
+    assert set(traced(bench, TINY, bench.model)) == {"clean", "adversarial", "shifted"}
     assert jobs.finetuned(bench, TINY, "sam").history[0].measured == {}
 
 
 def test_the_last_round_measures_the_model_delivered(bench):
     run = jobs.finetuned(bench, TINY, "plain")
-    after = jobs.traced_base(bench.of(run.model), TINY)
+    after = traced(bench, TINY, run.model)
     assert run.history[-1].measured == pytest.approx(after)
 
 
@@ -472,6 +473,13 @@ def test_damagenet_made_here_shows_the_images_of_val():
     assert mean_difference(made, theirs, ["clean", "damagenet"]).n == 200
 
 
+@pytest.mark.parametrize(("asked", "wide"), [(100, 200), (0, 8)])
+def test_corruptions_of_a_wide_row_are_shown_on_twice_as_many_images(asked, wide):
+    study = replace(TINY.finetuning, images=4, wide_images=12)
+    settings = replace(TINY, finetuning=study, suite=replace(TINY.suite, c_images=asked))
+    assert jobs.wide_suite(settings).c_images == wide
+
+
 def test_slopes_and_gains_of_eps_sets_by_hand():
     rounds = pd.DataFrame(
         [("nullspace", s, r, 10 + r * (1 + s), float("nan")) for s in range(2) for r in range(4)],
@@ -480,6 +488,8 @@ def test_slopes_and_gains_of_eps_sets_by_hand():
     (slope,) = slope_table(rounds, [("nullspace", "norm"), ("random", "norm")]).itertuples()
     assert (slope.objective, slope.quantity, slope.seeds) == ("nullspace", "norm", 2)
     assert slope.value == pytest.approx((1 / 12 + 2 / 14) / 2)
+    both = pd.concat([rounds, rounds.assign(objective="plain", norm=float("nan"))])
+    assert slope_table(both, [("plain", "norm")]).empty  # it has no noise, in rounds that others have
     norms = {"base": (60.0, 70.0), "plain": (61.0, 70.0), "nullspace": (63.0, 75.0)}
     sizes = pd.DataFrame(
         [(m, i, "learned", n) for m, both in norms.items() for i, n in enumerate(both)],

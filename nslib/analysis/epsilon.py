@@ -14,6 +14,7 @@ from nslib.nullspace.membership import CleanPass, Pool, agreement, boundary_scal
 from nslib.nullspace.stored import stored_noise
 from nslib.staged import StagedViT
 
+VERSION = 1  # part of every kept reach: raise it when the same noises reach elsewhere
 STOPPING = ("heldout", "batch")
 
 

@@ -19,7 +19,7 @@ class Sweep:
     """Figure 3 in numbers. One row a lambda, kind of noise and quantity; norms; permuted minus learned, by lambda."""
 
     table: pd.DataFrame  # model, regularization, noise, quantity, value, low, high, n, seeds
-    norms: pd.DataFrame  # model, regularization, start, norm, gap_pool, steps
+    norms: pd.DataFrame  # model, regularization, start, norm, gap_batch (of the last batch), steps
     damage: list[Estimate]  # paired difference of gaps on the same images, permuted minus learned
 
     def estimates(self, noise: str, quantity: str) -> list[Estimate]:
@@ -48,7 +48,7 @@ def lambda_sweep(model: StagedViT, pool: Pool, clean: CleanPass, study: Synthesi
         difference = kinds["permuted"].gap - kinds["learned"].gap
         damage.append(mean_estimate(difference.cpu(), seeds=study.starts))
         norms += [
-            key | {"start": i, "norm": found.norm, "gap_pool": found.gap_batch, "steps": found.steps}
+            key | {"start": i, "norm": found.norm, "gap_batch": found.gap_batch, "steps": found.steps}
             for i, found in enumerate(learned)
         ]
     return Sweep(pd.DataFrame(rows), pd.DataFrame(norms), damage)

@@ -117,7 +117,7 @@ class ImageFiles:
             with Image.open(path) as image:
                 deep = image.mode[0] in "IF"  # 16 bits and more, which `convert` would cut off at 255
                 return None if deep else self.transform(image.convert("RGB")).float() / 255
-        except (OSError, UnidentifiedImageError, SyntaxError, Image.DecompressionBombError):
+        except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError):
             return None
 
 

@@ -114,7 +114,7 @@ def paired_difference(ours: Hits, theirs: Hits) -> tuple[Estimate, float]:
 def images_half(ours: Hits, theirs: Hits) -> float:
     """Half the width, in percentage points, of the interval of `paired_difference` were these the only seeds."""
     difference = image_differences(ours, theirs)
-    if difference.ndim == 2:
+    if difference.ndim == 2 and difference.any():
         images, _, added = paired_spread(difference).sources
         return 100 * Spread((images, added)).half()
     found = difference_estimate(difference).percent()

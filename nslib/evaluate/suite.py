@@ -149,7 +149,7 @@ def evaluate_model(
             part = parts[number]
             bar.set_postfix_str(part.column)
             key = common | _inputs(bench, part)
-            found = cached("evaluation", key, lambda p=part: _levels(bench, p), version=VERSION)
+            found = cached("evaluation", key, lambda p=part: _stored_hits(bench, p), version=VERSION)
             own.append((number, {variant: hits.numpy().astype(bool) for variant, hits in found.items()}))
             bar.update(_passes(bench, part))
     found = dict(share.gather(own))
@@ -203,7 +203,7 @@ def _own(part: Part) -> list[str]:
     return [f"c/{part.corruption}/{severity}" for severity in SEVERITIES]
 
 
-def _levels(bench: Bench, part: Part) -> dict[str, torch.Tensor]:
+def _stored_hits(bench: Bench, part: Part) -> dict[str, torch.Tensor]:
     return {variant: hits.to(torch.uint8) for variant, hits in hits_of(bench, part).items()}
 
 

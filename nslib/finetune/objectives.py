@@ -151,6 +151,26 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
+_TAKEN_BY_LOSS = {clean: (), clean_and_noised: (), adversarial: (), clean_and_adversarial: (), trades: ("trades_beta",)}
+_OF_NOISE = ("noise", "noises", "block", "groups")
+
+
+def idle(objective: str) -> list[str]:
+    """Settings on which no weight of an objective depends; none of one with a loss of its own, which may take any."""
+    found = OBJECTIVES.get(objective)
+    if found is None or found.loss not in _TAKEN_BY_LOSS:
+        return []
+    attack = [f.name for f in fields(FinetuneConfig) if f.name.startswith("attack_")]
+    taken = {
+        *_TAKEN_BY_LOSS[found.loss],
+        *(_OF_NOISE if found.noise else ()),
+        *(("warm_start",) if found.learns else ()),
+        *(attack if found.attack else ()),
+        *(("sam_rho",) if found.sharpness else ()),
+    }
+    return [name for name in (*_OF_NOISE, "warm_start", *attack, "trades_beta", "sam_rho") if name not in taken]
+
+
 def attacks(objective: str) -> bool:
     """Whether a name is that of an objective that trains on adversarial images."""
     return objective in OBJECTIVES and OBJECTIVES[objective].attack is not None
@@ -167,15 +187,16 @@ def recipe_of(cfg: FinetuneConfig) -> tuple[Objective, FinetuneConfig]:
     """
     if cfg.objective not in OBJECTIVES:
         raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {cfg.objective!r}")
-    objective = OBJECTIVES[cfg.objective]
+    objective, cfg = OBJECTIVES[cfg.objective], with_recipe(cfg)
     if cfg.noise.eps is None and (objective.noise in RANDOM_RULES or cfg.warm_start):
         what = "warm_start" if cfg.warm_start else f"objective {cfg.objective}"
         raise ValueError(f"{what} needs the eps up to whose boundary a noise is scaled: set noise.eps, such as 0.03")
-    return objective, with_recipe(cfg)
+    return objective, cfg
 
 
 def with_recipe(cfg: FinetuneConfig) -> FinetuneConfig:
-    """The configuration with what its objective's recipe sets; a setting that is not at its default stays."""
+    """The configuration with what its objective's recipe sets, where it is at its default, and without what is idle."""
     recipe = OBJECTIVES[cfg.objective].recipe if cfg.objective in OBJECTIVES else {}
     unset = (name for name in recipe if getattr(cfg, name) == getattr(FinetuneConfig, name))
-    return replace(cfg, **{name: recipe[name] for name in unset})
+    reset = {name: getattr(FinetuneConfig, name) for name in idle(cfg.objective)}
+    return replace(cfg, **reset | {name: recipe[name] for name in unset})

@@ -53,7 +53,7 @@ def finished(
         made.vit.load_state_dict(load_file(target))
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"{target} is damaged ({first_line(error)}): {remedy}") from error
-    return made.eval(), history, record
+    return made.eval().requires_grad_(True), history, record
 
 
 def write_result(
@@ -128,7 +128,7 @@ def slope_table(rounds: pd.DataFrame, of: Sequence[tuple[str, str]]) -> pd.DataF
     """
     lines = []
     for objective, quantity in of:
-        own = rounds[(rounds.objective == objective) & (rounds["round"] > 0)]
+        own = rounds[(rounds.objective == objective) & (rounds["round"] > 0) & rounds[quantity].notna()]
         values = own.pivot(index="seed", columns="round", values=quantity).to_numpy(dtype=float)
         if values.shape[1] > 2:
             lines.append({"objective": objective, "quantity": quantity, **vars(slope_estimate(values))})

@@ -21,9 +21,10 @@ from nslib.finetune.noises import Search, find_noises, pool_of
 from nslib.finetune.objectives import recipe_of
 from nslib.finetune.precision import computing_in, resolved
 from nslib.finetune.result import Log, finished, write_result
-from nslib.finetune.state import Place, Round, StateFile, identity_of, only_maker
+from nslib.finetune.state import Place, Round, StateFile, identity_of
 from nslib.finetune.stream import Stream
 from nslib.finetune.updates import Trainer
+from nslib.makers import only_maker
 from nslib.models import check_target
 from nslib.nullspace.encoder import NoiseDiverged, Trace
 from nslib.processes import ALONE, Share
@@ -107,7 +108,7 @@ def finetune_model(
     Source: arXiv:2403.10476, Eqs. (6)-(8), Algorithm 1.
     """
     model.check_frozen_use()
-    target = Path(target) if target else None
+    target = Path(target).expanduser() if target else None
     check_target(target)
     objective, cfg = recipe_of(cfg)
     settings = {"model": model.name, "weights": model_digest(model), "data": source.identity("train")}

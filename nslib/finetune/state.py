@@ -5,22 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from nslib.config import FinetuneConfig
 from nslib.finetune.noises import NoiseFacts, Search
-from nslib.finetune.objectives import attacks
+from nslib.finetune.objectives import with_recipe
 from nslib.finetune.updates import Trainer
 from nslib.models import save_weights
-from nslib.processes import Share
-from nslib.runtime import in_store, to_json
+from nslib.runtime import to_json
 from nslib.staged import StagedViT
-from nslib.store import check_same, digest, held, load_state, save_state, sweep
+from nslib.store import check_same, load_state, save_state, sweep
 
 
 @dataclass
@@ -53,45 +51,8 @@ class Place:
 
 
 def identity_of(cfg: FinetuneConfig) -> FinetuneConfig:
-    """By what results are told apart: how often a run is saved changes none, nor attacks where there are none."""
-    attack = [] if attacks(cfg.objective) else [f.name for f in fields(cfg) if f.name.startswith("attack_")]
-    return replace(cfg, **{name: getattr(FinetuneConfig, name) for name in ("checkpoint_every", *attack)})
-
-
-def _lock_of(target: Path) -> FileLock:
-    return FileLock(in_store("finetune", f"{digest(str(target.resolve()))}.lock"))  # beside the target it would stay
-
-
-def being_made(target: Path) -> bool:
-    """Whether a run is making this target now."""
-    return held(_lock_of(target))
-
-
-@contextmanager
-def only_maker(target: Path | None, share: Share) -> Iterator[None]:
-    """One run at a time makes a target: a second with the same store waits, says so, and finds it made or goes on.
-
-    Of several processes the first holds the lock for all.
-
-    Raises:
-        ValueError: another run is at it and this one has several processes, which cannot wait for hours: their
-            communication times out.
-    """
-    if target is None or share.rank:
-        yield
-        return
-    lock = _lock_of(target)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        if share.count > 1:
-            raise ValueError(f"{target} is being made by another run: wait for its end, then start again") from None
-        print(f"{target} is being made by another process: waiting for it", flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+    """By what results are told apart: how often a run is saved changes none, nor what its objective does not take."""
+    return replace(with_recipe(cfg), checkpoint_every=FinetuneConfig.checkpoint_every)
 
 
 class StateFile:

@@ -1,0 +1,49 @@
+"""One run at a time makes a file: a second that wants the same waits for the first, or finds it made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from nslib.processes import ALONE, Share
+from nslib.runtime import in_store
+from nslib.store import digest, held
+
+
+def _lock_of(target: Path) -> FileLock:
+    return FileLock(in_store("makers", f"{digest(str(target.resolve()))}.lock"))  # beside the target it would stay
+
+
+def being_made(target: Path) -> bool:
+    """Whether a run is making this target now."""
+    return held(_lock_of(target))
+
+
+@contextmanager
+def only_maker(target: Path | None, share: Share = ALONE) -> Iterator[None]:
+    """One run at a time makes a target: a second with the same store waits, says so, and finds it made or goes on.
+
+    Of several processes the first holds the lock for all.
+
+    Raises:
+        ValueError: another run is at it and this one has several processes, which cannot wait for hours: their
+            communication times out.
+    """
+    if target is None or share.rank:
+        yield
+        return
+    lock = _lock_of(target)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if share.count > 1:
+            raise ValueError(f"{target} is being made by another run: wait for its end, then start again") from None
+        print(f"{target} is being made by another process: waiting for it", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
