@@ -35,6 +35,7 @@ from torch import Tensor
 
 from nslib.runtime import pick_device
 
+_ended: list[int] = []  # groups of this process: torch cannot make another from the same store
 _PATIENCE = timedelta(days=7)  # of one process for the others: a costly attack on some images may take hours
 
 
@@ -90,15 +91,16 @@ def processes(device: str = "auto") -> Iterator[tuple[Share, torch.device]]:
         device: as `pick_device`; with several processes each takes the GPU of its local rank, or the CPU.
     Raises:
         ModuleNotFoundError: several processes, and accelerate is not installed.
-        RuntimeError: accelerate found another number of processes than were started.
+        RuntimeError: accelerate found another number of processes than were started, or the group has ended already.
     """
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started == 1:
         yield ALONE, pick_device(device)
         return
+    if _ended:
+        raise RuntimeError("the group of processes ended with the first block: put all that computes into one `with`")
     try:
         from accelerate import Accelerator
-        from accelerate.state import AcceleratorState
         from accelerate.utils import InitProcessGroupKwargs, gather_object
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
@@ -117,4 +119,4 @@ def processes(device: str = "auto") -> Iterator[tuple[Share, torch.device]]:
         yield Share(accelerator.process_index, started, mean, gather_object), accelerator.device
     finally:
         accelerator.end_training()
-        AcceleratorState._reset_state(reset_partial_state=True)  # else a second block would find a group that has ended
+        _ended.append(started)
