@@ -21,7 +21,7 @@ from nslib.evaluate.columns import COLUMNS
 from nslib.evaluate.suite import Evaluation
 from nslib.finetune.objectives import idle
 from nslib.runtime import figures_path, in_store, run_record, to_json, write_text
-from nslib.store import differences, held, sweep
+from nslib.store import differences, held, locked, sweep
 
 _taken: dict[Path, None] = {}  # files whose results this process has used
 _PLACE = {column: place for place, column in enumerate(COLUMNS)}
@@ -55,7 +55,7 @@ def kept(path: Path | None, inputs: dict[str, Any], compute: Callable[[], dict[s
     if path is None:
         return compute()
     now = _timeless(json.loads(to_json(inputs)))
-    with _lock_of(path):
+    with locked(_lock_of(path)):
         sweep(path)
         if path.is_file():
             record = read_kept(path)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from nslib.processes import ALONE, Share
 from nslib.runtime import in_store
-from nslib.store import digest, held
+from nslib.store import digest, held, locked
 
 
 def _lock_of(target: Path) -> FileLock:
@@ -35,15 +35,12 @@ def only_maker(target: Path | None, share: Share = ALONE) -> Iterator[None]:
     if target is None or share.rank:
         yield
         return
-    lock = _lock_of(target)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        if share.count > 1:
-            raise ValueError(f"{target} is being made by another run: wait for its end, then start again") from None
-        print(f"{target} is being made by another process: waiting for it", flush=True)
-        lock.acquire()
-    try:
+    with ExitStack() as holding:
+        try:
+            holding.enter_context(locked(_lock_of(target), timeout=0))
+        except Timeout:
+            if share.count > 1:
+                raise ValueError(f"{target} is being made by another run: wait for its end, then start again") from None
+            print(f"{target} is being made by another process: waiting for it", flush=True)
+            holding.enter_context(locked(_lock_of(target)))
         yield
-    finally:
-        lock.release()

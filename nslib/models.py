@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from nslib.runtime import atomic_path, data_path
 from nslib.staged import EXPECTED, StagedViT
+from nslib.store import check_beside
 
 SHAPES_VIT = "shapes_vit"  # the model that ships with the package
 _SHAPES_VIT_ARCHITECTURE = dict(img_size=48, patch_size=12, embed_dim=128, depth=6, num_heads=4, num_classes=10)
@@ -211,12 +212,15 @@ def check_target(target: Path | None) -> None:
     """Refuse a file of weights to write under whose name its record and saved state would not find their own.
 
     Raises:
-        ValueError: it does not end in .safetensors, or is a folder.
+        ValueError: it does not end in .safetensors, or is a folder; or where its record and log will lie are files that
+            no run has written.
     """
     if target is not None and target.suffix != ".safetensors":
         raise ValueError(f"target must end in .safetensors, got {target}")
     if target is not None and target.is_dir():
         raise ValueError(f"target must be a file, got the folder {target}")
+    if target is not None and not target.exists() and not target.with_suffix(".training.pt").exists():
+        check_beside(target, ".json", ".jsonl")
 
 
 def save_weights(model: StagedViT, path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from hashlib import sha256
 from typing import Any, Self
 
 import torch
@@ -49,8 +50,9 @@ class StagedViT(nn.Module):
         self.name = name
         # What no weight and no name tells: of a model by its name the arguments of timm's that say otherwise.
         heads = [m.num_heads for m in vit.modules() if hasattr(m, "num_heads")]
-        self.built = repr(vit)
-        self.architecture: dict = {"heads": heads, "global_pool": vit.global_pool, "vit": self.built}
+        self.built = _built(vit)
+        parts, values = self.built
+        self.architecture: dict = {"heads": heads, "global_pool": vit.global_pool, "vit": parts, "values": values}
         self.stored_dtype: torch.dtype | None = None  # of the patch embedding in the file that weights came from
         channels = vit.patch_embed.proj.in_channels
         if not vit.patch_embed.num_patches:
@@ -136,7 +138,7 @@ class StagedViT(nn.Module):
         """Put an untrained head of so many classes in the place of its own, which is no change that a key has to tell:
         the tensors do."""
         self.vit.reset_classifier(num_classes)
-        self.built = repr(self.vit)
+        self.built = _built(self.vit)
 
     def built_as(self, model: StagedViT) -> Self:
         """Take over how another model was built and read, of whose ViT this one is made; returns itself."""
@@ -146,16 +148,18 @@ class StagedViT(nn.Module):
     def identity(self) -> dict[str, Any]:
         """What no tensor tells of the computation: how it was built, and what of its own was made of it since.
 
-        That is a class that inherits from this one, parts of the ViT put in place of others, and forward hooks.
+        That is a class that inherits from this one, parts of the ViT put in place of others or set otherwise, and
+        forward hooks.
         """
-        now, kind = repr(self.vit), type(self)
+        now, kind = _built(self.vit), type(self)
         hooks = [
             f"{name} {getattr(hook, '__module__', '')}.{getattr(hook, '__qualname__', repr(type(hook)))}"
             for name, part in self.named_modules()
             for hook in (*part._forward_pre_hooks.values(), *part._forward_hooks.values())
         ]
         since = {
-            "vit": now if now != self.built else "",
+            "vit": now[0] if now[0] != self.built[0] else "",
+            "values": now[1] if now[1] != self.built[1] else "",
             "class": "" if kind.__module__.startswith("nslib.") else f"{kind.__module__}.{kind.__qualname__}",
             "hooks": [hook for hook in hooks if " nslib." not in hook],  # those that count and look change nothing
         }
@@ -169,9 +173,8 @@ class StagedViT(nn.Module):
         """
         want, got = self.image_shape, tuple(images.shape)
         if got[1:] != want:
-            raise ValueError(
-                f"images must be (B, {', '.join(map(str, want))}) for {self.name}, got {got}: resize first"
-            )
+            remedy = "resize first" if got[1:2] == want[:1] else f"it takes {want[0]} channels"
+            raise ValueError(f"images must be (B, {', '.join(map(str, want))}) for {self.name}, got {got}: {remedy}")
         if len(images) and not (images.amin() >= 0 and images.amax() <= 1):
             span = f"[{images.amin():.3g}, {images.amax():.3g}]"
             raise ValueError(
@@ -195,6 +198,16 @@ class StagedViT(nn.Module):
             have, need = f"{noise.dtype} on {noise.device}", f"{weight.dtype} on {weight.device}"
             raise ValueError(f"noise must be {need} as the model is, got {have}: use noise.to(model_device, dtype)")
 
+    def check_precision(self) -> None:
+        """Refuse weights in half precision, in which neither a noise nor an update of a model is found.
+
+        Raises:
+            ValueError: they have less than 32 bits.
+        """
+        dtype = self.vit.patch_embed.proj.weight.dtype
+        if dtype.itemsize < 4:
+            raise ValueError(f"{self.name} has weights of {dtype}, need float32: model.float()")
+
     def check_frozen_use(self) -> None:
         """Refuse a model in training mode, whose dropout would make every comparison random.
 
@@ -203,6 +216,16 @@ class StagedViT(nn.Module):
         """
         if self.training:
             raise ValueError(f"{self.name} is in training mode: call model.eval() first")
+
+
+def _built(vit: nn.Module) -> tuple[str, str]:
+    """How a ViT prints, and a digest of the plain values in its parts that do not, such as an eps or a scale."""
+    plain, idle = (bool, int, float, str, tuple, type(None)), {"training", "grad_checkpointing", "fused_attn"}
+    values = [
+        (name, sorted((key, v) for key, v in vars(part).items() if isinstance(v, plain) and key not in idle))
+        for name, part in vit.named_modules()
+    ]
+    return repr(vit), sha256(repr(values).encode()).hexdigest()[:16]
 
 
 def _check_architecture(vit: nn.Module, name: str) -> None:

@@ -14,7 +14,8 @@ import io
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,9 @@ def cached(kind: str, key: dict[str, Any], compute: Callable[[], dict[str, Any]]
     """
     full_key = {"kind": kind, "version": version, **key}
     folder = in_store(kind, digest(full_key))
-    with FileLock(f"{folder}.lock"):
+    if folder.is_dir():  # whole, for it was renamed; a store that may only be read has no place for a lock
+        return _read(folder)
+    with locked(FileLock(f"{folder}.lock")):
         if not folder.is_dir():
             for left in folder.parent.glob(f".{folder.name}.*.partial"):  # of a run that was killed while it wrote
                 shutil.rmtree(left, ignore_errors=True)
@@ -103,14 +106,34 @@ def _read(folder: Path) -> dict[str, Any]:
         ) from error
 
 
+@contextmanager
+def locked(lock: FileLock, *, timeout: float = -1) -> Iterator[None]:
+    """Hold a lock inside the block.
+
+    Raises:
+        Timeout: somebody else held it for so many seconds; negative: wait for ever.
+        OSError: it cannot be made.
+    """
+    try:
+        lock.acquire(timeout=timeout)
+    except Timeout:
+        raise
+    except OSError as error:
+        folder = Path(lock.lock_file).parent
+        raise OSError(f"no results can be kept in {folder} ({error}): set NSLIB_STORE to another folder") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def held(lock: FileLock) -> bool:
     """Whether somebody holds a lock now."""
     try:
-        lock.acquire(timeout=0)
+        with locked(lock, timeout=0):
+            return False
     except Timeout:
         return True
-    lock.release()
-    return False
 
 
 def save_state(path: Path, settings: Any, state: dict[str, Any]) -> None:
@@ -154,6 +177,26 @@ def check_same(path: Path, made: dict[str, Any], now: Any, *, remedy: str) -> No
     told = differences(made, json.loads(to_json(now)))
     if told:
         raise ValueError(f"{path} was made with other settings: {'; '.join(told)}; {remedy}")
+
+
+def check_beside(target: Path, *suffixes: str) -> None:
+    """Refuse to write where files of a record's or log's name lie that no run has written.
+
+    Raises:
+        ValueError: names the file.
+    """
+    for path in (target.with_suffix(suffix) for suffix in suffixes):
+        if path.exists() and not _is_ours(path):
+            raise ValueError(f"{path} is no record of a run, and would be replaced: move it, or take another name")
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        first = path.read_text(encoding="utf-8")
+        told = json.loads(first if path.suffix == ".json" else first.split("\n", 1)[0] or '{"round": 0}')
+    except (OSError, ValueError):
+        return False
+    return isinstance(told, dict) and told.keys() >= ({"config", "versions"} if path.suffix == ".json" else {"round"})
 
 
 def differences(made: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:

@@ -335,6 +335,13 @@ def test_a_noise_replaces_no_weights(call, tmp_path):
     assert weights.read_bytes() == before
 
 
+def test_a_noise_replaces_no_record_of_another_kind(call, tmp_path):
+    (tmp_path / "noise.json").write_text('{"hidden_size": 1}')
+    code, _, errors = call("noise", "--weights", "random", "--out", str(tmp_path / "noise.safetensors"))
+    assert code == 2
+    assert "noise.json is no record of a run, and would be replaced: move it, or take another name" in errors
+
+
 def test_places_where_nothing_can_be_written(call, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     code, _, errors = call("noise", "--weights", "random", "--out", "file/noise.safetensors")

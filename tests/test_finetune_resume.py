@@ -8,6 +8,7 @@ import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from threading import Event
 
 import pytest
@@ -275,10 +276,22 @@ def test_a_second_run_of_a_target_waits_for_the_first(model, source, unbroken, t
 
 def test_a_log_that_cannot_be_written_is_named(tmp_path):
     log = Log(tmp_path / "w.safetensors", Place(), writes=True)
-    log.path.unlink()
     log.path.mkdir()
     with pytest.raises(OSError, match=r"w\.jsonl could not be written .*make room, and start again to go on"):
         log.write(0, Round())
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_text("half a li")])
+def test_the_log_of_a_run_that_goes_on_has_all_rounds(model, source, unbroken, tmp_path, damage):
+    target = tmp_path / "w.safetensors"
+    stopped(model, source, CFG, target, (1, "update", 2))
+    damage(target.with_suffix(".jsonl"))
+    finetune_model(model, source, CFG, target=target)
+    ours, theirs = (
+        [json.loads(line) for line in t.with_suffix(".jsonl").read_text().splitlines()] for t in (target, unbroken[0])
+    )
+    assert [line["round"] for line in ours] == list(range(CFG.rounds))
+    assert [line["losses"] for line in ours] == [line["losses"] for line in theirs]
 
 
 def test_search_of_another_run_is_not_gone_on_with(model, source, unbroken, tmp_path):
@@ -433,7 +446,7 @@ def test_full_disk_keeps_the_last_good_state(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "w.training.pt could not be written" in done.stdout
     assert done.stdout.startswith("OSError")
-    assert files_in(tmp_path) == ["w.jsonl", "w.training.pt"]
+    assert files_in(tmp_path) == ["w.training.pt"]
     saved = torch.load(target.with_suffix(".training.pt"), weights_only=True)
     assert saved["place"]["step"] == 2
 

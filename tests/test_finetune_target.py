@@ -7,13 +7,14 @@ import pytest
 import torch
 from conftest import TINY, files_in, make_vit, random_images
 
-from nslib.config import DataConfig, FinetuneConfig, NoiseConfig
+from nslib.config import DataConfig, FinetuneConfig, NoiseConfig, PretrainConfig
 from nslib.data.source import ShapesSource
 from nslib.finetune import result, rounds
 from nslib.finetune.objectives import recipe_of
 from nslib.finetune.rounds import finetune_model
 from nslib.finetune.state import identity_of
 from nslib.models import load_model
+from nslib.pretrain import pretrain
 from nslib.runtime import write_text
 from nslib.staged import StagedViT
 from nslib.store import model_digest
@@ -91,7 +92,7 @@ class Killed(Exception):
 def test_killed_between_weights_and_record(model, source, target, monkeypatch):
     """There lay an old record, whose weights somebody had removed."""
     whole = finetune_model(model, source, CFG, target=target.with_stem("whole"))
-    target.with_suffix(".json").write_text("an old record")
+    target.with_suffix(".json").write_text('{"config": {}, "versions": {}}')
 
     def killed(path, text):
         if path.suffix == ".json":
@@ -199,3 +200,27 @@ def test_a_target_may_lie_in_the_home_folder(model, source, monkeypatch, tmp_pat
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     finetune_model(model, source, CFG, target="~/w.safetensors")
     assert (tmp_path / "home" / "w.safetensors").is_file()
+
+
+# Files of the user's own
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content"), [(".json", '{"my": "labels"}'), (".jsonl", '{"img": 1}\n'), (".json", "x")]
+)
+def test_files_of_a_record_s_name_that_no_run_has_written_are_kept(model, source, target, suffix, content):
+    target.with_suffix(suffix).write_text(content)
+    with pytest.raises(ValueError, match=rf"w\{suffix} is no record of a run, and would be replaced: move it, or take"):
+        finetune_model(model, source, CFG, target=target)
+    with pytest.raises(ValueError, match="is no record of a run"):
+        pretrain(PretrainConfig(size=24, steps=1, batch=8, report_images=4), target, progress=False)
+    assert files_in(target.parent) == [f"w{suffix}"]
+    assert target.with_suffix(suffix).read_text() == content
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_weights_in_half_precision_are_refused_before_anything_is_written(source, target, kind):
+    half = make_vit("shapes_vit", **TINY).to(kind)
+    with pytest.raises(ValueError, match=r"shapes_vit has weights of torch\.b?float16, need float32: model\.float\(\)"):
+        finetune_model(half, source, CFG, target=target)
+    assert files_in(target.parent) == []

@@ -11,6 +11,7 @@ import torch
 from conftest import WNIDS, make_vit, real_folder
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import VisionTransformer
 
 from nslib.config import DataConfig, FinetuneConfig, NoiseConfig, SuiteConfig
 from nslib.data.folders import FolderImages, eval_transform, label_of, own_labels, wnids
@@ -181,6 +182,44 @@ def test_unreadable_images_are_counted_and_named(image_tree, vit):
         images.load(range(12))
     for wnid, name in zip(WNIDS, ("image_0", "image_1", "image_2"), strict=True):
         assert f"{wnid}/{name}.JPEG" in str(error.value)
+
+
+def test_what_is_passed_over_is_told(image_tree, vit):
+    folder = image_tree / "val" / WNIDS[0]
+    (folder / "more").mkdir()
+    (folder / "notes.txt").write_text("text is no news")
+    with pytest.warns(UserWarning, match=r"1 entries of class folders in .*val are passed over, such as .*more: only"):
+        FolderImages(image_tree, "val", vit)
+    (folder / "a.gif").write_bytes(b"GIF")
+    with pytest.warns(UserWarning, match="2 entries of class folders"):
+        assert len(FolderImages(image_tree, "val", vit)) == 12
+
+
+def test_grey_models_see_grey_images(image_tree):
+    small = dict(img_size=32, patch_size=16, embed_dim=24, depth=1, num_heads=2)
+    colours, grey = (
+        StagedViT(VisionTransformer(in_chans=c, **small), mean=(0.5,) * c, std=(0.5,) * c).eval() for c in (3, 1)
+    )
+    cfg = DataConfig(kind="folder", root=str(image_tree))
+    (three, _), (one, _) = (open_source(cfg, model).take("val", 4) for model in (colours, grey))
+    assert one.shape == (4, 1, 32, 32)
+    weights = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)
+    assert torch.allclose((three * weights).sum(1, keepdim=True), one, atol=3 / 255)
+    with pytest.raises(ValueError, match="takes images of 1 channels, shapes has 3: give a data set of your own"):
+        open_source(DataConfig(), grey)
+
+
+def test_a_thousand_classes_of_one_s_own_are_not_those_of_imagenet(tmp_path):
+    for i in range(1000):
+        folder = tmp_path / "train" / f"id{i:04}"
+        folder.mkdir(parents=True)
+        Image.new("RGB", (8, 8), (i % 256, 0, 0)).save(folder / "a.png")
+    source = open_source(DataConfig(kind="folder", root=str(tmp_path)), make_vit(num_classes=1000))
+    assert source.names()[:2] == ["id0000", "id0001"]
+    assert sorted(source.pick("train", range(1000)).labels.tolist()) == list(range(1000))
+    (tmp_path / "train" / "id0999").rename(tmp_path / "train" / WNIDS[0])
+    with pytest.raises(ValueError, match=r"999 of 1000 folders .* are no wnid of ImageNet-1k .*JPEG$"):
+        open_source(DataConfig(kind="folder", root=str(tmp_path)), make_vit(num_classes=1000)).take("train", 1)
 
 
 def test_images_of_sixteen_bits_are_not_cut_off(image_tree, vit):

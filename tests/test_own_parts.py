@@ -21,7 +21,7 @@ from nslib.finetune.cut import cut_at
 from nslib.finetune.objectives import OBJECTIVES, Objective, against_labels
 from nslib.finetune.rounds import finetune_model
 from nslib.finetune.state import identity_of
-from nslib.models import put_weights, reset_head
+from nslib.models import load_model, put_weights, reset_head
 from nslib.nullspace.encoder import learn_noise
 from nslib.nullspace.membership import boundary_scale, clean_pass, make_pool
 from nslib.nullspace.patch import PatchNullspace
@@ -306,3 +306,24 @@ def test_settings_that_are_no_whole_numbers():
 def test_finetuning_of_few_own_images(model):
     """As in the README's recipe: a data set of a user's own needs no more than the methods of `Source`."""
     assert len(finetune_model(model, FewImages(16), TINY).history) == 2
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [("blocks.0.norm1", "eps", 1e-2), ("blocks.1.attn", "scale", 0.5), ("", "pool_include_prefix", True)],
+)
+def test_values_that_neither_a_tensor_nor_a_print_tells_are_told(part, name, value):
+    """Of a model of one's own, and of one by its name that was set otherwise since."""
+    for make in (own_vit, lambda: load_model(img_size=48)):
+        first, other = make(), make()
+        assert model_digest(first) == model_digest(other)
+        setattr(other.vit.get_submodule(part), name, value)
+        assert model_digest(first) != model_digest(other)
+    assert model_digest(own_vit()) != model_digest(StagedViT(other.vit, mean=HALF, std=HALF))
+
+
+def test_what_changes_no_result_is_not_told():
+    first, other = own_vit(), own_vit()
+    other.vit.set_grad_checkpointing()
+    other.vit.blocks[0].attn.fused_attn = False
+    assert model_digest(first) == model_digest(other.train())

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SMALL
+from filelock import FileLock
 
 from nslib.config import NoiseConfig
 from nslib.finetune.checkpoints import load_checkpoint
@@ -359,3 +360,15 @@ def test_store_and_figures_go_where_the_environment_says(folders):
 def test_device_that_is_not_there(name):
     with pytest.raises(ValueError, match=f"device '{name}' cannot be used here .*: pass auto, cpu, cuda or mps"):
         pick_device(name)
+
+
+def test_a_store_that_may_only_be_read_gives_what_it_holds(monkeypatch):
+    held = cached("kind", {"a": 1}, lambda: {"value": 1}, version=1)
+
+    def read_only(self, *args, **kwargs):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(FileLock, "acquire", read_only)
+    assert cached("kind", {"a": 1}, lambda: {"value": 2}, version=1) == held
+    with pytest.raises(OSError, match=r"no results can be kept in .*kind .*Read-only.*: set NSLIB_STORE to another"):
+        cached("kind", {"a": 2}, lambda: {"value": 2}, version=1)

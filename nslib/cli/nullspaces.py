@@ -61,9 +61,11 @@ def noise(
     from nslib.nullspace.membership import make_pool
     from nslib.nullspace.stored import stored_noise
     from nslib.runtime import atomic_path, pick_device, run_record, to_json, write_text
+    from nslib.store import check_beside
 
     check_out(out, ".safetensors", beside=".json")
     _check_no_weights(Path(out))
+    check_beside(Path(out), ".json")
     vit = load_model(model, weights or None, device=pick_device(device))
     data = DataConfig(kind="folder" if imagenet else "shapes", root=imagenet, seed=seed)
     images, _ = open_source(data, vit).take("train", pool + heldout)

@@ -17,6 +17,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from timm.data.transforms import str_to_interp_mode
 from torch import Tensor
+from torchvision.transforms import Compose, Grayscale
 from torchvision.transforms import functional as TF
 
 from nslib.data.shapes import Batch
@@ -24,6 +25,7 @@ from nslib.runtime import generator
 from nslib.staged import StagedViT
 from nslib.store import digest
 
+_TEXTS = {".txt", ".json", ".csv", ".xml", ".md"}  # what may lie beside images and is no news
 _SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
 _LAYOUT = "<root>/<split>/<wnid>/*.JPEG, such as val/n01440764/ILSVRC2012_val_00000293.JPEG"
 _OWN_LAYOUT = "<root>/<split>/<class>/*.JPEG, the same classes in train and val"
@@ -173,11 +175,9 @@ def own_labels(root: str | Path, num_classes: int) -> dict[str, int]:
         FileNotFoundError: there are none.
         ValueError: they are not as many as the classes of the model's head.
     """
-    root = Path(root).expanduser()
-    folder = next((f for f in (root / "train", root / "val") if f.is_dir()), None)
-    classes = subfolders(folder) if folder else []
+    folder, classes = _class_folders(root)
     if not classes:
-        raise FileNotFoundError(f"no classes in {folder or root}: expected {_OWN_LAYOUT}")
+        raise FileNotFoundError(f"no classes in {folder}: expected {_OWN_LAYOUT}")
     if len(classes) != num_classes:
         raise ValueError(
             f"{folder} holds {len(classes)} classes and the head of the model has {num_classes}: make the model with "
@@ -185,6 +185,19 @@ def own_labels(root: str | Path, num_classes: int) -> dict[str, int]:
             "ImageNet-1k"
         )
     return {path.name: label for label, path in enumerate(classes)}
+
+
+def of_imagenet(root: str | Path, num_classes: int) -> bool:
+    """Whether labels are those of ImageNet: with its 1,000 classes, save for 1,000 folders of other names."""
+    names = [path.name for path in _class_folders(root)[1]]
+    return num_classes == len(wnids()) and not (len(names) == num_classes and label_of().keys().isdisjoint(names))
+
+
+def _class_folders(root: str | Path) -> tuple[Path, list[Path]]:
+    """Train, or val where there is no train, and the class folders in it."""
+    root = Path(root).expanduser()
+    folder = next((f for f in (root / "train", root / "val") if f.is_dir()), None)
+    return (folder, subfolders(folder)) if folder else (root, [])
 
 
 def class_files(
@@ -200,17 +213,22 @@ def class_files(
         FileNotFoundError: no such folder.
         ValueError: a class folder has none of these names.
     Warns:
-        UserWarning: some class folders hold no image.
+        UserWarning: some class folders hold no image, or what is neither an image nor text.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}: expected {layout}")
     classes = subfolders(folder)
     unknown = [p.name for p in classes if p.name not in labels]
     if unknown:
+        own = own and len(classes) != len(wnids())  # so many of one's own are taken, where none is a wnid
         remedy = f", or, for classes of your own, nslib finetune --num-classes {len(classes)}" if own else ""
         raise ValueError(f"{len(unknown)} of {len(classes)} folders in {folder} are no {kind} "
                          f"({', '.join(unknown[:3])}): expected {layout}{remedy}")  # fmt: skip
     files = {c.name: image_files(c) for c in classes}
+    passed = [e.path for c in classes for e in _entries(c) if not _image_or_text(e)]
+    if passed:
+        warnings.warn(f"{len(passed)} entries of class folders in {folder} are passed over, such as {passed[0]}: only "
+                      f"files {', '.join(sorted(_SUFFIXES))} in a class folder are read", stacklevel=2)  # fmt: skip
     empty = [name for name, found in files.items() if not found]
     if 0 < len(empty) < len(files):
         warnings.warn(f"{len(empty)} of {len(classes)} class folders in {folder} hold no image "
@@ -236,6 +254,10 @@ def image_files(folder: Path) -> list[Path]:
     return sorted(folder / e.name for e in _entries(folder) if Path(e.name).suffix.lower() in _SUFFIXES)
 
 
+def _image_or_text(entry: os.DirEntry) -> bool:
+    return entry.is_file() and Path(entry.name).suffix.lower() in _SUFFIXES | _TEXTS
+
+
 def _entries(folder: Path) -> list[os.DirEntry]:
     """What lies in a folder and is not hidden.
 
@@ -257,10 +279,12 @@ def eval_transform(model: StagedViT, *, resize: bool = True) -> Callable[[Image.
         resize: False for images published at their final size: `CentreCrop` alone.
     """
     cfg = timm.data.resolve_data_config({"input_size": model.image_shape}, model=model.vit)
-    if not resize:
-        return CentreCrop(model.image_shape[1:], cfg["interpolation"])
-    keep = ("input_size", "interpolation", "crop_pct", "crop_mode")
-    return timm.data.create_transform(**{k: cfg[k] for k in keep}, is_training=False, normalize=False)
+    if resize:
+        keep = ("input_size", "interpolation", "crop_pct", "crop_mode")
+        coloured = timm.data.create_transform(**{k: cfg[k] for k in keep}, is_training=False, normalize=False)
+    else:
+        coloured = CentreCrop(model.image_shape[1:], cfg["interpolation"])
+    return coloured if model.image_shape[0] == 3 else Compose([Grayscale(), coloured])
 
 
 @dataclass(frozen=True)

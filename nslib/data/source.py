@@ -12,9 +12,10 @@ from torch import Tensor
 from nslib.config import DataConfig
 from nslib.data.cue_conflict import CueConflict
 from nslib.data.families import FAMILIES, check_same_images, family_folder, family_labels, open_family
-from nslib.data.folders import FolderImages, ImageFiles, own_labels, wnids
+from nslib.data.folders import FolderImages, ImageFiles, of_imagenet, own_labels
 from nslib.data.geometry import CLASSES
 from nslib.data.shapes import SPLITS, VERSION, Batch, render
+from nslib.intervals import span
 from nslib.staged import StagedViT
 
 _TREE = ("train", "val", "val:a", "val:r")
@@ -137,15 +138,16 @@ class ShapesSource:
 class FolderSource:
     """An ImageNet-style folder and its family; each split is opened when first asked for.
 
-    Labels are those of ImageNet for a model with its 1,000 classes. For any other the class folders of train are its
-    classes, and there is no family.
+    Labels are those of ImageNet for a model with its 1,000 classes. For any other, or 1,000 folders of other names, the
+    class folders of train are its classes, and there is no family.
 
     Raises:
         FileNotFoundError, ValueError: as `own_labels`.
     """
 
     def __init__(self, cfg: DataConfig, model: StagedViT):
-        self.labels = None if model.num_classes == len(wnids()) else own_labels(cfg.root, model.num_classes)
+        imagenet = of_imagenet(cfg.root, model.num_classes)
+        self.labels = None if imagenet else own_labels(cfg.root, model.num_classes)
         self.cfg, self.model = cfg, model
         self._opened: dict[str, ImageFiles] = {}
         self._counts: dict[str, int] = {}
@@ -246,6 +248,10 @@ def open_source(cfg: DataConfig, model: StagedViT) -> Source:
     """
     if cfg.images < 0 or (cfg.images and cfg.kind == "folder"):
         raise ValueError(f"data.images must be >= 0, and 0 for a folder, which holds what it holds, got {cfg.images}")
+    channels, taken = model.image_shape[0], {"shapes": (3,), "folder": (1, 3)}.get(cfg.kind, ())
+    if taken and channels not in taken:
+        raise ValueError(f"{model.name} takes images of {channels} channels, {cfg.kind} has {span(taken)}: give a data "
+                         "set of your own, with the methods of nslib.data.source.Source")  # fmt: skip
     if cfg.kind == "shapes":
         if unread := cfg.paths():
             raise ValueError(f"the embedded shapes read no folder, and {', '.join(unread)} of data is set: set "

@@ -32,8 +32,8 @@ class Augment:
     Args:
         images: of a call; mixup and cutmix pair them.
     Raises:
-        ValueError: `augment` names another policy than RandAugment or AugMix, or in a spelling unknown to timm; an odd
-            number of images is to be mixed in pairs.
+        ValueError: `augment` names another policy than RandAugment or AugMix, or in a spelling unknown to timm, or the
+            model takes no pictures; an odd number of images is to be mixed in pairs.
     """
 
     def __init__(self, model: StagedViT, cfg: FinetuneConfig, images: int):
@@ -41,6 +41,8 @@ class Augment:
         mixes = cfg.mixup or cfg.cutmix
         if mixes and images % 2:
             raise ValueError(f"mixup and cutmix pair the images of a process's batch, got {images}: make it even")
+        if cfg.augment and model.image_shape[0] not in (1, 3):
+            raise ValueError(f"augment needs pictures of 1 or 3 channels, {model.name} takes {model.image_shape[0]}")
         self.policy = _policy(model, cfg.augment) if cfg.augment else None
         self.erase = RandomErasing(cfg.erasing, mode="pixel", device=model.device) if cfg.erasing else None
         self.mix = timm.data.Mixup(cfg.mixup, cfg.cutmix, label_smoothing=cfg.smoothing,

@@ -137,13 +137,12 @@ def slope_table(rounds: pd.DataFrame, of: Sequence[tuple[str, str]]) -> pd.DataF
 
 
 class Log:
-    """One JSON line for each round, beside the target. A run that goes on drops the lines of rounds it repeats."""
+    """One JSON line for each round, beside the target. A run that goes on has those of the rounds that are done."""
 
     def __init__(self, target: Path | None, place: Place, *, writes: bool):
         self.path = target.with_suffix(".jsonl") if target and writes else None
-        if self.path:
-            lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
-            write_text(self.path, "".join(f"{line}\n" for line in lines[: place.round]))
+        if self.path and (place.round or self.path.is_file()):
+            write_text(self.path, "".join(_line(k, r) for k, r in enumerate(place.history[: place.round])))
 
     def write(self, number: int, current: Round) -> None:
         """Add the line of a round.
@@ -155,6 +154,10 @@ class Log:
             return
         try:
             with open(self.path, "a", encoding="utf-8") as log:
-                log.write(to_json({"round": number, **asdict(current)}, indent=None) + "\n")
+                log.write(_line(number, current))
         except OSError as error:
             raise OSError(f"{self.path} could not be written ({error}): make room, and start again to go on") from error
+
+
+def _line(number: int, done: Round) -> str:
+    return to_json({"round": number, **asdict(done)}, indent=None) + "\n"

@@ -108,6 +108,7 @@ def finetune_model(
     Source: arXiv:2403.10476, Eqs. (6)-(8), Algorithm 1.
     """
     model.check_frozen_use()
+    model.check_precision()
     target = Path(target).expanduser() if target else None
     check_target(target)
     objective, cfg = recipe_of(cfg)
