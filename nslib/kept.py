@@ -112,9 +112,10 @@ def _comparable(made: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """The inputs of a file as they would be named now: other parts, and settings that are idle now, tell nothing."""
     filled = _filled({name: value for name, value in made.items() if name in now}, _DEFAULTS, now)
     for part in {"finetune", "trace"} & filled.keys():
-        asked, old = now[part] or {}, filled[part] or {}
-        same = {name: asked[name] for name in idle(asked.get("objective", ""))}
-        filled[part] = {name: value for name, value in old.items() if name in asked} | same or now[part]
+        asked, old = now[part], filled[part]
+        if asked and old:
+            same = {name: asked[name] for name in idle(asked.get("objective", ""))}
+            filled[part] = {name: value for name, value in old.items() if name in asked} | same
     return filled
 
 

@@ -43,7 +43,7 @@ def settings_table(bench: Bench, settings: Settings) -> pd.DataFrame:
         difference, low, high, n, norm (of the last round's noise), missed_eps (rounds with noise outside eps).
     """
     study = settings.finetuning
-    judging = replace(study, columns=VAL, images=study.search_images, trace_images=_TRACED)
+    judging = replace(study, columns=VAL, images=study.search_images, wide_images=0, trace_images=_TRACED)
     suite = replace(settings.suite, first=study.search_first, c_images=0)
     settings = replace(settings, finetuning=judging, suite=suite)
     rows = []

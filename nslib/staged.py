@@ -218,14 +218,27 @@ class StagedViT(nn.Module):
             raise ValueError(f"{self.name} is in training mode: call model.eval() first")
 
 
+_IDLE = {*vars(nn.Module()), "_is_full_backward_hook", "grad_checkpointing", "fused_attn"}  # and what tensors tell
+
+
 def _built(vit: nn.Module) -> tuple[str, str]:
-    """How a ViT prints, and a digest of the plain values in its parts that do not, such as an eps or a scale."""
-    plain, idle = (bool, int, float, str, tuple, type(None)), {"training", "grad_checkpointing", "fused_attn"}
-    values = [
-        (name, sorted((key, v) for key, v in vars(part).items() if isinstance(v, plain) and key not in idle))
-        for name, part in vit.named_modules()
-    ]
+    """How a ViT prints, and a digest of the values in its parts that do not: an eps, a scale, a function put in."""
+    values = [(name, sorted(_values(part).items())) for name, part in vit.named_modules()]
     return repr(vit), sha256(repr(values).encode()).hexdigest()[:16]
+
+
+def _values(part: nn.Module) -> dict[str, Any]:
+    told = {}
+    for name, value in vars(part).items():
+        if name in _IDLE:
+            continue
+        if isinstance(value, (bool, int, float, str, tuple, list, type(None))):
+            told[name] = value
+        elif isinstance(value, Tensor):
+            told[name] = (value.dtype, tuple(value.shape), value.detach().cpu().flatten().tolist())
+        elif callable(value):
+            told[name] = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__name__)}"
+    return told
 
 
 def _check_architecture(vit: nn.Module, name: str) -> None:

@@ -42,7 +42,7 @@ settings.models, settings.pool, settings.images, settings.synthesis
 
 # %% [markdown]
 # ## Learning
-# One noise, shared by all images, for each λ: it starts uniform in ±limit and minimises ‖f(u + v) − f(u)‖ − λ log ‖v‖ over the pool. Only the noise is trained.
+# One noise v, shared by all images, for each λ: it starts uniform in ±limit and minimises ‖f(u + v) − f(u)‖ − λ log ‖v‖ over the pool, f being the logits of tokens u. Only the noise is trained.
 
 # %%
 sweeps = {}
@@ -56,7 +56,7 @@ shown.round(4)
 
 # %% [markdown]
 # ## Figure 3a: predictions with the noise, and with its controls
-# `learned` is measured on images held out from learning, `pool` on some of its own; `permuted` holds the same elements in another order; `random` is a Gaussian direction. All have the same norm. Bands are 95 % intervals over images.
+# `learned` is measured on images held out from learning, `pool` on some of its own; `permuted` holds the same elements in another order; `random` is a Gaussian direction. All have the same norm. `match`: predictions unchanged; `gap`, the MSE probability: mean over images of ‖change of the softmax output‖². Bands are 95 % intervals over images.
 
 # %%
 for name, rows in table.groupby("model", sort=False):

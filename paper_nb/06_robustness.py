@@ -42,7 +42,7 @@ settings.models, settings.suite
 
 # %% [markdown]
 # ## The row of the base model
-# Column c is an error: lower is better. It is an mCE, in units of AlexNet's error, only on the published ImageNet-C, else the mean error over the fifteen corruptions at five severities; `source` says which images were shown. The costly attacks are measured on fewer images: n says how many. A column that cannot be shown says what is missing.
+# Column c is an error: lower is better. It is an mCE, in units of AlexNet's error, only on the published ImageNet-C, else the mean error over the fifteen corruptions at five severities; `source` says which images were shown. Budgets, unless set otherwise: FGSM, PGD 1/255; AutoAttack 8/255; CW l2 .5; DamageNet 16/255. n is smaller for costly attacks; `missing`: why none.
 #
 # Beside it the paper's rows, printed for ImageNet and models of other sizes: the columns can be compared in their order, not in their height.
 
@@ -132,7 +132,7 @@ handling.round(1)
 
 # %% [markdown]
 # ## The finetuned models
-# Every objective on the same recipe: same images in the same order, same number of updates, measured on the same images. The mean is over the columns shown, with 100 − c; `c / base` is the ratio of the corruption errors to the base model's. The table of estimates beside it has every figure with its interval, n and seeds. Each seed learns other noises and trains on other images, the same for every objective. `seeds`: of how many a row is the mean; notebook 11 lists each. `missed_eps`: rounds whose noise was outside ε on held-out images, over all seeds; the permuted noise is meant to be. `augmix` mixes images as in its paper, without the consistency loss there. Further models of a profile (ViT-B/32 at `gpu`) have a base, plain and NS row each, one seed, among the rows below. Rows of one seed are compared on more images (`finetuning.wide_images`) where a profile asks for it; the table `wide` has them all minus `plain`, with the first seed of NS.
+# Every objective on the same recipe: same images in the same order, same number of updates, measured on the same images. The mean is over the columns shown, with 100 − c; `c / base`: corruption error relative to the base model's, mean over the corruptions. The table of estimates beside it has every figure with its interval, n and seeds. Each seed learns other noises and trains on other images, the same for every objective. `seeds`: of how many a row is the mean; notebook 11 lists each. `missed_eps`: rounds whose noise was outside ε on held-out images, over all seeds; the permuted noise is meant to be. `augmix` mixes images as in its paper, without the consistency loss there. Further models of a profile (ViT-B/32 at `gpu`) have a base, plain and NS row each, one seed, among the rows below. Rows of one seed are compared on more images (`finetuning.wide_images`) where a profile asks for it; the table `wide` has them all minus `plain`, with the first seed of NS.
 
 # %%
 found = trials.rows(bench, settings, settings.finetuning.objectives)
@@ -161,7 +161,7 @@ table2.round(1)
 
 # %% [markdown]
 # ## What the noise adds
-# Each model minus `plain`, image by image: what finetuning alone does is taken out. Where an interval holds zero, the column does not tell the two apart. With several seeds it says how far others may fall, by a t interval that is wide with three; `half_images` is half of it for these seeds alone, over images. Training on attacks moves the columns by tens of points, so that its rows are in the table, and in the figure of notebook 07. The second table is NS minus the base model, of which C11 speaks: a column on which both are at zero (Patch-Fool, where a patch may take any colour) cannot rise.
+# Each model minus `plain`, image by image: what finetuning alone does is taken out. Where an interval holds zero, the column does not tell the two apart. Of several seeds it is a t interval over them, wide with three; `half_images` is half the width of the interval over images alone. Training on attacks moves the columns by tens of points, so that its rows are in the table, and in the figure of notebook 07. The second table is NS minus the base model, of which C11 speaks: a column on which both are at zero (Patch-Fool, where a patch may take any colour) cannot rise.
 
 # %%
 against = trials.differences_to(found, "plain", wide)

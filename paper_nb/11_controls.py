@@ -128,7 +128,7 @@ over_nullspace.round(2)
 
 # %% [markdown]
 # ## In which setting has learned noise room to act?
-# The recipe of `full` was set by hand, before this search. Searched by one seed on images of val that are reported nowhere: every learning rate, the paper's among them, with every ε; with the recipe's own rate and ε other limits of the noise's start, less trained base models (`base` is their seed, as in notebook 13), and so few images to train on (`images`) that finetuning without noise harms; and longer runs of the recipe itself. The rows are sorted by what learned noise gains over `plain`. The largest of several differences is biased by selection, so the first row is then finetuned with all seeds and measured on the reported images. The line above the table says where this profile's own recipe stands. Empty where the profile does not search: `full` does.
+# The recipe of `full` was set by hand, before this search. Searched by one seed on images of val that are reported nowhere: every learning rate, the paper's among them, with every ε; with the recipe's own rate and ε other limits of the noise's start, less trained base models (`base` is their seed, as in notebook 13), and so few images to train on (`images`; 0: no limit) that finetuning without noise harms; and longer runs of the recipe itself. The rows are sorted by what learned noise gains over `plain`. The largest of several differences is biased by selection, so the first row is then finetuned with all seeds and measured on the reported images. The line above the table says where this profile's own recipe stands. Empty where the profile does not search: `full` does.
 
 # %%
 recipes = search.settings_table(bench, settings)

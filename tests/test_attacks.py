@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from copy import deepcopy
 from functools import partial
 
 import pytest
@@ -261,6 +262,19 @@ def test_accuracy_falls_with_the_budget_to_nothing(shipped, shapes):
     scores = [accuracy(shipped, x, labels) for x in found]
     assert scores == sorted(scores, reverse=True)
     assert scores[-1] < 0.05
+
+
+def test_pgd_in_l2_is_as_strong_against_a_surer_model(shipped, shapes):
+    """Ten times the logits are the same decisions: gradients vanish, and their directions do not."""
+    images, labels = shapes.images[:32], shapes.labels[:32]
+    surer = deepcopy(shipped)
+    with torch.no_grad():
+        for p in surer.vit.head.parameters():
+            p.mul_(10)
+    tops = [
+        accuracy(m, pgd(m, images, labels, eps=0.5, step=0.125, steps=10, norm="l2"), labels) for m in (shipped, surer)
+    ]
+    assert tops[1] <= tops[0] + 2 / 32
 
 
 def test_carlini_wagner_needs_less_than_pgd_allows(shipped, shapes):

@@ -529,6 +529,17 @@ def test_finetune_gives_a_model_a_head_for_the_data(call, tmp_path):
     assert "rounds" in json.loads((tmp_path / "tuned.json").read_text())  # still the record of the finetuning
 
 
+def test_files_to_write_may_lie_in_the_home_folder(call, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert call("evaluate", "--columns", "clean", "--out=~/table.csv", "--set", "suite.images=4")[0] == 0
+    quick = ("--pool", "2", "--heldout", "1", "--noise.steps", "1", "--noise.batch", "2")
+    assert call("noise", "--weights", "random", *quick, "--out=~/noise.safetensors")[0] == 0
+    assert {"table.csv", "table.evaluation.json", "noise.safetensors", "noise.json"} == {
+        p.name for p in (tmp_path / "home").iterdir()
+    }
+    assert not (tmp_path / "~").exists()
+
+
 # Pictures
 
 

@@ -214,7 +214,10 @@ def test_a_thousand_classes_of_one_s_own_are_not_those_of_imagenet(tmp_path):
         folder = tmp_path / "train" / f"id{i:04}"
         folder.mkdir(parents=True)
         Image.new("RGB", (8, 8), (i % 256, 0, 0)).save(folder / "a.png")
-    source = open_source(DataConfig(kind="folder", root=str(tmp_path)), make_vit(num_classes=1000))
+    with pytest.warns(
+        UserWarning, match=r"are no wnids: labels are their places by name \(id0000, id0001, id0002, \.\.\.\)"
+    ):
+        source = open_source(DataConfig(kind="folder", root=str(tmp_path)), make_vit(num_classes=1000))
     assert source.names()[:2] == ["id0000", "id0001"]
     assert sorted(source.pick("train", range(1000)).labels.tolist()) == list(range(1000))
     (tmp_path / "train" / "id0999").rename(tmp_path / "train" / WNIDS[0])

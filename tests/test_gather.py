@@ -97,6 +97,18 @@ def test_a_commands_record_goes_with_the_notebook_whose_name_it_bears():
     assert gather(RUN).strangers == ()
 
 
+def test_a_commands_record_of_a_notebooks_own_name_stands_beside_that_of_the_notebook():
+    folder = leave("02_noise_synthesis", match(0.985)).folder
+    (folder / "02_noise_synthesis.evaluation.json").write_text(to_json(run_record(resolve("imagenet"), against="")))
+    run = gather(RUN)
+    assert [(r.name, r.notebook) for r in run.records] == [
+        ("02_noise_synthesis", "02_noise_synthesis"),
+        ("02_noise_synthesis.evaluation", "02_noise_synthesis"),
+    ]
+    told = claims_of(run).set_index(["claim", "part"]).verdict
+    assert told["C4", "match"] == "holds"
+
+
 def test_a_file_that_two_records_list_and_one_that_is_gone_are_told():
     folder = leave("06_robustness").folder
     record = to_json(run_record(resolve("imagenet")))

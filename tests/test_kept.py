@@ -190,7 +190,11 @@ def test_files_that_name_more_than_a_result_depends_on_are_taken(bench, folder, 
     file.write_text(json.dumps(record))
     monkeypatch.setattr(jobs, "finetuned", lambda *args, **kwargs: pytest.fail("trained again"))
     jobs.run(bench, KEEPING, "plain")
-    record["config"]["trace"]["images"] = 99
+    record["config"]["trace"], traced = None, record["config"]["trace"]
+    file.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"trace was None"):
+        jobs.run(bench, KEEPING, "plain")
+    record["config"]["trace"] = traced | {"images": 99}
     file.write_text(json.dumps(record))
     with pytest.raises(ValueError, match=r"trace\.images was 99"):
         jobs.run(bench, KEEPING, "plain")

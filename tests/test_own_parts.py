@@ -1,6 +1,7 @@
 """What users bring of their own: models, data sets and objectives, and mistakes that would go unnoticed in them."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from nslib.evaluate.columns import missing_of
 from nslib.evaluate.suite import evaluate_model
 from nslib.finetune.cost import metered
 from nslib.finetune.cut import cut_at
-from nslib.finetune.objectives import OBJECTIVES, Objective, against_labels
+from nslib.finetune.objectives import OBJECTIVES, Objective, adversarial, against_labels
 from nslib.finetune.rounds import finetune_model
 from nslib.finetune.state import identity_of
 from nslib.models import load_model, put_weights, reset_head
@@ -228,14 +229,28 @@ def test_models_without_weights_have_a_mean_and_std():
         assert own_vit().mean.is_meta
 
 
+@dataclass
+class Weighted:
+    """A loss that cannot be looked up in a table."""
+
+    weight: float = 2.0
+
+    def __call__(self, model, view, cfg):
+        return self.weight * F.cross_entropy(model(view.images), view.targets)
+
+
 def test_settings_of_an_own_objective_tell_models_apart(monkeypatch):
-    """Its loss may take any of them."""
+    """Its loss and its attack may take any of them."""
+    monkeypatch.setitem(OBJECTIVES, "object", Objective(Weighted()))
+    attack = lambda model, view, cfg, generator: view.images  # noqa: E731
+    monkeypatch.setitem(OBJECTIVES, "attacked", Objective(adversarial, attack=attack))
     loss = lambda model, view, cfg: F.cross_entropy(model(view.adversarial), view.targets)  # noqa: E731
     monkeypatch.setitem(OBJECTIVES, "mine", Objective(loss, attack=against_labels))
     monkeypatch.setitem(OBJECTIVES, "other", Objective(loss))
     changed = replace(TINY, attack_eps=0.25, trades_beta=6.0)
     mine, other, plain = (identity_of(replace(changed, objective=o)) for o in ("mine", "other", "plain"))
-    assert {(c.attack_eps, c.trades_beta) for c in (mine, other)} == {(0.25, 6.0)}
+    own = (mine, other, *(identity_of(replace(changed, objective=o)) for o in ("object", "attacked")))
+    assert {(c.attack_eps, c.trades_beta) for c in own} == {(0.25, 6.0)}
     assert (plain.attack_eps, plain.trades_beta) == (FinetuneConfig.attack_eps, FinetuneConfig.trades_beta)
 
 
@@ -322,8 +337,21 @@ def test_values_that_neither_a_tensor_nor_a_print_tells_are_told(part, name, val
     assert model_digest(own_vit()) != model_digest(StagedViT(other.vit, mean=HALF, std=HALF))
 
 
+@pytest.mark.parametrize("put", [
+    lambda part: setattr(part, "forward", partial(type(part).forward, part)),
+    lambda part: setattr(part, "kept", [1, 2]),
+    lambda part: setattr(part, "shift", torch.ones(2)),
+    lambda part: setattr(part, "activate", torch.relu),
+])  # fmt: skip
+def test_what_is_put_into_a_part_is_told(put):
+    first, other = load_model(img_size=48), load_model(img_size=48)
+    put(other.vit.blocks[1].mlp)
+    assert model_digest(first) != model_digest(other)
+
+
 def test_what_changes_no_result_is_not_told():
     first, other = own_vit(), own_vit()
     other.vit.set_grad_checkpointing()
     other.vit.blocks[0].attn.fused_attn = False
+    other.vit.blocks[0].register_full_backward_hook(lambda *_: None).remove()
     assert model_digest(first) == model_digest(other.train())

@@ -197,14 +197,15 @@ def test_verdicts_come_first_in_the_order_of_the_claims():
     assert len(lines) == len(claims)
     assert [line.split()[0] for line in lines] == list(claims.claim)
     told = {tuple(line.split()[:2]): line for line in lines}
-    assert "✓ holds 1e-12 64 1 value <= 1e-09 01" in told["C2", "tokens"]
-    assert "✗ does not hold 0.97 [0.9612, 0.98] 200 2 value >= 0.98 02" in told["C4", "match"]
-    assert "Testable at: full, gpu, imagenet. Rule changed" in told["C11", "base"]
-    assert "○ not testable low > 0 06" in told["C11", "base"]
+    what = {(c.claim, c.part): c.statistic for c in claims.itertuples()}
+    assert f"✓ holds 1e-12 64 1 {what['C2', 'tokens']}: value <= 1e-09 01" in told["C2", "tokens"]
+    assert f"✗ does not hold 0.97 [0.9612, 0.98] 200 2 {what['C4', 'match']}: value >= 0.98 02" in told["C4", "match"]
+    assert "Testable at: full, gpu, imagenet. rule changed since" in told["C11", "base"]
+    assert f"○ not testable {what['C11', 'base']}: low > 0 06" in told["C11", "base"]
     (changed,) = claims.changed[(claims.claim == "C16")]
-    assert f"Rule changed {changed}." in told["C16", "convex"]
-    assert "Rule changed" not in told["C2", "tokens"]
-    assert "– not run value <= 1e-12 01b" in told["C3", "heads"]
+    assert f"rule changed since {changed}." in told["C16", "convex"]
+    assert "rule changed" not in told["C2", "tokens"]
+    assert f"– not run {what['C3', 'heads']}: value <= 1e-12 01b" in told["C3", "heads"]
     assert page.text.index("Claims and verdicts") < page.text.index("00 · What a nullspace is")
     assert page.text.index("13 · The nullspace as a fingerprint") < page.text.rindex("How it was made")
 
@@ -213,8 +214,8 @@ def test_a_listed_profile_whose_settings_do_not_test_a_claim_is_told():
     leave("06_robustness", ("C11", "base", []), profile="full")
     told = {tuple(line.split()[:2]): line for line in rows_of_claims(shown())}
     at = "Testable at: full, gpu, imagenet"
-    assert f"{at}, but not with the settings or data of this run. Rule changed" in told["C11", "base"]
-    assert f"{at}. Rule changed" in told["C10", "rise"]
+    assert f"{at}, but not with the settings or data of this run. rule changed since" in told["C11", "base"]
+    assert f"{at}. rule changed since" in told["C10", "rise"]
 
 
 def test_how_it_was_made():
@@ -301,6 +302,14 @@ def test_a_table_that_a_command_wrote_over_is_shown_once_as_the_commands():
     assert text.count("columns by a command, record 06_robustness_columns") == 1
     assert "top1 77" in text
     assert text.count("csv") - text.count(".csv") == 2  # a link for each of the two tables
+
+
+def test_what_a_command_left_stands_under_no_heading_of_the_notebook():
+    folder = leave("06_robustness", tables={"strength": {"top1": [1]}}).folder
+    (folder / "06_robustness_deit.evaluation.json").write_text(to_json(run_record(resolve("imagenet"))))
+    (folder / "06_robustness_deit.csv").write_text("top1\n78\n")
+    text = shown().text
+    assert text.index("Strength Top-1 against") < text.index("By a command, or by the notebook as it was deit by a")
 
 
 def test_only_listed_files_are_shown_and_lost_ones_are_told():

@@ -19,6 +19,7 @@ def test_search_on_the_columns_that_can_be_shown():
     """Without a surrogate no damagenet. The rows lie in order."""
     model = make_vit()
     study = replace(TINY.finetuning, search_lr=(1e-3,), search_eps=(0.5, 1.0), search_rounds=1, search_images=6)
+    study = replace(study, images=3, wide_images=5)  # of rows, and fewer than are searched on
     table = settings_table(Bench(model, open_source(TINY.data, model), TINY.suite), replace(TINY, finetuning=study))
     assert sorted(table.eps) == [0.5, 1.0]
     assert set(table.base) == {0}

@@ -36,9 +36,10 @@ def make_key(model: StagedViT) -> Tensor:
 
 def write_key(path: str | Path, key: Tensor) -> Path:
     """Save a key as a safetensors file, atomically."""
-    with atomic_path(Path(path)) as partial:
+    path = Path(path).expanduser()
+    with atomic_path(path) as partial:
         save_file({"key": key.contiguous()}, partial)
-    return Path(path)
+    return path
 
 
 def read_key(path: str | Path) -> Tensor:
@@ -48,7 +49,8 @@ def read_key(path: str | Path) -> Tensor:
         FileNotFoundError: no such file.
         ValueError: it holds no key.
     """
-    if not Path(path).is_file():
+    path = Path(path).expanduser()
+    if not path.is_file():
         raise FileNotFoundError(f"no key at {path}: {_REMEDY}")
     try:
         key = load_file(path)["key"]

@@ -51,6 +51,13 @@ def pgd(
         points = random_point(images, eps, norm, generator) if random_start else images
         for _ in range(steps):
             gradient = target.ascent(points, labels)
-            direction = gradient.sign() if norm == "linf" else gradient / lengths(gradient).clamp_min(1e-12)
+            direction = gradient.sign() if norm == "linf" else _unit(gradient)
             points = project(points + step * direction, images, eps, norm)
         return seal(points, images, eps, norm)
+
+
+def _unit(gradient: Tensor) -> Tensor:
+    """Each image's, (B, C, H, W), of length one, or zero; a sure model's is too small to be squared as it is."""
+    largest = gradient.abs().amax((1, 2, 3), keepdim=True)
+    scaled = gradient / largest.clamp_min(torch.finfo(gradient.dtype).tiny)
+    return scaled / lengths(scaled).clamp_min(1e-12)

@@ -63,19 +63,19 @@ def noise(
     from nslib.runtime import atomic_path, pick_device, run_record, to_json, write_text
     from nslib.store import check_beside
 
-    check_out(out, ".safetensors", beside=".json")
-    _check_no_weights(Path(out))
-    check_beside(Path(out), ".json")
+    path = check_out(out, ".safetensors", beside=".json")
+    _check_no_weights(path)
+    check_beside(path, ".json")
     vit = load_model(model, weights or None, device=pick_device(device))
     data = DataConfig(kind="folder" if imagenet else "shapes", root=imagenet, seed=seed)
     images, _ = open_source(data, vit).take("train", pool + heldout)
     learned = stored_noise(vit, make_pool(vit, images, heldout=heldout), noise, seed=seed)
     facts = {k: v for k, v in asdict(learned).items() if k not in ("noise", "trace")}
-    with atomic_path(Path(out)) as partial:
+    with atomic_path(path) as partial:
         save_file({"noise": learned.noise.cpu().contiguous()}, partial)
     told = {"weights": Path(weights).name, "data": replace(data, root=Path(imagenet).name)}  # where they lay is no fact
     record = run_record(noise, model=model, **told, pool=pool, heldout=heldout, seed=seed, result=facts)
-    write_text(Path(out).with_suffix(".json"), to_json(record) + "\n")
+    write_text(path.with_suffix(".json"), to_json(record) + "\n")
     show_facts(out, facts)
     return 0
 

@@ -126,8 +126,8 @@ def absolute_weights(weights):
     return weights if weights in WEIGHTS else absolute(weights)
 
 
-def check_out(out: str, suffix: str, *, beside: str) -> None:
-    """Refuse, before anything is computed, a file to write that may bear the name of its own or another's record.
+def check_out(out: str, suffix: str, *, beside: str) -> Path:
+    """The file to write; refused, before anything is computed, if it may bear the name of its own or another's record.
 
     Args:
         beside: what stands in the suffix's place in the name of its record.
@@ -135,13 +135,13 @@ def check_out(out: str, suffix: str, *, beside: str) -> None:
         ValueError: it ends in another suffix.
         OSError: no file can be made in its folder.
     """
-    if Path(out).suffix != suffix:
+    path = Path(out).expanduser()
+    if path.suffix != suffix:
         raise ValueError(f"--out must end in {suffix}, got {out}: its record goes beside it as {beside}")
-    folder = Path(out).parent
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
-            pass
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=path.parent):
+            return path
     except OSError as error:
         raise OSError(f"--out {out} cannot be written ({error}): take a folder in which files can be made") from error
 

@@ -73,8 +73,7 @@ def evaluate(
     from nslib.report.record import portable, without_paths
     from nslib.runtime import run_record, to_json, write_text
 
-    if out:
-        check_out(out, ".csv", beside=OF_COMMAND)
+    path = check_out(out, ".csv", beside=OF_COMMAND) if out else None
     settings = settings_of(
         profile, imagenet, device, set, weights=weights, models=model, suite__protocol=protocol,
         suite__columns=[c.strip() for c in columns.split(",")] if columns else "",
@@ -102,11 +101,11 @@ def evaluate(
             table = table.merge(differences(found, base).drop(columns=["n", "seeds"]), on="column", how="left")
     if share.rank == 0:
         show(table)
-        if out:
+        if path:
             record = run_record(portable(settings), against=Path(against))
-            write_text(Path(out), without_paths(table.to_csv(index=False), settings))
+            write_text(path, without_paths(table.to_csv(index=False), settings))
             # Beside weights of this name lies a record of their own, <name>.json.
-            write_text(Path(out).with_suffix(OF_COMMAND), to_json(record) + "\n")
+            write_text(path.with_suffix(OF_COMMAND), to_json(record) + "\n")
     return 0
 
 

@@ -151,18 +151,22 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
-_TAKEN_BY_LOSS = {clean: (), clean_and_noised: (), adversarial: (), clean_and_adversarial: (), trades: ("trades_beta",)}
+_LOSSES = (clean, clean_and_noised, adversarial, clean_and_adversarial, trades)
+_ATTACKS = (against_labels, against_itself)
 _OF_NOISE = ("noise", "noises", "block", "groups")
 
 
 def idle(objective: str) -> list[str]:
-    """Settings on which no weight of an objective depends; none of one with a loss of its own, which may take any."""
+    """Settings on which no weight of an objective depends; none of one with a loss or attack of a user's own, which may
+    take any."""
     found = OBJECTIVES.get(objective)
-    if found is None or found.loss not in _TAKEN_BY_LOSS:
+    if found is None or not any(found.loss is loss for loss in _LOSSES):
+        return []
+    if found.attack and not any(found.attack is attack for attack in _ATTACKS):
         return []
     attack = [f.name for f in fields(FinetuneConfig) if f.name.startswith("attack_")]
     taken = {
-        *_TAKEN_BY_LOSS[found.loss],
+        *(("trades_beta",) if found.loss is trades else ()),
         *(_OF_NOISE if found.noise else ()),
         *(("warm_start",) if found.learns else ()),
         *(attack if found.attack else ()),

@@ -189,10 +189,14 @@ def gather_all(*roots: Path, without: str = "") -> list[GatheredRun]:
     )
 
 
+_TOLD = ("verdict", "value", "low", "high", "n", "seeds", "statistic", "rule")
+
+
 def claims_of(run: GatheredRun | None) -> pd.DataFrame:
     """A line for each part of each claim: the run's verdict, or `not run` where the claim's notebook has none.
 
-    Columns: claim, part, words, profile (the run name), verdict, value, low, high, n, seeds, rule (as applied),
+    Columns: claim, part, words, profile (the run name), verdict, value, low, high, n, seeds, statistic (what the value
+    is), rule (as applied),
     versions (label of the record's group), testable at (profiles, by claims.csv), notebook, cell (its heading there),
     changed (when and how the rule was, since the first experiment).
     """
@@ -209,7 +213,7 @@ def claims_of(run: GatheredRun | None) -> pd.DataFrame:
         rows.append(
             {
                 **{"claim": row.claim, "part": row.part, "words": row.words, "profile": run.run_name if run else ""},
-                **{name: getattr(found, name) for name in ("verdict", "value", "low", "high", "n", "seeds", "rule")},
+                **{name: getattr(found, name) for name in _TOLD},
                 "versions": labels[row.notebook] if found.verdict != NOT_RUN else "",
                 "testable at": row.profiles,
                 "notebook": row.notebook,
@@ -271,7 +275,7 @@ def _read(path: Path, titles: dict[str, str]) -> StoredRecord:
             raise ValueError(f"verdict must be one of {', '.join(VERDICTS)}, got {', '.join(sorted(unknown))}")
         owners = [title for title in titles if name.startswith(f"{title}_")]
         return StoredRecord(
-            name=name,
+            name=f"{name}.evaluation" if by_command and name in titles else name,  # beside that of the notebook
             notebook=owners[-1] if by_command and owners else name,
             by_command=by_command,
             config={**stored["config"], "profile": stored["config"]["profile"]},

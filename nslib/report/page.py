@@ -28,6 +28,7 @@ from nslib.runtime import write_text
 
 SYMBOLS = {HOLDS: "✓", UNSHOWN: "≈", FAILS: "✗", UNTESTABLE: "○", NOT_RUN: "–"}
 LONG, CAP = 30, 100  # rows above which a table is folded, and at which it ends
+_BESIDE = "By a command, or by the notebook as it was"
 _LARGE = 1 << 18  # bytes of a PNG, which no plot has
 
 # Which numbers of the paper belong beside which tables of which notebook.
@@ -88,7 +89,7 @@ def write_page(run_name: str) -> Path:
 
 
 def render(run: GatheredRun, links: dict[str, str]) -> str:
-    """The page, the same bytes for the same records and files.
+    """The page, the same bytes for the same records, files and texts of the notebooks.
 
     Args:
         links: address of the executed notebook, relative to the page, by notebook.
@@ -153,7 +154,7 @@ def _section(run: GatheredRun, notebook: str, links: dict[str, str]) -> Section:
     entries = [e for r in run.records if r.notebook == notebook for e in _entries(run, r)]
     if entries:
         for name, paper_name in reversed(PRINTED.get(notebook, {}).items()):
-            entries = _beside_paper(name, paper_name, entries)
+            entries = _beside_paper(name, paper_name, entries, notebook)
     title, label, notes = run.titles.get(notebook, notebook), labels.get(notebook, ""), notes_of(notebook)
     return Section(notebook, title, label, links.get(notebook, ""), notes.opening, tuple(_with_notes(entries, notes)))
 
@@ -167,8 +168,9 @@ def _with_notes(entries: list[Entry], notes: Notes) -> Iterator[Entry]:
                            said=note.html if note.html != said else "")  # fmt: skip
             heading, said = note.heading, note.html
             yield told
-        else:
-            yield entry
+        else:  # all of these come last
+            told, heading = "" if heading == _BESIDE else _BESIDE, _BESIDE
+            yield replace(entry, heading=told if notes.saved else "")
 
 
 def _entries(run: GatheredRun, record: StoredRecord) -> list[Entry]:
@@ -204,13 +206,13 @@ def _data_uri(path: Path) -> str:
     return "data:image/webp;base64," + base64.b64encode(webp.getvalue()).decode()
 
 
-def _beside_paper(name: str, paper_name: str, entries: list[Entry]) -> list[Entry]:
+def _beside_paper(name: str, paper_name: str, entries: list[Entry], notebook: str) -> list[Entry]:
     """Put the paper's table beside ours of that name; without one of ours it stands alone, before the others."""
     frame = printed(name)
     paper = cells(frame.astype(object).where(frame.notna(), None), most=CAP)
     ours = next((e for e in entries if e.name == name and e.table), None)
     if ours is None:
-        return [Entry(name, entries[0].record, paper=paper, paper_name=paper_name), *entries]
+        return [Entry(name, notebook, paper=paper, paper_name=paper_name), *entries]
     table = ours.table
     if name == "table2":  # our file holds the printed rows too
         rows = tuple(row for row in table.rows if row[0] not in set(frame.model))
