@@ -143,7 +143,8 @@ def weights_path(name: str, weights: str | Path) -> Path:
     if str(weights) == "shipped":
         path = data_path("checkpoints", f"{name}.safetensors")
         if not path.is_file():
-            raise FileNotFoundError(f"no weights ship for {name!r}, only for {SHAPES_VIT}: pass weights='pretrained'")
+            raise FileNotFoundError(f"no weights ship for {name!r}, only for {SHAPES_VIT}: pass weights (--weights), "
+                                    "pretrained, a safetensors file or a folder of them")  # fmt: skip
         return path
     path = Path(weights).expanduser()
     if path.is_dir():

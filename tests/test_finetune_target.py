@@ -224,3 +224,10 @@ def test_weights_in_half_precision_are_refused_before_anything_is_written(source
     with pytest.raises(ValueError, match=r"shapes_vit has weights of torch\.b?float16, need float32: model\.float\(\)"):
         finetune_model(half, source, CFG, target=target)
     assert files_in(target.parent) == []
+
+
+def test_a_run_that_is_refused_leaves_nothing(source, target):
+    with pytest.raises(ValueError, match="classes"):
+        finetune_model(make_vit("shapes_vit", **TINY | {"num_classes": 5}), source, CFG, target=target)
+    assert files_in(target.parent) == []
+    assert list(target.parent.iterdir()) == []

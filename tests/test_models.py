@@ -112,7 +112,7 @@ def test_folder_without_the_models_file(tmp_path):
 
 
 def test_nothing_ships_for_other_models():
-    with pytest.raises(FileNotFoundError, match="only for shapes_vit: pass weights='pretrained'"):
+    with pytest.raises(FileNotFoundError, match="only for shapes_vit: pass weights"):
         load_model("vit_tiny_patch16_224", "shipped")
 
 

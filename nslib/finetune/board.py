@@ -15,14 +15,8 @@ class Board:
     """
 
     def __init__(self, target: Path | None, place: Place, *, writes: bool):
-        self._writer = None
-        if target is None or not writes:
-            return
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:  # not there, or older than torch asks for
-            return
-        self._writer = SummaryWriter(target.with_suffix(".tensorboard"), purge_step=place.round)
+        self.folder = target.with_suffix(".tensorboard") if target and writes else None
+        self._first, self._writer = place.round, None
 
     def __enter__(self) -> Board:
         return self
@@ -33,9 +27,19 @@ class Board:
 
     def write(self, number: int, current: Round, *, lr: float) -> None:
         """Add a round: the columns of `history_table` that are numbers, and the next update's learning rate."""
+        if self.folder and not self._writer:
+            self._open()
         if not self._writer:
             return
         row = history_table([current]).drop(columns="round").select_dtypes("number").iloc[0].to_dict()
         for name, value in {**row, "lr": lr}.items():
             self._writer.add_scalar(name, value, number)
         self._writer.flush()
+
+    def _open(self) -> None:
+        """At the first round: a run that is refused leaves no folder."""
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:  # not there, or older than torch asks for
+            return
+        self._writer = SummaryWriter(self.folder, purge_step=self._first)
