@@ -216,11 +216,13 @@ def check_target(target: Path | None) -> None:
         ValueError: it does not end in .safetensors, or is a folder; or where its record and log will lie are files that
             no run has written.
     """
-    if target is not None and target.suffix != ".safetensors":
+    if target is None:
+        return
+    if target.suffix != ".safetensors":
         raise ValueError(f"target must end in .safetensors, got {target}")
-    if target is not None and target.is_dir():
+    if target.is_dir():
         raise ValueError(f"target must be a file, got the folder {target}")
-    if target is not None and not target.exists() and not target.with_suffix(".training.pt").exists():
+    if not target.exists() and not target.with_suffix(".training.pt").exists():
         check_beside(target, ".json", ".jsonl")
 
 

@@ -60,10 +60,13 @@ def in_store(*parts: str) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OSError(
-            f"no results can be kept in {path.parent} ({error}): set NSLIB_STORE to another folder"
-        ) from error
+        raise unwritable(path.parent, error) from error
     return path
+
+
+def unwritable(folder: Path, error: OSError) -> OSError:
+    """What to tell where a folder of the store cannot be written."""
+    return OSError(f"no results can be kept in {folder} ({error}): set NSLIB_STORE to another folder")
 
 
 def figures_path(run_name: str) -> Path:

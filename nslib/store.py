@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from nslib.runtime import atomic_path, in_store, to_json
+from nslib.runtime import atomic_path, in_store, to_json, unwritable
 
 _ENTRY, _TENSORS = "entry.json", "tensors.safetensors"
 
@@ -119,8 +119,7 @@ def locked(lock: FileLock, *, timeout: float = -1) -> Iterator[None]:
     except Timeout:
         raise
     except OSError as error:
-        folder = Path(lock.lock_file).parent
-        raise OSError(f"no results can be kept in {folder} ({error}): set NSLIB_STORE to another folder") from error
+        raise unwritable(Path(lock.lock_file).parent, error) from error
     try:
         yield
     finally:
@@ -191,12 +190,16 @@ def check_beside(target: Path, *suffixes: str) -> None:
 
 
 def _is_ours(path: Path) -> bool:
+    """Whether a .json is a run's record, or a .jsonl, of which the first line is read, a run's log."""
     try:
-        first = path.read_text(encoding="utf-8")
-        told = json.loads(first if path.suffix == ".json" else first.split("\n", 1)[0] or '{"round": 0}')
+        with open(path, encoding="utf-8") as file:
+            if path.suffix == ".json":
+                told, fields = json.load(file), {"config", "versions"}
+            else:
+                told, fields = json.loads(file.readline().strip() or '{"round": 0}'), {"round"}
     except (OSError, ValueError):
         return False
-    return isinstance(told, dict) and told.keys() >= ({"config", "versions"} if path.suffix == ".json" else {"round"})
+    return isinstance(told, dict) and told.keys() >= fields
 
 
 def differences(made: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:

@@ -25,8 +25,8 @@ from nslib.runtime import generator
 from nslib.staged import StagedViT
 from nslib.store import digest
 
-_TEXTS = {".txt", ".json", ".csv", ".xml", ".md"}  # what may lie beside images and is no news
 _SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
+_KNOWN = _SUFFIXES | {".txt", ".json", ".csv", ".xml", ".md"}  # texts beside images are no news
 _LAYOUT = "<root>/<split>/<wnid>/*.JPEG, such as val/n01440764/ILSVRC2012_val_00000293.JPEG"
 _OWN_LAYOUT = "<root>/<split>/<class>/*.JPEG, the same classes in train and val"
 _SUBSETS = {
@@ -174,6 +174,8 @@ def own_labels(root: str | Path, num_classes: int) -> dict[str, int]:
     Raises:
         FileNotFoundError: there are none.
         ValueError: they are not as many as the classes of the model's head.
+    Warns:
+        UserWarning: they are 1,000, and may be taken for ImageNet's.
     """
     folder, classes = _class_folders(root)
     if not classes:
@@ -184,13 +186,19 @@ def own_labels(root: str | Path, num_classes: int) -> dict[str, int]:
             f"num_classes={len(classes)} (nslib finetune --num-classes {len(classes)}), or take one with the head of "
             "ImageNet-1k"
         )
+    if num_classes == len(wnids()):
+        names = ", ".join(path.name for path in classes[:3])
+        warnings.warn(f"the 1,000 folders in {folder} are no wnids: labels are their places by name ({names}, ...), "
+                      "not those of ImageNet", stacklevel=3)  # fmt: skip
     return {path.name: label for label, path in enumerate(classes)}
 
 
 def of_imagenet(root: str | Path, num_classes: int) -> bool:
     """Whether labels are those of ImageNet: with its 1,000 classes, save for 1,000 folders of other names."""
+    if num_classes != len(wnids()):
+        return False
     names = [path.name for path in _class_folders(root)[1]]
-    return num_classes == len(wnids()) and not (len(names) == num_classes and label_of().keys().isdisjoint(names))
+    return len(names) != num_classes or not label_of().keys().isdisjoint(names)
 
 
 def _class_folders(root: str | Path) -> tuple[Path, list[Path]]:
@@ -224,8 +232,9 @@ def class_files(
         remedy = f", or, for classes of your own, nslib finetune --num-classes {len(classes)}" if own else ""
         raise ValueError(f"{len(unknown)} of {len(classes)} folders in {folder} are no {kind} "
                          f"({', '.join(unknown[:3])}): expected {layout}{remedy}")  # fmt: skip
-    files = {c.name: image_files(c) for c in classes}
-    passed = [e.path for c in classes for e in _entries(c) if not _image_or_text(e)]
+    entries = {c.name: _entries(c) for c in classes}
+    files = {name: _images(folder / name, found) for name, found in entries.items()}
+    passed = [e.path for found in entries.values() for e in found if _suffix(e) not in _KNOWN or e.is_dir()]
     if passed:
         warnings.warn(f"{len(passed)} entries of class folders in {folder} are passed over, such as {passed[0]}: only "
                       f"files {', '.join(sorted(_SUFFIXES))} in a class folder are read", stacklevel=2)  # fmt: skip
@@ -251,11 +260,15 @@ def image_files(folder: Path) -> list[Path]:
     Raises:
         OSError: as `_entries`.
     """
-    return sorted(folder / e.name for e in _entries(folder) if Path(e.name).suffix.lower() in _SUFFIXES)
+    return _images(folder, _entries(folder))
 
 
-def _image_or_text(entry: os.DirEntry) -> bool:
-    return entry.is_file() and Path(entry.name).suffix.lower() in _SUFFIXES | _TEXTS
+def _images(folder: Path, entries: Sequence[os.DirEntry]) -> list[Path]:
+    return sorted(folder / entry.name for entry in entries if _suffix(entry) in _SUFFIXES)
+
+
+def _suffix(entry: os.DirEntry) -> str:
+    return os.path.splitext(entry.name)[1].lower()
 
 
 def _entries(folder: Path) -> list[os.DirEntry]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -13,7 +12,7 @@ from torch import Tensor
 from nslib.config import DataConfig
 from nslib.data.cue_conflict import CueConflict
 from nslib.data.families import FAMILIES, check_same_images, family_folder, family_labels, open_family
-from nslib.data.folders import FolderImages, ImageFiles, of_imagenet, own_labels, wnids
+from nslib.data.folders import FolderImages, ImageFiles, of_imagenet, own_labels
 from nslib.data.geometry import CLASSES
 from nslib.data.shapes import SPLITS, VERSION, Batch, render
 from nslib.intervals import span
@@ -149,9 +148,6 @@ class FolderSource:
     def __init__(self, cfg: DataConfig, model: StagedViT):
         imagenet = of_imagenet(cfg.root, model.num_classes)
         self.labels = None if imagenet else own_labels(cfg.root, model.num_classes)
-        if self.labels and len(self.labels) == len(wnids()):
-            warnings.warn(f"the 1,000 folders of {cfg.root} are no wnids: labels are their places by name ("
-                          f"{', '.join(list(self.labels)[:3])}, ...), not those of ImageNet", stacklevel=3)  # fmt: skip
         self.cfg, self.model = cfg, model
         self._opened: dict[str, ImageFiles] = {}
         self._counts: dict[str, int] = {}

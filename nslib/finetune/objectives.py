@@ -153,7 +153,6 @@ OBJECTIVES: dict[str, Objective] = {
 
 _LOSSES = (clean, clean_and_noised, adversarial, clean_and_adversarial, trades)
 _ATTACKS = (against_labels, against_itself)
-_OF_NOISE = ("noise", "noises", "block", "groups")
 
 
 def idle(objective: str) -> list[str]:
@@ -164,15 +163,15 @@ def idle(objective: str) -> list[str]:
         return []
     if found.attack and not any(found.attack is attack for attack in _ATTACKS):
         return []
-    attack = [f.name for f in fields(FinetuneConfig) if f.name.startswith("attack_")]
+    attack = (f.name for f in fields(FinetuneConfig) if f.name.startswith("attack_"))
     taken = {
-        *(("trades_beta",) if found.loss is trades else ()),
-        *(_OF_NOISE if found.noise else ()),
-        *(("warm_start",) if found.learns else ()),
-        *(attack if found.attack else ()),
-        *(("sam_rho",) if found.sharpness else ()),
+        **dict.fromkeys(("noise", "noises", "block", "groups"), bool(found.noise)),
+        **dict.fromkeys(attack, found.attack is not None),
+        "warm_start": found.learns,
+        "trades_beta": found.loss is trades,
+        "sam_rho": found.sharpness,
     }
-    return [name for name in (*_OF_NOISE, "warm_start", *attack, "trades_beta", "sam_rho") if name not in taken]
+    return [name for name, used in taken.items() if not used]
 
 
 def attacks(objective: str) -> bool:

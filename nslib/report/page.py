@@ -22,7 +22,7 @@ from nslib.report.cells import Cells, cells, number, read_cells
 from nslib.report.claims import FAILS, HOLDS, UNSHOWN, UNTESTABLE
 from nslib.report.executed import executed_pages, heading_anchor
 from nslib.report.gather import NOT_RUN, GatheredRun, StoredRecord, claims_of, gather
-from nslib.report.notes import Notes, notes_of
+from nslib.report.notes import Note, Notes, notes_of
 from nslib.report.reference import printed
 from nslib.runtime import write_text
 
@@ -161,16 +161,12 @@ def _section(run: GatheredRun, notebook: str, links: dict[str, str]) -> Section:
 
 def _with_notes(entries: list[Entry], notes: Notes) -> Iterator[Entry]:
     """Entries in the order of their notebook, with what it says above the cells that save them, each text once."""
-    heading = said = ""
+    before, beside = Note("", ""), Note(_BESIDE if notes.saved else "", "")
     for entry in sorted(entries, key=lambda e: notes.place(e.name)):
-        if note := notes.of(entry.name):
-            told = replace(entry, heading=note.heading if note.heading != heading else "",
-                           said=note.html if note.html != said else "")  # fmt: skip
-            heading, said = note.heading, note.html
-            yield told
-        else:  # all of these come last
-            told, heading = "" if heading == _BESIDE else _BESIDE, _BESIDE
-            yield replace(entry, heading=told if notes.saved else "")
+        note = notes.of(entry.name) or beside
+        yield replace(entry, heading=note.heading if note.heading != before.heading else "",
+                      said=note.html if note.html != before.html else "")  # fmt: skip
+        before = note
 
 
 def _entries(run: GatheredRun, record: StoredRecord) -> list[Entry]:
