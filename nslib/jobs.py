@@ -232,7 +232,10 @@ def _measurement(bench: Bench, suite: SuiteConfig) -> dict[str, Any]:
     """All on which its row depends besides: of the suite numbers of images and what columns that can be shown take."""
     check_columns(suite.columns)
     shown = {name: COLUMNS[name] for name in suite.columns if not missing_of(name, bench)}
-    asked = {"batch", "first", "images", "c_images", "costly_images"}.union(*(c.settings for c in shown.values()))
+    counts = {"costly_images" if column.costly else "images" for column in shown.values()}
+    if "c" in shown:
+        counts.add("c_images")
+    asked = {"batch", "first"}.union(counts, *(column.settings for column in shown.values()))
     versions = {"evaluation": EVALUATION_VERSION, "corruptions": CORRUPTIONS_VERSION, "transfer": TRANSFER_VERSION}
     return {
         "columns": {name: column.version for name, column in shown.items()},

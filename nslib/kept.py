@@ -111,7 +111,7 @@ def _timeless(value: Any) -> Any:
 def _comparable(made: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """The inputs of a file as they would be named now: other parts, and settings that are idle now, tell nothing."""
     filled = _filled({name: value for name, value in made.items() if name in now}, _DEFAULTS, now)
-    for part in {"finetune", "trace"} & filled.keys():
+    for part in {"finetune", "trace", "suite"} & filled.keys():
         asked, old = now[part], filled[part]
         if asked and old:
             same = {name: asked[name] for name in idle(asked.get("objective", ""))}

@@ -102,9 +102,10 @@ def generator(seed: int):
 def atomic_path(final: Path) -> Iterator[Path]:
     """Yield a temporary path beside `final` that takes its name only when the block ends without an error.
 
-    A kill or a full disk leaves the old file, or none, under the final name; never half of one.
+    A kill or a full disk leaves the old file, or none, under the final name; never half of one. Of a link what it
+    points to is replaced.
     """
-    final = Path(final)
+    final = Path(os.path.realpath(final)) if os.path.islink(final) else Path(final)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=final.parent, prefix=f".{final.stem}.", suffix=f".partial{final.suffix}")

@@ -257,6 +257,23 @@ def test_a_column_that_is_none_is_told_before_anything_is_trained(bench, folder,
         jobs.run(bench, settings, "plain")
 
 
+def test_how_many_images_a_column_takes_matters_where_it_is_measured(bench, folder, monkeypatch):
+    def asking(**suite):
+        return replace(KEEPING, suite=replace(KEEPING.suite, **suite))
+
+    jobs.run(bench, asking(costly_images=3, c_images=5), "plain")
+    (file,) = folder.iterdir()
+    record = json.loads(file.read_text())
+    assert not {"costly_images", "c_images"} & record["config"]["suite"].keys()
+    record["config"]["suite"] |= {"costly_images": 3, "c_images": 5}  # as files were written once
+    file.write_text(json.dumps(record))
+    monkeypatch.setattr(jobs, "finetuned", lambda *args, **kwargs: pytest.fail("trained again"))
+    jobs.run(bench, asking(costly_images=4, c_images=6), "plain")
+    with_c = replace(KEEPING.finetuning, columns=("clean", "c"))
+    with pytest.raises(ValueError, match=r"suite\.c_images was 5, is 6"):
+        jobs.run(bench, replace(asking(c_images=6), finetuning=with_c), "plain")
+
+
 def test_a_change_has_a_file_of_its_own(bench, folder):
     jobs.run(bench, KEEPING, "plain", trainable="pos_embed")
     noise = replace(KEEPING.finetune.noise, eps=0.4)

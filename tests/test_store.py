@@ -293,6 +293,16 @@ def test_error_leaves_the_old_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["table.csv"]
 
 
+def test_of_a_link_what_it_points_to_is_replaced(tmp_path):
+    (tmp_path / "disk").mkdir()
+    link, there = tmp_path / "table.csv", tmp_path / "disk" / "table.csv"
+    link.symlink_to(there)
+    for text in ("first", "second"):
+        write_text(link, text)
+        assert link.is_symlink()
+        assert there.read_text() == text
+
+
 def test_no_room_for_even_a_name(tmp_path):
     """As where a disk has no inode left, or a folder is a file: told as a full disk is."""
     (tmp_path / "folder").write_text("a file")
