@@ -33,7 +33,7 @@ from nslib.progress import finetune_bar
 from nslib.runtime import store_path
 from nslib.settings import Settings
 from nslib.staged import StagedViT
-from nslib.store import digest, model_digest
+from nslib.store import digest, model_digest, timeless
 from nslib.traces import TRACED, trace_key, traced, traced_inputs
 
 VERSION = 1  # part of every stored model: raise it when the same settings give another one
@@ -93,7 +93,8 @@ def in_turn(bench: Bench, settings: Settings, wanted: Sequence[tuple[str, int]])
 def _target(bench: Bench, settings: Settings, cfg: FinetuneConfig) -> Path:
     """Where in the store a finetuned model lies."""
     asked = [trace_key(settings), *traced_inputs(bench, settings)] if cfg.objective in TRACED else None
-    inputs = [VERSION, NOISE_VERSION, identity_of(cfg), model_digest(bench.model), bench.identity("train"), asked]
+    train = timeless(bench.identity("train"))
+    inputs = [VERSION, NOISE_VERSION, identity_of(cfg), model_digest(bench.model), train, asked]
     if (kind := precision_of(bench, cfg)) != "float32":
         inputs.append(kind)
     return store_path() / "finetune" / digest(inputs) / f"{cfg.objective}.safetensors"

@@ -21,7 +21,7 @@ from nslib.evaluate.columns import COLUMNS
 from nslib.evaluate.suite import Evaluation
 from nslib.finetune.objectives import idle
 from nslib.runtime import figures_path, in_store, run_record, to_json, write_text
-from nslib.store import differences, held, locked, sweep
+from nslib.store import awaited, differences, held, sweep, timeless
 
 _taken: dict[Path, None] = {}  # files whose results this process has used
 _PLACE = {column: place for place, column in enumerate(COLUMNS)}
@@ -40,8 +40,8 @@ def kept(path: Path | None, inputs: dict[str, Any], compute: Callable[[], dict[s
 
     A setting that did not exist yet when the file was written counts as its default, which is how the code of then
     behaved; what the file names and is no longer asked for does not count. Two processes that want the same file
-    compute it once. A file that was made from other inputs is never overwritten: it may have taken hours. The `times`
-    of image files are no input: a copy of a data set has others, and its names and sizes tell it well enough.
+    compute it once. A file that was made from other inputs is never overwritten: it may have taken hours. The times of
+    image files are no input, see `timeless`.
 
     Args:
         path: None computes without keeping.
@@ -54,8 +54,8 @@ def kept(path: Path | None, inputs: dict[str, Any], compute: Callable[[], dict[s
     """
     if path is None:
         return compute()
-    now = _timeless(json.loads(to_json(inputs)))
-    with locked(_lock_of(path)):
+    now = timeless(json.loads(to_json(inputs)))
+    with awaited(_lock_of(path), path):
         sweep(path)
         if path.is_file():
             record = read_kept(path)
@@ -101,21 +101,16 @@ def read_kept(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _timeless(value: Any) -> Any:
-    """Inputs without the times of image files."""
-    if isinstance(value, dict):
-        return {name: _timeless(v) for name, v in value.items() if name != "times"}
-    return [_timeless(v) for v in value] if isinstance(value, list) else value
-
-
 def _comparable(made: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """The inputs of a file as they would be named now: other parts, and settings that are idle now, tell nothing."""
     filled = _filled({name: value for name, value in made.items() if name in now}, _DEFAULTS, now)
     for part in {"finetune", "trace", "suite"} & filled.keys():
         asked, old = now[part], filled[part]
         if asked and old:
-            same = {name: asked[name] for name in idle(asked.get("objective", ""))}
-            filled[part] = {name: value for name, value in old.items() if name in asked} | same
+            filled[part] = {name: value for name, value in old.items() if name in asked}
+            for name in idle(asked.get("objective", "")):
+                head, _, rest = name.partition(".")
+                filled[part][head] = filled[part][head] | {rest: asked[head][rest]} if rest else asked[head]
     return filled
 
 

@@ -10,7 +10,7 @@ from filelock import FileLock, Timeout
 
 from nslib.processes import ALONE, Share
 from nslib.runtime import in_store
-from nslib.store import digest, held, locked
+from nslib.store import awaited, digest, held, locked
 
 
 def _lock_of(target: Path) -> FileLock:
@@ -35,12 +35,11 @@ def only_maker(target: Path | None, share: Share = ALONE) -> Iterator[None]:
     if target is None or share.rank:
         yield
         return
-    with ExitStack() as holding:
+    lock = _lock_of(target)
+    holding = awaited(lock, target) if share.count == 1 else locked(lock, timeout=0)
+    with ExitStack() as stack:
         try:
-            holding.enter_context(locked(_lock_of(target), timeout=0))
+            stack.enter_context(holding)
         except Timeout:
-            if share.count > 1:
-                raise ValueError(f"{target} is being made by another run: wait for its end, then start again") from None
-            print(f"{target} is being made by another process: waiting for it", flush=True)
-            holding.enter_context(locked(_lock_of(target)))
+            raise ValueError(f"{target} is being made by another run: wait for its end, then start again") from None
         yield

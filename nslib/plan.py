@@ -68,10 +68,10 @@ def beyond(own: FinetuneConfig, *, depth: int) -> dict[str, dict[str, Any]]:
     return {
         "plain, position embedding only": embedding,
         "plain, position embedding, lr x 30": embedding | {"lr": 30 * own.lr, "lr_min": 30 * own.lr_min},
-        "nullspace, 4 noises": {"noises": 4},
+        "nullspace, 4 noises": {"noises": 4, "groups": 1},
         "nullspace, warm start": {"warm_start": 1.2},
         "nullspace, middle block": {"block": depth // 2},
-        "nullspace, 2 groups of classes": {"groups": 2},
+        "nullspace, 2 groups of classes": {"noises": 1, "groups": 2},
     }
 
 

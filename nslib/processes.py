@@ -14,6 +14,7 @@ The target has to lie where every process can read it. In a notebook, in place o
             finetune_model(model, open_source(data, model), cfg, target=target, share=share)
 
     accelerate.notebook_launcher(train, num_processes=2)
+    model = load_model()
     done = finetune_model(model, open_source(data, model), cfg, target=target)  # loads what they have made
 
 What computes has to stand inside the `with`: the processes are forked from the notebook's. One that has used a GPU
@@ -106,6 +107,8 @@ def processes(device: str = "auto") -> Iterator[tuple[Share, torch.device]]:
         raise ModuleNotFoundError(
             f"{started} processes need accelerate: pip install 'nslib[distributed]'", name="accelerate"
         ) from error
+    if device != "cpu" and torch.cuda.is_available():  # else each would look at the first GPU, and hold memory there
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     waiting = InitProcessGroupKwargs(timeout=_PATIENCE)
     accelerator = Accelerator(cpu=pick_device(device).type != "cuda", kwargs_handlers=[waiting])
     if accelerator.num_processes != started:

@@ -28,7 +28,7 @@ _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"  # no rate of up
 
 
 class _TimeLeft:
-    """Seconds that are left of a finetuning, by the rounds that were seen: each has its search and its updates."""
+    """Seconds that are left of a finetuning, by rounds that were seen whole: each has its search and its updates."""
 
     def __init__(self, cfg: FinetuneConfig):
         self.cfg = cfg
@@ -37,6 +37,8 @@ class _TimeLeft:
 
     def __call__(self, moment, now: float) -> float | None:
         """None until one round can be told from its search and two updates."""
+        if not self.rounds and (moment.phase, moment.step) not in (("noise", 0), ("update", 1)):
+            return None  # a run that goes on is in the middle of one
         began = self.rounds.setdefault(moment.round, now)
         first, start = next(iter(self.rounds.items()))
         if moment.round > first:

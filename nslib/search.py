@@ -123,7 +123,8 @@ def place_of_settings(table: pd.DataFrame, settings: Settings) -> str:
 
 
 def _recipes_in(table: pd.DataFrame) -> list[Recipe]:
-    return [Recipe(*row) for row in table[list(Recipe._fields)].itertuples(index=False)]
+    rows = table[list(Recipe._fields)].astype(object).where(table.notna(), None)  # pandas has NaN for no eps
+    return [Recipe(*row) for row in rows.itertuples(index=False)]
 
 
 def _words(recipe: Recipe) -> str:

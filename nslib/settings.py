@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from nslib.config import (
     ApproximateStudy,
@@ -24,6 +24,8 @@ from nslib.config import (
     WatermarkStudy,
     require_counts,
 )
+
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,20 @@ class Settings:
 
     def __post_init__(self):
         require_counts(self, "pool", "heldout", "images")
+        study = self.finetuning
+        for objective in study.objectives:
+            replace(self.finetune, objective=objective)  # refuses what one of them cannot be combined with
+        reported = max(self.images, self.suite.images, study.images, study.wide_images)
+        search = (study.search_lr, study.search_limits, study.search_bases, study.search_longer, study.search_few)
+        if any(search) and study.search_first < reported:
+            raise ValueError(
+                f"finetuning.search_first must be >= {reported}, the images of val that are reported, or settings are "
+                f"chosen on these, got {study.search_first}"
+            )
 
 
-def overridden(settings: Settings, values: Mapping[str, Any]) -> Settings:
-    """Settings with other values by dotted name, such as {"synthesis.noise.steps": 100}.
+def overridden(settings: Part, values: Mapping[str, Any]) -> Part:
+    """Settings, or a part of them, with other values by dotted name, such as {"synthesis.noise.steps": 100}.
 
     Raises:
         ValueError: unknown name, or a value of another type than the one there is.

@@ -126,6 +126,15 @@ def locked(lock: FileLock, *, timeout: float = -1) -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def awaited(lock: FileLock, path: Path) -> Iterator[None]:
+    """Hold the lock of a file inside the block, and say so where another process has to be waited for."""
+    if held(lock):
+        print(f"{path} is being made by another process: waiting for it", flush=True)
+    with locked(lock):
+        yield
+
+
 def held(lock: FileLock) -> bool:
     """Whether somebody holds a lock now."""
     try:
@@ -168,12 +177,12 @@ def load_state(path: Path, *, remedy: str = "remove it to start anew") -> dict[s
 
 
 def check_same(path: Path, made: dict[str, Any], now: Any, *, remedy: str) -> None:
-    """Refuse to go on with, or to replace, what was made with other settings.
+    """Refuse to go on with, or to replace, what was made with other settings; see `timeless`.
 
     Raises:
         ValueError: names the file and each difference.
     """
-    told = differences(made, json.loads(to_json(now)))
+    told = differences(timeless(made), timeless(json.loads(to_json(now))))
     if told:
         raise ValueError(f"{path} was made with other settings: {'; '.join(told)}; {remedy}")
 
@@ -200,6 +209,14 @@ def _is_ours(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(told, dict) and told.keys() >= fields
+
+
+def timeless(value: Any) -> Any:
+    """Inputs without the `times` of image files: a copy of a data set has others, and names and sizes tell it well
+    enough for a result that took hours."""
+    if isinstance(value, dict):
+        return {name: timeless(v) for name, v in value.items() if name != "times"}
+    return [timeless(v) for v in value] if isinstance(value, list) else value
 
 
 def differences(made: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:

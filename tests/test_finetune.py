@@ -863,6 +863,35 @@ def test_time_left_by_searches_and_updates():
     assert after(500, 3, "update", 2) == 0
 
 
+def test_time_left_of_a_run_that_goes_on():
+    """What is left of the round in which it was stopped tells nothing of the others."""
+    left = _TimeLeft(FinetuneConfig(rounds=4, steps=10))
+    assert [left(Moment(1, "update", step, {}), step) for step in (8, 9, 10)] == [None, None, None]
+    assert left(Moment(2, "noise", 0, {}), 10) is None
+    assert left(Moment(2, "update", 1, {}), 111) is None
+    assert left(Moment(2, "update", 3, {}), 113) == pytest.approx(7 + 110)
+
+
+def test_after_a_divergence_the_weights_are_no_average(model, source, tmp_path, monkeypatch):
+    """The average is of a thousand updates: it would be nearly the model that was begun with."""
+    update, cfg = Trainer.update, replace(CFG, objective="plain", rounds=2, ema=0.9999)
+
+    def failing(self, *args):
+        failing.made += 1
+        if failing.made > cfg.steps:
+            raise FloatingPointError("loss nan")
+        return update(self, *args)
+
+    failing.made = 0
+    monkeypatch.setattr(Trainer, "update", failing)
+    with pytest.raises(FinetuneDiverged) as error:
+        finetune_model(model, source, cfg, target=tmp_path / "w.safetensors")
+    saved = torch.load(tmp_path / "w.training.pt", weights_only=True)
+    for made in (load_file(tmp_path / "w.good.safetensors"), weights(error.value.model)):
+        assert all(torch.equal(made[n], w) for n, w in saved["model"].items())
+        assert not all(torch.equal(made[n], w) for n, w in saved["ema"].items())
+
+
 def test_saved_weights_are_those_returned(model, source, tmp_path):
     made = finetune_model(model, source, replace(CFG, ema=0.9), target=tmp_path / "w.safetensors")
     saved = load_file(tmp_path / "w.safetensors")

@@ -1,6 +1,7 @@
 """A finetuning that is killed, or finds the disk full, goes on to the weights of an unbroken one, bit for bit."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from conftest import ROOT, TINY, files_in, make_vit
 from safetensors.torch import load_file, save_file
 
 from nslib.config import DataConfig, FinetuneConfig, NoiseConfig
-from nslib.data.source import ShapesSource
+from nslib.data.source import FolderSource, ShapesSource
 from nslib.finetune import rounds
 from nslib.finetune.objectives import OBJECTIVES
 from nslib.finetune.result import Log
@@ -405,14 +406,39 @@ def test_differences_by_hand():
     assert differences(saved, saved) == []
 
 
+def stop_at(*place):
+    """For on_step: stops a run at (round, phase, step)."""
+
+    def look(moment):
+        if (moment.round, moment.phase, moment.step) == place:
+            raise Stopped
+
+    return look
+
+
 @pytest.mark.parametrize("content", [b"", b"half of a file"])
 @pytest.mark.parametrize(
     ("name", "remedy"), [("w.training.pt", "to start anew"), ("w.search.pt", "to begin this search anew")]
 )
 def test_damaged_state_is_named(model, source, tmp_path, name, remedy, content):
+    target = tmp_path / "w.safetensors"
+    with pytest.raises(Stopped):
+        finetune_model(model, source, CFG, target=target, on_step=stop_at(0, "noise", 2))
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=rf"saved state .*{name} cannot be read .*remove it {remedy}"):
-        finetune_model(model, source, CFG, target=tmp_path / "w.safetensors")
+        finetune_model(model, source, CFG, target=target)
+
+
+def test_a_search_whose_state_was_removed_is_forgotten(model, source, tmp_path):
+    """It would keep a later run that fails for its settings from leaving nothing behind."""
+    target, wrong = tmp_path / "w.safetensors", replace(CFG, noises=1, groups=9, warm_start=0)
+    with pytest.raises(Stopped):
+        finetune_model(model, source, CFG, target=target, on_step=stop_at(0, "noise", 2))
+    assert files_in(tmp_path) == ["w.search.pt", "w.training.pt"]
+    (tmp_path / "w.training.pt").unlink()
+    with pytest.raises(ValueError, match=r"group \d of 9"):
+        finetune_model(model, source, replace(wrong, pool=4), target=target)
+    assert files_in(tmp_path) == []
 
 
 FULL_DISK = """
@@ -457,6 +483,49 @@ def test_without_a_target_nothing_is_written(model, source, unbroken, tmp_path, 
     assert list(tmp_path.iterdir()) == []
     saved = load_file(unbroken[0])
     assert all(torch.equal(saved[n], w) for n, w in made.model.vit.state_dict().items())
+
+
+def test_updates_are_saved_before_the_round_is_measured(model, source, unbroken, tmp_path):
+    """Measuring may take longer than the round."""
+    target, moments = tmp_path / "w.safetensors", []
+
+    def stopped(number, model):
+        if number == 1:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        finetune_model(model, source, CFG, target=target, on_round=stopped)
+    saved = torch.load(tmp_path / "w.training.pt", weights_only=True)
+    assert (saved["place"]["round"], saved["place"]["step"]) == (1, CFG.steps)
+    made = finetune_model(model, source, CFG, target=target, on_step=moments.append, on_round=lambda k, m: {"k": k})
+    assert {m.round for m in moments} == {2}
+    assert [r.measured for r in made.history] == [{}, {"k": 1}, {"k": 2}]
+    assert same_file(target, unbroken[0])
+
+
+def test_a_run_without_noise_is_saved_once_a_round(model, source, tmp_path, monkeypatch):
+    saves, save = [], rounds.StateFile.save
+    monkeypatch.setattr(rounds.StateFile, "save", lambda self, *args: saves.append(1) or save(self, *args))
+    cfg = replace(CFG, objective="plain", rounds=2, checkpoint_every=99, warm_start=0)
+    finetune_model(model, source, cfg, target=tmp_path / "w.safetensors")
+    assert len(saves) == 3  # the beginning too
+
+
+def test_a_run_goes_on_with_a_copy_of_its_folder(model, image_tree, tmp_path):
+    """Copied to the disk of another machine, where images have other times."""
+    target, cfg = tmp_path / "w.safetensors", replace(CFG, objective="plain", pool=2, heldout=2, batch=4, rounds=1)
+    (image_tree / "val").rename(image_tree / "train")
+    own = make_vit("shapes_vit", **TINY | {"num_classes": 1000})
+    copy = shutil.copytree(image_tree, tmp_path / "copy", copy_function=shutil.copyfile)
+    first, second = (FolderSource(DataConfig("folder", root=root), own) for root in (image_tree, copy))
+    assert first.identity("train") != second.identity("train")
+    with pytest.raises(Stopped):
+        finetune_model(own, first, cfg, target=target, on_step=stop_at(0, "update", 3))
+    moments = []
+    finetune_model(own, second, cfg, target=target, on_step=moments.append)
+    assert [m.step for m in moments] == [3, 4, 5]
+    finetune_model(own, first, cfg, target=target, on_step=lambda moment: pytest.fail("made again"))
+    assert "times" not in target.with_suffix(".json").read_text()
 
 
 def test_measurements_of_rounds_that_are_done_are_kept(model, source, tmp_path, monkeypatch):

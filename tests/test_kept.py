@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from threading import Event, Thread, Timer
 
 import numpy as np
 import pytest
@@ -186,6 +187,7 @@ def test_files_that_name_more_than_a_result_depends_on_are_taken(bench, folder, 
     record = json.loads(file.read_text())
     record["config"]["trace"]["batch"] = 99
     record["config"]["finetune"]["noise"]["lr"] = 0.7
+    record["config"]["finetune"]["noise"]["eps"] = 0.7
     record["config"]["gone"] = {"x": 1}
     file.write_text(json.dumps(record))
     monkeypatch.setattr(jobs, "finetuned", lambda *args, **kwargs: pytest.fail("trained again"))
@@ -255,6 +257,40 @@ def test_a_column_that_is_none_is_told_before_anything_is_trained(bench, folder,
     settings = replace(KEEPING, finetuning=replace(KEEPING.finetuning, columns=("clean", "v3")))
     with pytest.raises(ValueError, match="no column 'v3': there are clean, "):
         jobs.run(bench, settings, "plain")
+
+
+def test_of_a_random_noise_its_eps_alone_matters(bench, folder, monkeypatch):
+    jobs.run(bench, KEEPING, "random")
+    (file,) = folder.iterdir()
+    record = json.loads(file.read_text())
+    record["config"]["finetune"]["noise"]["steps"] = 99  # as in files from when it was an input
+    file.write_text(json.dumps(record))
+    monkeypatch.setattr(jobs, "finetuned", lambda *args, **kwargs: pytest.fail("trained again"))
+
+    def other(**noise):
+        return replace(KEEPING, finetune=replace(KEEPING.finetune, noise=replace(KEEPING.finetune.noise, **noise)))
+
+    jobs.run(bench, other(lr=0.7, steps=9, batch=3), "random")
+    with pytest.raises(ValueError, match=r"finetune\.noise\.eps was"):
+        jobs.run(bench, other(eps=0.7), "random")
+    assert jobs.config_of(other(lr=0.7), "nullspace").noise.lr == 0.7
+
+
+def test_who_waits_for_a_kept_result_says_for_which(path, capsys):
+    begun, done = Event(), Event()
+
+    def slow():
+        begun.set()
+        done.wait(60)
+        return {"value": 1}
+
+    first = Thread(target=kept, args=(path, {}, slow))
+    first.start()
+    begun.wait(60)
+    Timer(1, done.set).start()
+    assert kept(path, {}, lambda: {"value": 2}) == {"value": 1}
+    first.join()
+    assert capsys.readouterr().out == f"{path} is being made by another process: waiting for it\n"
 
 
 def test_how_many_images_a_column_takes_matters_where_it_is_measured(bench, folder, monkeypatch):

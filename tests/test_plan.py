@@ -40,6 +40,29 @@ def test_the_runs_that_are_kept_are_those_that_are_planned(profile):
     assert len(names) == len(planned(settings, depth=depth))
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"finetune.warm_start": 1.2, "finetuning.objectives": ["plain", "nullspace", "permuted"]},
+         "warm_start must be 0 with permuted, got 1.2"),
+        ({"finetuning.search_lr": [1e-3], "finetuning.search_first": 10},
+         r"search_first must be >= \d+, the images of val that are reported"),
+        ({"finetuning.search_lr": [1e-3], "finetuning.wide_images": 30000},
+         r"search_first must be >= 30000, .* got 20000"),
+    ],
+)  # fmt: skip
+def test_what_would_fail_after_hours_is_refused_at_once(changes, told):
+    with pytest.raises(ValueError, match=told):
+        resolve("smoke", overrides=changes)
+
+
+@pytest.mark.parametrize("several", ["noises", "groups"])
+def test_options_of_notebook_11_go_beside_a_recipe_with_one_of_them(several):
+    settings = resolve("smoke", overrides={f"finetune.{several}": 2, "finetuning.variants": True})
+    for one in planned(settings, depth=6):
+        jobs.config_of(settings, one.objective, one.seed, **one.changes)
+
+
 @pytest.mark.filterwarnings("ignore:round 0. 1 noise steps did not reach eps")
 def test_all_are_made_once_and_one_that_fails_does_not_stop_the_others(monkeypatch, capsys):
     settings, made = resolve("smoke", overrides=TINY), []

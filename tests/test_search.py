@@ -12,7 +12,7 @@ from nslib.data.source import open_source
 from nslib.evaluate.bench import Bench
 from nslib.experiment import open_stranger
 from nslib.models import load_model
-from nslib.search import place_of_settings, recipes, settings_table
+from nslib.search import Recipe, place_of_settings, recipes, settings_table
 
 
 def test_search_on_the_columns_that_can_be_shown():
@@ -27,6 +27,17 @@ def test_search_on_the_columns_that_can_be_shown():
     assert table.difference.is_monotonic_decreasing
     assert (table.n == 6).all()
     assert (table.low <= table.difference).all()
+
+
+def test_a_recipe_without_eps_keeps_its_place():
+    """A table has NaN where there is none."""
+    cfg = TINY.finetune
+    settings = replace(TINY, finetune=replace(cfg, noise=replace(cfg.noise, eps=None)))
+    rows = [Recipe(0, 0, 2, cfg.lr, eps, cfg.noise.limit)._asdict() for eps in (0.5, None)]
+    rows[1]["rounds"] = cfg.rounds
+    table = pd.DataFrame(rows).assign(difference=[1.0, 0.5], low=0.0, high=2.0)
+    assert table.eps.isna().tolist() == [False, True]
+    assert "place 2 of 2, 0.50 points over plain" in place_of_settings(table, settings)
 
 
 def test_limits_and_base_models_beside_the_recipe():

@@ -99,8 +99,8 @@ class ImageFiles:
     def identity(self) -> dict[str, Any]:
         """Plain values on which `load` depends: labels, names and sizes of the files in order, their times, transform.
 
-        Contents are not read, so `times` tell apart what was changed without a change of size. A copy has others: a
-        result that is kept for other machines leaves them out (`nslib.kept`).
+        Contents are not read, so `times` tell apart what was changed without a change of size. A copy has others: what
+        took hours is known without them (`nslib.store.timeless`).
         """
         stats = [path.stat() for path, _ in self.files]
         told = [

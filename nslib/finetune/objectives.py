@@ -7,7 +7,8 @@ part of the recipe that depends on the scale of a loss, treats all alike: `plain
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -16,9 +17,10 @@ from torch.nn import functional as F
 
 from nslib.attacks.budget import project, random_point
 from nslib.attacks.gradient import pgd
-from nslib.config import FinetuneConfig
+from nslib.config import FinetuneConfig, NoiseConfig
 from nslib.finetune.noises import LEARNED
 from nslib.nullspace.membership import RANDOM_RULES
+from nslib.settings import overridden
 from nslib.staged import StagedViT, frozen
 
 
@@ -156,8 +158,8 @@ _ATTACKS = (against_labels, against_itself)
 
 
 def idle(objective: str) -> list[str]:
-    """Settings on which no weight of an objective depends; none of one with a loss or attack of a user's own, which may
-    take any."""
+    """Settings on which no weight of an objective depends, by dotted name; none of one with a loss or attack of a
+    user's own, which may take any."""
     found = OBJECTIVES.get(objective)
     if found is None or not any(found.loss is loss for loss in _LOSSES):
         return []
@@ -165,7 +167,8 @@ def idle(objective: str) -> list[str]:
         return []
     attack = (f.name for f in fields(FinetuneConfig) if f.name.startswith("attack_"))
     taken = {
-        **dict.fromkeys(("noise", "noises", "block", "groups"), bool(found.noise)),
+        **{f"noise.{f.name}": found.learns for f in fields(NoiseConfig)},
+        **dict.fromkeys(("noise.eps", "noises", "block", "groups"), bool(found.noise)),
         **dict.fromkeys(attack, found.attack is not None),
         "warm_start": found.learns,
         "trades_beta": found.loss is trades,
@@ -201,5 +204,5 @@ def with_recipe(cfg: FinetuneConfig) -> FinetuneConfig:
     """The configuration with what its objective's recipe sets, where it is at its default, and without what is idle."""
     recipe = OBJECTIVES[cfg.objective].recipe if cfg.objective in OBJECTIVES else {}
     unset = (name for name in recipe if getattr(cfg, name) == getattr(FinetuneConfig, name))
-    reset = {name: getattr(FinetuneConfig, name) for name in idle(cfg.objective)}
-    return replace(cfg, **reset | {name: recipe[name] for name in unset})
+    reset = {name: attrgetter(name)(FinetuneConfig) for name in idle(cfg.objective)}
+    return overridden(cfg, reset | {name: recipe[name] for name in unset})

@@ -29,7 +29,7 @@ from nslib.models import check_target
 from nslib.nullspace.encoder import NoiseDiverged, Trace
 from nslib.processes import ALONE, Share
 from nslib.staged import StagedViT
-from nslib.store import model_digest
+from nslib.store import model_digest, timeless
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,10 @@ class Finetuned:
 
 
 class FinetuneDiverged(FloatingPointError):
-    """A loss was not finite. `model` has the weights with which the round began, or went on after a stop; `round` and
-    `step`, from 1, say where, and the message names the last good state, which stands in the way of another try, and
-    after the first round a file of these weights, `.good.safetensors`, from which one can start.
+    """A loss was not finite. `model` has the weights with which the round began, or went on after a stop, not their
+    average; `round`, from 0 as in the log, and `step`, of updates from 1, say where, and the message names the last
+    good state, which stands in the way of another try, and after the first round a file of these weights,
+    `.good.safetensors`, from which one can start.
     """
 
     def __init__(self, place: Place, model: StagedViT, error: FloatingPointError, last_good: str, weights: str):
@@ -83,13 +84,13 @@ def finetune_model(
 ) -> Finetuned:
     """Finetune a copy of a model: K rounds of finding a noise and of S updates with it.
 
-    With a target the state is saved beside it before and after each learning of noise, and in both phases every
-    cfg.checkpoint_every steps. A run that was stopped in any way goes on from there, and on a CPU ends with the weights
-    of an unbroken one, bit for bit. At the end `target` is a safetensors file that timm loads, `.json` its record and
-    `.jsonl` its log, as is the folder `.tensorboard` where that package is installed. Where the target was made with
-    the same settings from the same weights it is loaded, not made again; any other is refused, not replaced. How often
-    it saves is no such setting. A second run of the same target waits for the first, with several processes it is
-    refused.
+    With a target the state is saved beside it before and after each learning of noise, in both phases every
+    cfg.checkpoint_every steps, and before each `on_round`. A run that was stopped in any way goes on from there, and on
+    a CPU ends with the weights of an unbroken one, bit for bit. At the end `target` is a safetensors file that timm
+    loads, `.json` its record and `.jsonl` its log, as is the folder `.tensorboard` where that package is installed.
+    Where the target was made with the same settings from the same weights it is loaded, not made again; any other is
+    refused, not replaced. How often it saves is no such setting. A second run of the same target waits for the first,
+    with several processes it is refused.
 
     Args:
         model: in evaluation mode, on the device on which to train; not changed.
@@ -112,7 +113,7 @@ def finetune_model(
     target = Path(target).expanduser() if target else None
     check_target(target)
     objective, cfg = recipe_of(cfg)
-    settings = {"model": model.name, "weights": model_digest(model), "data": source.identity("train")}
+    settings = {"model": model.name, "weights": model_digest(model), "data": timeless(source.identity("train"))}
     asked, cfg = settings | {"finetune": identity_of(cfg)}, resolved(cfg, model.device, share)
     # What goes on is in the precision in which it began, and each process draws attacks and mixes of its own.
     going_on = settings | {"finetune": identity_of(cfg), "processes": share.count}
@@ -137,6 +138,7 @@ def finetune_model(
             while place.round < cfg.rounds:
                 current = _round(place, trainer, stream, saved, on_step)
                 if on_round:
+                    saved.save(trainer, place)
                     current.measured = on_round(place.round, trainer.result()) or {}
                 log.write(place.round, current)
                 board.write(place.round, current, lr=trainer.rate)
@@ -161,11 +163,12 @@ def _round(place: Place, trainer: Trainer, stream: Stream, saved: StateFile, on_
     Raises:
         FinetuneDiverged: a loss was not finite.
     """
-    began = trainer.result()
+    began = trainer.result(averaged=False)
     try:
         if len(place.history) == place.round:
             _find_noise(place, trainer, stream, saved.search(place.round), on_step)
-            saved.save(trainer, place)
+            if trainer.objective.noise:
+                saved.save(trainer, place)
         _train(place, trainer, stream, lambda: saved.save(trainer, place), on_step)
     except FloatingPointError as error:
         weights = saved.keep_good(began) if place.round else ""
@@ -209,7 +212,8 @@ def _find_noise(place: Place, trainer: Trainer, stream: Stream, search: Search, 
 
 
 def _train(place: Place, trainer: Trainer, stream: Stream, save: Callable[[], None], on_step) -> None:
-    """Lines 8 to 12: S updates, or those of them that are left, saving the state at every cfg.checkpoint_every-th.
+    """Lines 8 to 12: S updates, or those of them that are left, saving the state at every cfg.checkpoint_every-th but
+    the last.
 
     Raises:
         FloatingPointError: as `Trainer.update` and `Trainer.check`.

@@ -140,6 +140,8 @@ class StateFile:
         if self.writes:
             sweep(self.target, self.path, self.search_path, self.good_path)
         if not self.begun:
+            if self.writes:
+                self.search_path.unlink(missing_ok=True)  # of a run whose state was removed
             return Place()
         saved = load_state(self.path)
         check_same(self.path, saved["settings"], self.settings, remedy="remove it to start anew")

@@ -63,7 +63,7 @@ class Stream:
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
         """This process's part of the batches of updates first ... last - 1, files being read one batch ahead."""
-        if self.length is None:
+        if self.length is None or first == last:
             yield from map(self.batch, range(first, last))
             return
         with ThreadPoolExecutor(1) as reader:

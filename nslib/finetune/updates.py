@@ -122,10 +122,10 @@ class Trainer:
         """The learning rate of the next update."""
         return self.optimizer.param_groups[0]["lr"]
 
-    def result(self) -> StagedViT:
-        """A copy of the model in evaluation mode, with the averaged weights where cfg.ema is on."""
+    def result(self, *, averaged: bool = True) -> StagedViT:
+        """A copy of the model in evaluation mode, with cfg.ema of the averaged weights unless asked not to."""
         model = deepcopy(self.whole)
-        if self.ema:
+        if self.ema and averaged:
             model.vit.load_state_dict(self.ema.module.state_dict())
         if self._undropped:
             put_drop_path(model, self._undropped)
