@@ -139,8 +139,9 @@ def open_experiment(settings: Settings, name: str | None = None) -> Experiment:
     """Model, data, pool and reported images. Pool and held-out part are disjoint pieces of train, the rest is val."""
     model = open_model(settings, name)
     source = open_source(settings.data, model)
+    pool = open_pool(settings, model, source)  # first: its images are not kept
     reported, _ = source.take("val", settings.images)
-    return Experiment(model, source, open_pool(settings, model, source), clean_pass(model, reported))
+    return Experiment(model, source, pool, clean_pass(model, reported))
 
 
 def open_pool(settings: Settings, model: StagedViT, source: Source) -> Pool:

@@ -38,6 +38,8 @@ def build_model(name: str, *, num_classes: int | None = None, img_size: int | No
     else:
         vit = _of_timm(name, kwargs)
         mean, std = (vit.pretrained_cfg[key] for key in ("mean", "std"))
+    if (channels := kwargs.get("in_chans", 3)) != len(mean):  # each has the mean of the tag's
+        mean, std = ((sum(values) / len(values),) * channels for values in (mean, std))
     model = StagedViT(vit, mean=mean, std=std, name=name)
     # Two tags of the same weights may differ in their activation alone.
     unusual = {type(m.act).__name__ for m in vit.modules() if hasattr(m, "act")} - {"GELU"}

@@ -234,6 +234,8 @@ def test_tolerance_follows_the_type_of_the_weights():
     single = Heads(*(w.float() for w in (heads.query, heads.key, heads.value)))
     assert HeadsNullspace(single).dim == 1  # float32 rounding is not float64 rank
     assert HeadsNullspace(heads, tol=1e6).dim == 48
+    with pytest.raises(ValueError, match="tol must be >= 0, got nan"):
+        HeadsNullspace(heads, tol=float("nan"))
     with pytest.raises(ValueError, match="tol must be >= 0, got -1"):
         HeadsNullspace(heads, tol=-1)
 

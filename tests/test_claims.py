@@ -271,6 +271,16 @@ def test_a_folder_is_named_by_its_own_setting(tmp_path):
     assert without_paths(f"no folder {tmp_path}/imagenet-a", settings) == "no folder <data.a>"
 
 
+def test_a_folder_is_found_in_whatever_letters_and_as_a_whole(tmp_path):
+    home = tmp_path / "Bücher"
+    settings = resolve("imagenet", overrides={"data.root": str(home), "weights": "random", "models": "vit"})
+    record = Record("06_robustness", settings)
+    record.save(missing={"sketch": f"no folder {home}/sketch", "a": f"no folder {home}-a", "r": [f"no folder {home}s"]})
+    told = json.loads((record.folder / "records" / "06_robustness.json").read_text())["facts"]["missing"]
+    assert told["sketch"] == "no folder <data.root>/sketch"
+    assert (told["a"], told["r"]) == (f"no folder {home}-a", [f"no folder {home}s"])
+
+
 def test_a_relative_folder_does_not_take_words_away():
     settings = resolve("imagenet", overrides={"data.root": "imagenet", "weights": "random", "models": "vit"})
     assert without_paths('{"profile": "imagenet"}', settings) == '{"profile": "imagenet"}'

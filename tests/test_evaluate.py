@@ -1,5 +1,6 @@
 """The suite: what it shows, that it is resumed and not repeated, that processes and settings do not mix, its errors."""
 
+import math
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -339,6 +340,19 @@ def test_transferred_images_keep_the_budget_on_the_8_bit_grid(vit, source, surro
     assert torch.equal(shown, (shown * 255).round() / 255)
 
 
+@pytest.mark.parametrize("levels", [1.6, 2.55, 3])
+def test_a_budget_between_two_levels_is_kept_too(vit, source, surrogate, levels):
+    bench = Bench(vit, source, replace(SUITE, transfer_eps=levels / 255), surrogate)
+    change = 255 * (bench.transferred(0, 4).images - bench.take("val", 0, 4).images).abs()
+    assert change.max().item() == pytest.approx(math.floor(levels), abs=1e-3)
+
+
+def test_a_budget_below_a_level_is_refused(vit, source, surrogate):
+    bench = Bench(vit, source, replace(SUITE, transfer_eps=0.4 / 255), surrogate)
+    with pytest.raises(ValueError, match=r"transfer_eps must be 0, or >= 1/255, .* got 0\.00156"):
+        bench.transferred(0, 4)
+
+
 def test_without_surrogate_or_folder_a_column_is_missing(vit, source):
     found = evaluate_model(vit, source, replace(CHEAP, columns=("clean", "damagenet")), progress=False)
     assert "surrogate" in found.missing["damagenet"]
@@ -514,3 +528,9 @@ def test_surrogates_that_do_not_fit(vit, source, surrogate):
         Bench(vit, source, SUITE, surrogate.train())
     with pytest.raises(ValueError, match=r"takes images \(3, 48, 48\)"):
         Bench(vit, source, SUITE, make_vit(img_size=48))
+    grey = StagedViT(
+        VisionTransformer(img_size=32, in_chans=1, embed_dim=24, depth=1, num_heads=2, num_classes=10, patch_size=8),
+        mean=(0.5,), std=(0.5,),
+    ).eval()  # fmt: skip
+    with pytest.raises(ValueError, match=r"takes coloured images, .* 1 channels: name another, or none"):
+        Bench(grey, source, SUITE, surrogate.eval())

@@ -14,8 +14,9 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import VisionTransformer
 
 from nslib.config import DataConfig, FinetuneConfig, NoiseConfig, SuiteConfig
-from nslib.data.folders import FolderImages, eval_transform, label_of, own_labels, wnids
+from nslib.data.folders import FolderImages, label_of, own_labels, wnids
 from nslib.data.source import open_source
+from nslib.data.transforms import eval_transform
 from nslib.evaluate.suite import evaluate_model
 from nslib.finetune.rounds import finetune_model
 from nslib.models import load_model
@@ -97,11 +98,33 @@ def test_without_resizing_other_models_see_the_same_part(size, image_size):
     width, height = image_size
     image = Image.new("L", image_size, 255)
     image.paste(128, (width // 8, height // 8, width - width // 8, height - height // 8))
-    seen = eval_transform(make_vit(img_size=size), resize=False)(image)
+    seen = eval_transform(make_vit(img_size=size), resize=False, made_for=224)(image)
     assert seen.shape == (1, *size)
     assert seen.min() > 100
     if width == height and size[0] == size[1]:
         assert seen[0, size[0] // 16].float().mean() > 230
+
+
+@pytest.mark.parametrize("size", [24, 48, 300])
+def test_ones_own_images_that_are_not_resized_are_cropped_only(image_tree, size):
+    """Unlike published ones they were made for this model, whatever its size."""
+    ramp = torch.arange(300 * 320).remainder(251).reshape(300, 320).to(torch.uint8)
+    Image.fromarray(ramp.numpy()).save(image_tree / "val" / WNIDS[0] / "a.png")
+    vit = make_vit(img_size=size)
+    cropped = FolderImages(image_tree, "val", vit, resize=False).transform
+    top, left = (300 - size) // 2, (320 - size) // 2
+    with Image.open(image_tree / "val" / WNIDS[0] / "a.png") as image:
+        assert torch.equal(cropped(image)[0], ramp[top : top + size, left : left + size])
+    assert repr(cropped).endswith(f"CentreCrop(size=({size}, {size}), interpolation='bicubic')")
+    published = eval_transform(vit, resize=False, made_for=224)
+    assert repr(published) != repr(cropped)  # which a store tells apart
+
+
+def test_a_folder_named_like_an_image_is_none(image_tree, vit):
+    (image_tree / "val" / WNIDS[0] / "x.png").mkdir()
+    with pytest.warns(UserWarning, match=r"1 entries .* are passed over, such as .*x\.png: only files"):
+        images = FolderImages(image_tree, "val", vit)
+    assert len(images) == 12
 
 
 def test_order_is_drawn_from_the_seed_and_spread_over_classes(image_tree, vit):

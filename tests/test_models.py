@@ -241,6 +241,11 @@ def test_no_such_vit(name, kwargs, told):
         build_model(name, **kwargs)
 
 
+def test_a_tag_in_grey_has_the_mean_of_its_channels():
+    model = build_model("vit_tiny_patch16_224.augreg_in21k_ft_in1k", in_chans=1, depth=1, pretrained=False)
+    assert (model.image_shape, model.mean.flatten().tolist()) == ((1, 224, 224), [0.5])
+
+
 def test_mean_must_have_the_images_channels():
     vit = VisionTransformer(in_chans=1, **SMALL)
     with pytest.raises(ValueError, match="mean"):

@@ -476,6 +476,14 @@ def test_random_noise_at_the_boundary_is_up_to_a_quarter_longer(vit, pool):
     assert cosine.item() == pytest.approx(1)
 
 
+@pytest.mark.parametrize("rule", ["authors", "boundary"])
+def test_an_eps_below_the_rounding_is_no_eps(vit, pool, rule):
+    """Else the control would be no noise at all."""
+    wrong = replace(pool.heldout, logits=pool.heldout.logits + 1e-4 * torch.randn(len(pool.heldout), 10))
+    with pytest.raises(ValueError, match=r"below the rounding of .* even no noise at all is outside"):
+        random_noise_at(vit, wrong, 1e-12, rule=rule, generator=generator(3))
+
+
 def test_unknown_rule(vit, pool):
     with pytest.raises(ValueError, match="rule must be one of authors, boundary, got 'paper'"):
         random_noise_at(vit, pool.heldout, 0.05, rule="paper", generator=generator(0))

@@ -320,6 +320,15 @@ def test_rendered_images_are_those_of_train_turned_and_mirrored():
     assert torch.equal(rendered.draw(7).images, Rendered(5, 16, seed=3, size=16, device="cpu").draw(7).images)
 
 
+@pytest.mark.parametrize("batch", [8, 9, 12, 20])
+def test_an_eighth_of_a_batch_stands_each_way(batch, monkeypatch):
+    """Whatever its size, up to one image."""
+    ways = []
+    monkeypatch.setattr(torch.Tensor, "rot90", lambda part, way, dims: ways.extend([way] * len(part)) or part)
+    Rendered(5, batch, seed=3, size=16, device="cpu").draw(0)
+    assert {ways.count(way) for way in range(8)} <= {batch // 8, batch // 8 + 1}
+
+
 def test_images_that_do_not_fit_into_memory():
     with pytest.raises(ValueError, match=r"take 768000000\.0 GB of cpu: lower images, or set it to 0"):
         Rendered(10**15, 16, seed=3, size=16, device="cpu")

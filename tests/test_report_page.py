@@ -1,6 +1,7 @@
 """The page of a run: one file that needs nothing else, says what is missing or mixed, and shows text as text."""
 
 import base64
+import logging
 import os
 import re
 import sys
@@ -495,13 +496,25 @@ def test_anchors_are_those_of_the_executed_page(runs):
 
 def test_executed_page_loads_nothing_and_tells_no_machine(runs, recwarn, caplog, capsys):
     execute(runs)
+    level = logging.getLogger("traitlets").level
     html = executed.executed_pages(RUN)["02_noise_synthesis"].read_text()
+    assert logging.getLogger("traitlets").level == level
     assert "<script" not in html
     assert not re.findall(r"""(?:src|href)=["'](?!data:|#)""", html)
     assert not re.search(r"@import|url\(['\"]?(?!data:)", html)
     assert "data:image/png;base64," in html
     assert str(ROOT) not in html
     assert capsys.readouterr() == ("", "")
+
+
+def test_links_of_an_executed_page_start_from_where_it_lies(runs):
+    source = execute(runs)
+    notebook = nbformat.read(source, as_version=4)
+    notebook.cells[0].source += "\n[all of them](../figures/full/index.html)"
+    nbformat.write(notebook, source)
+    page = executed.executed_pages(RUN)["02_noise_synthesis"]
+    (address,) = re.findall(r'href="([^#"]+)"', page.read_text())
+    assert (page.parent / address).resolve() == ROOT / "figures" / "full" / "index.html"
 
 
 def test_executed_page_is_made_anew_only_when_its_notebook_is_younger(runs):

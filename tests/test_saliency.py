@@ -179,10 +179,13 @@ def test_rollout_lies_on_its_patches_where_these_do_not_cover_the_image():
 def test_grad_cam_is_per_patch_and_leaves_no_gradients(model, images):
     pytest.importorskip("pytorch_grad_cam")
     model = model.float()
+    own, *others = model.parameters()
+    own.grad = torch.ones_like(own)  # that of whoever trains the model
     found = saliency.saliency_map(model, images.float(), LABELS, "Grad-CAM")
+    assert (own.grad == 1).all()
     assert found.shape == (3, 32, 32)
     assert 0 <= found.min() < found.max() <= 1
-    assert all(p.grad is None for p in model.parameters())
+    assert all(p.grad is None for p in others)
     assert all(not m._forward_hooks for m in model.modules())
 
 

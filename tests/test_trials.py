@@ -204,6 +204,9 @@ def test_mean_difference_by_hand():
     unseen = 2 * 2 * 25**2  # an image won and one lost more in each column
     assert found.high - found.value == pytest.approx(1.96 * np.sqrt(spread + unseen) / 2)
     assert found.n == 8
+    single = [evaluation(name, clean=[1], a=[value]) for name, value in (("ours", 1), ("theirs", 0))]
+    alone = mean_difference(*single, ["clean", "a"])
+    assert (alone.value, alone.low < -100, alone.high > 100) == (50, True, True)  # one image tells nothing
     with pytest.raises(ValueError, match="lacking are c"):
         mean_difference(ours, theirs, ["clean", "c"])
     with pytest.raises(ValueError, match="lacking are all"):

@@ -104,16 +104,16 @@ def test_patches_that_are_not_done_are_told(null, pair):
 
 
 def test_images_are_solved_in_parts(null, pair, monkeypatch):
-    """A patch may get a little nearer than tol while others are waited for, and no more."""
+    """A patch keeps what it was at when it was done, whichever images are beside its own."""
 
     def solve():
-        legal = watermark.nearest_legal(null, *pair, tol=1e-9)
+        legal = watermark.nearest_legal(null, *pair, tol=1e-4)
         return legal, watermark.round_unseen(null, pair[0]), watermark.nearest(null, *pair)
 
     whole = solve()
     monkeypatch.setattr(watermark, "_PART", 1)
     parts = solve()
-    assert torch.allclose(whole[0], parts[0], atol=1e-7)
+    assert torch.allclose(whole[0], parts[0], atol=1e-12)
     assert torch.equal(whole[1], parts[1])
     assert torch.allclose(whole[2], parts[2], atol=1e-12)
 

@@ -36,7 +36,7 @@ def table1(weights: str) -> pd.DataFrame:
 
 
 def _best_weights(name: str, weights: str) -> tuple[StagedViT, str]:
-    in_folder = (Path(weights) / f"{name}.safetensors").is_file()
+    in_folder = (Path(weights).expanduser() / f"{name}.safetensors").is_file()
     if weights == "pretrained" or in_folder:
         try:
             return load_model(name, weights), "pretrained"

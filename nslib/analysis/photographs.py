@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from nslib.data.folders import eval_transform
+from nslib.data.transforms import eval_transform
 from nslib.staged import StagedViT
 
 

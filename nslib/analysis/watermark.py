@@ -98,19 +98,22 @@ def _climb(null: PatchNullspace, source: Tensor, target: Tensor, steps: int, tol
     own, wanted = (null.unfold(images).flatten(0, 1) for images in (source, target))
     result, error = own.clone(), own.new_zeros(len(own))
     active = torch.arange(len(own), device=source.device)
+    done = torch.zeros_like(active, dtype=torch.bool)  # of the active ones: a patch keeps what it was at when it was
     multiplier = own.new_zeros(len(own), len(seen))
     ahead, momentum = multiplier.clone(), own.new_ones(len(own), 1)
     tokens, goal = own @ seen.T, wanted
     for _ in range(steps):
         pixels = (goal - ahead @ seen).clamp(0, 1)
         gradient = pixels @ seen.T - tokens
-        result[active], error[active] = pixels, gradient.abs().amax(1)
+        late = ~done
+        result[active[late]], error[active[late]] = pixels[late], gradient[late].abs().amax(1)
         done = error[active] < tol
         if done.all():
             break
         if done.float().mean() > 0.25:  # leave out what is done, but not at every step: copying costs as well
             keep = ~done
             active, goal, tokens, gradient = active[keep], goal[keep], tokens[keep], gradient[keep]
+            done = done[keep]
             multiplier, ahead, momentum = multiplier[keep], ahead[keep], momentum[keep]
         new = ahead + gradient
         downhill = ((new - multiplier) * gradient).sum(1, keepdim=True) < 0

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from nslib.data.families import FAMILIES, expected
-from nslib.data.folders import ImageFiles, eval_transform, image_files, subfolders
+from nslib.data.folders import ImageFiles, image_files, subfolders
+from nslib.data.transforms import PUBLISHED, eval_transform
 from nslib.staged import StagedViT
 
 COARSE = ("airplane", "bear", "bicycle", "bird", "boat", "bottle", "car", "cat", "chair", "clock", "dog", "elephant",
@@ -39,7 +40,7 @@ class CueConflict(ImageFiles):
         cues = [(f, _cues(f)) for home in subfolders(folder) for f in image_files(home)]
         files = [(f, shape * len(COARSE) + texture) for f, (shape, texture) in cues if shape != texture]
         self.left_out = len(cues) - len(files)
-        transform = eval_transform(model, resize=FAMILIES["cue_conflict"].resize)
+        transform = eval_transform(model, resize=FAMILIES["cue_conflict"].resize, made_for=PUBLISHED)
         super().__init__(folder, files, transform, layout=layout, seed=seed)
 
     def decide(self, logits: Tensor) -> Tensor:

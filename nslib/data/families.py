@@ -8,7 +8,8 @@ from pathlib import Path
 
 from nslib.config import DataConfig
 from nslib.data.corruptions import CORRUPTIONS, SEVERITIES
-from nslib.data.folders import ImageFiles, class_files, eval_transform, image_files, label_of, subfolders, wnids
+from nslib.data.folders import ImageFiles, class_files, image_files, label_of, subfolders, wnids
+from nslib.data.transforms import PUBLISHED, eval_transform
 from nslib.staged import StagedViT
 
 _EXTRA_CORRUPTIONS = ("gaussian_blur", "saturate", "spatter", "speckle_noise")  # published beside the 15, never read
@@ -74,7 +75,7 @@ def open_family(name: str, folder: str | Path, model: StagedViT, *, part: str = 
         FileNotFoundError: the folder, the part or the label file is missing, or there are no images; names the layout.
     """
     folder, family = Path(folder).expanduser(), FAMILIES[name]
-    transform = eval_transform(model, resize=family.resize)
+    transform = eval_transform(model, resize=family.resize, made_for=PUBLISHED)
     try:
         return ImageFiles(folder / part, _files(name, folder, part), transform, layout=expected(name), seed=seed)
     except (FileNotFoundError, ValueError) as error:

@@ -6,21 +6,17 @@ import os
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files as resource_files
 from pathlib import Path
 from typing import Any
 
-import timm.data
 import torch
 from PIL import Image, UnidentifiedImageError
-from timm.data.transforms import str_to_interp_mode
 from torch import Tensor
-from torchvision.transforms import Compose, Grayscale
-from torchvision.transforms import functional as TF
 
 from nslib.data.shapes import Batch
+from nslib.data.transforms import eval_transform
 from nslib.runtime import generator
 from nslib.staged import StagedViT
 from nslib.store import digest
@@ -34,7 +30,6 @@ _SUBSETS = {
     "imagenet-a": "imagenet_a_synsets.txt",
     "imagenet-r": "imagenet_r_synsets.txt",
 }
-_PUBLISHED = 224  # pixels: the side at which ImageNet-C, Stylized-ImageNet and DAmageNet are published
 
 
 @lru_cache
@@ -88,13 +83,14 @@ class ImageFiles:
         """
         chosen = [self.files[i] for i in indices]
         with ThreadPoolExecutor() as pool:
-            images = list(pool.map(lambda item: self._read(item[0]), chosen))
-        broken = [str(item[0]) for item, image in zip(chosen, images, strict=True) if image is None]
+            levels = list(pool.map(lambda item: self._read(item[0]), chosen))
+        broken = [str(item[0]) for item, image in zip(chosen, levels, strict=True) if image is None]
         if broken:
             raise OSError(f"{len(broken)} of {len(chosen)} images are unreadable or truncated: {', '.join(broken[:5])}"
                           f"{' ...' if len(broken) > 5 else ''}: fetch them again or move them away, convert those of "
                           "more than 8 bits a channel; a run that was begun has to begin anew then")  # fmt: skip
-        return Batch(torch.stack(images), torch.tensor([label for _, label in chosen]))
+        images = torch.stack(levels).float().div_(255)
+        return Batch(images, torch.tensor([label for _, label in chosen]))
 
     def identity(self) -> dict[str, Any]:
         """Plain values on which `load` depends: labels, names and sizes of the files in order, their times, transform.
@@ -118,7 +114,7 @@ class ImageFiles:
         try:
             with Image.open(path) as image:
                 deep = image.mode[0] in "IF"  # 16 bits and more, which `convert` would cut off at 255
-                return None if deep else self.transform(image.convert("RGB")).float() / 255
+                return None if deep else self.transform(image.convert("RGB"))
         except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError):
             return None
 
@@ -264,7 +260,7 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def _images(folder: Path, entries: Sequence[os.DirEntry]) -> list[Path]:
-    return sorted(folder / entry.name for entry in entries if _suffix(entry) in _SUFFIXES)
+    return sorted(folder / entry.name for entry in entries if _suffix(entry) in _SUFFIXES and not entry.is_dir())
 
 
 def _suffix(entry: os.DirEntry) -> str:
@@ -283,38 +279,3 @@ def _entries(folder: Path) -> list[os.DirEntry]:
     if lost:
         raise OSError(f"{len(lost)} links in {folder} lead nowhere ({', '.join(lost[:3])}): mend or remove them")
     return entries
-
-
-def eval_transform(model: StagedViT, *, resize: bool = True) -> Callable[[Image.Image], Tensor]:
-    """The evaluation transform of the model's own timm configuration, PIL image -> uint8 (C, H, W), not normalised.
-
-    Args:
-        resize: False for images published at their final size: `CentreCrop` alone.
-    """
-    cfg = timm.data.resolve_data_config({"input_size": model.image_shape}, model=model.vit)
-    if resize:
-        keep = ("input_size", "interpolation", "crop_pct", "crop_mode")
-        coloured = timm.data.create_transform(**{k: cfg[k] for k in keep}, is_training=False, normalize=False)
-    else:
-        coloured = CentreCrop(model.image_shape[1:], cfg["interpolation"])
-    return coloured if model.image_shape[0] == 3 else Compose([Grayscale(), coloured])
-
-
-@dataclass(frozen=True)
-class CentreCrop:
-    """The middle of an image made for 224 px, PIL image -> uint8 (C, H, W), its pixels untouched at a model of 224 px.
-
-    For a model of another size the image is scaled by size / 224 first; one too small for the crop is enlarged to it,
-    never padded.
-    """
-
-    size: tuple[int, int]  # (H, W)
-    interpolation: str
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        width, height = image.size
-        scale = max(max(self.size) / _PUBLISHED, self.size[0] / height, self.size[1] / width)
-        if scale != 1:
-            scaled = [round(height * scale), round(width * scale)]
-            image = TF.resize(image, scaled, str_to_interp_mode(self.interpolation))
-        return TF.pil_to_tensor(TF.center_crop(image, list(self.size)))

@@ -39,6 +39,6 @@ class Rendered:
         """The batch of a step, which depends on seed and step alone; an eighth of it stands each way."""
         draws = generator(key(self.seed, step).item())
         rows = torch.randint(len(self.levels), (self.batch,), generator=draws).to(self.levels.device)
-        parts = enumerate((self.levels[rows].float() / 255).chunk(8))
+        parts = enumerate((self.levels[rows].float() / 255).tensor_split(8))
         turned = [part.rot90(way, (2, 3)) if way < 4 else part.rot90(way, (2, 3)).flip(3) for way, part in parts]
         return Batch(torch.cat(turned), self.labels[rows])

@@ -25,6 +25,7 @@ TRANSFER_VERSION = 1  # part of every stored set: raise it when the same setting
 MADE_HERE = {"c": "ImageNet-C", "damagenet": "DAmageNet"}  # where the data set has not what is published by this name
 FROM_VAL = MADE_HERE | {"stylized": "Stylized-ImageNet"}  # published sets that were made from images of val
 PUBLISHED = "as published"  # so end the words of `Bench.origin` where it has
+_ROUNDING = 1e-3  # of a level: what arithmetic adds to a bound that is one
 _PUBLISHED_C = [f"c/{name}/{severity}" for name in CORRUPTIONS for severity in SEVERITIES]
 
 
@@ -150,11 +151,14 @@ class Bench:
     def transferred(self, start: int, stop: int) -> Batch:
         """Images start ... stop of val attacked on the surrogate, made once for each surrogate, attack and data set."""
         images, labels = self.take("val", start, stop)
-        attack = {"eps": self.suite.transfer_eps, "smoothing": self.suite.transfer_smoothing}
+        eps = self.suite.transfer_eps
+        if 0 < eps < 1 / 255:
+            raise ValueError(f"transfer_eps must be 0, or >= 1/255, the step in which images are kept, got {eps:g}")
+        attack = {"eps": eps, "smoothing": self.suite.transfer_smoothing}
 
         def attacked() -> dict:
             found = transfer_set(self.surrogate, images, labels, **attack)
-            return {"levels": _levels(found)}
+            return {"levels": _levels(found, within=(images - eps, images + eps))}
 
         key = {"attack": attack, "start": start, "stop": stop, **self.transfer_inputs}
         levels = cached("transferred", key, attacked, version=TRANSFER_VERSION)["levels"]
@@ -177,9 +181,13 @@ def _corrupted(bench: Bench, name: str, severity: int, start: int, stop: int) ->
     return _levels(corrupt(images, name, severity, indices=range(start, stop), seed=bench.suite.seed))
 
 
-def _levels(images: Tensor) -> Tensor:
-    """Images in [0, 1] on the 8-bit grid as its levels, on the CPU."""
-    return (images * 255).round().to("cpu", torch.uint8)
+def _levels(images: Tensor, *, within: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """Images in [0, 1] as levels of the 8-bit grid, on the CPU; the nearest of those that lie within two bounds."""
+    levels = (images * 255).round()
+    if within:
+        low, high = (bound.clamp(0, 1) * 255 for bound in within)
+        levels = levels.clamp((low - _ROUNDING).ceil(), (high + _ROUNDING).floor())
+    return levels.to("cpu", torch.uint8)
 
 
 def _check_precision(model: StagedViT) -> None:
@@ -197,10 +205,13 @@ def _check_surrogate(surrogate: nn.Module, model: StagedViT) -> None:
             f"surrogate {surrogate.name} takes images {surrogate.image_shape}, {model.name} {model.image_shape}: "
             "name one of the same size, or none by surrogate= (--set surrogate=)"
         )
-    side = model.image_shape[1]
+    channels, side, _ = model.image_shape
     if isinstance(surrogate, SurrogateCNN) and surrogate.size != side:
         raise ValueError(f"surrogate {name_of(surrogate)} was made for images of {surrogate.size} px, {model.name} "
                          f"takes {side}: load_surrogate(..., size={side})")  # fmt: skip
+    if isinstance(surrogate, SurrogateCNN) and channels != 3:
+        raise ValueError(f"surrogate {name_of(surrogate)} takes coloured images, {model.name} {channels} channels: "
+                         "name another, or none by surrogate=")  # fmt: skip
     with torch.inference_mode():
         classes = surrogate(torch.zeros(1, *model.image_shape, device=model.device)).shape[1]
     if classes != model.num_classes:

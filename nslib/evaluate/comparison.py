@@ -108,16 +108,18 @@ def mean_difference(ours: Evaluation, theirs: Evaluation, columns: Sequence[str]
     for column in columns:
         difference = 100 * image_differences(ours.hits[column], theirs.hits[column])
         published = ours.published_c if column == "c" else ours.sources.get(column, "").endswith(PUBLISHED)
-        groups = of_val if published or column in (*_OF_VAL, *BESIDE.values()) else others
-        groups.setdefault("val" if column in _OF_VAL and not published else column, []).append(difference)
+        kind = of_val if published or column in (*_OF_VAL, *BESIDE.values()) else others
+        kind.setdefault("val" if column in _OF_VAL and not published else column, []).append(difference)
         unseen += 2 * (100 / difference.shape[-1]) ** 2
-    sums = [_image_sums(differences) for differences in (*of_val.values(), *others.values())]
+    groups = [*of_val.values(), *others.values()]
+    sums = [_image_sums(differences) for differences in groups]
     value = float(sum(s.mean() for s in sums)) / len(columns)
     n = sum(s.shape[-1] for s in sums)
     if sums[0].ndim == 2:
         errors = _added_up(spread_of_seeds(*(s / len(columns) for s in sums)).sources, len(of_val))
         return Spread((*errors, (unseen**0.5 / len(columns), n))).estimate(value, n=n, seeds=len(sums[0]))
-    errors = _added_up([(s.std(ddof=1) / len(s) ** 0.5, len(s) - 1) for s in sums], len(of_val))
+    apart = [s.std(ddof=1) if len(s) > 1 else 100 * len(g) for s, g in zip(sums, groups, strict=True)]  # one: any
+    errors = _added_up([(a / len(s) ** 0.5, len(s) - 1) for a, s in zip(apart, sums, strict=True)], len(of_val))
     half = 1.96 * float(np.sqrt(sum(error**2 for error, _ in errors) + unseen)) / len(columns)
     return Estimate(value, value - half, value + half, n)
 

@@ -132,11 +132,11 @@ class HeadsNullspace:
         heads: weights of any precision; computed in float64.
         tol: singular values up to this count as zero. Default: `zero_up_to`, by the weights' own type.
     Raises:
-        ValueError: negative tol.
+        ValueError: tol negative or not a number.
     """
 
     def __init__(self, heads: Heads, *, tol: float | None = None):
-        if tol is not None and tol < 0:
+        if tol is not None and not tol >= 0:
             raise ValueError(f"tol must be >= 0, got {tol}")
         wide = heads.double()
         stacked = torch.cat([wide.scores, wide.scores.mT, wide.value.mT], dim=1).flatten(0, 1)

@@ -51,7 +51,12 @@ def clean_pass(model: StagedViT, images: Tensor, *, batch: int = 128) -> CleanPa
         raise ValueError("no images: a pool and its held-out part need at least one each")
     model.check_images(images)
     weight = model.vit.patch_embed.proj.weight
-    tokens = torch.cat([model.embed(x.to(weight)) for x in images.split(batch)])
+    first, *others = images.split(batch)
+    some = model.embed(first.to(weight))
+    tokens = some.new_empty(len(images), *some.shape[1:])  # joined at the end the parts would take twice the memory
+    tokens[:batch] = some
+    for start, x in enumerate(others, 1):
+        tokens[start * batch : (start + 1) * batch] = model.embed(x.to(weight))
     clean = CleanPass(tokens, torch.cat([model.logits_from_tokens(u) for u in tokens.split(batch)]))
     _check_finite(clean)
     return clean
@@ -179,6 +184,8 @@ def boundary_scale(
 
     high = 0.01 * unit
     low = 0.0
+    if not within(low):
+        raise _below_rounding(model, eps)
     while within(high):
         low, high = high, high * growth
         if high > limit * unit:
@@ -187,6 +194,10 @@ def boundary_scale(
         middle = (low + high) / 2
         low, high = (middle, high) if within(middle) else (low, middle)
     return _boundary(model, clean, direction, low, reached=True)
+
+
+def _below_rounding(model: StagedViT, eps: float) -> ValueError:
+    return ValueError(f"eps = {eps} is below the rounding of {model.name}: even no noise at all is outside")
 
 
 def _boundary(model: StagedViT, clean: CleanPass, direction: Tensor, scale: float, *, reached: bool) -> Boundary:
@@ -210,7 +221,7 @@ def random_noise_at(
 
     Args:
         rule: `authors` multiplies N(0, 1) noise by 0.8 until it is inside; `boundary` takes the first exit along its
-            ray, which is up to a quarter longer.
+            ray, which is up to a quarter longer, and more where N(0, 1) noise is inside itself.
     Raises:
         ValueError: unknown rule, eps below the model's rounding, or as `boundary_scale`.
     Source: Table 4 of arXiv:2403.10476.
@@ -225,7 +236,7 @@ def random_noise_at(
     while not inside(model, clean, direction * scale, eps).inside:
         scale *= 0.8
         if scale < 1e-9:
-            raise ValueError(f"eps = {eps} is below the rounding of {model.name}: even no noise at all is outside")
+            raise _below_rounding(model, eps)
     return _boundary(model, clean, direction, scale, reached=scale < 1)
 
 

@@ -119,9 +119,8 @@ class PatchNullspace:
         """
         if tuple(images.shape[1:]) != self.image_shape:
             (channels, height, width), got = self.image_shape, tuple(images.shape)
-            raise ValueError(
-                f"images must be (B, {channels}, {height}, {width}), got {got}: resize to {height} x {width}"
-            )
+            remedy = f"resize to {height} x {width}" if got[1:2] == (channels,) else f"it takes {channels} channels"
+            raise ValueError(f"images must be (B, {channels}, {height}, {width}), got {got}: {remedy}")
 
     def project(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Split images (B, C, H, W) into their parts in the nullspace and in its orthogonal complement, same type.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -9,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -95,17 +98,26 @@ class Record:
             hashes={file: short_hash(self.folder / file) for file in sorted(self._files)},
             facts=facts,
         )
-        text = without_paths(to_json(record), self.settings)
-        write_text(self.folder / "records" / f"{self.notebook}.json", text + "\n")
+        told = without_paths(json.loads(to_json(record)), self.settings)
+        write_text(self.folder / "records" / f"{self.notebook}.json", to_json(told) + "\n")
         return record
 
 
-def without_paths(text: str, settings: Settings) -> str:
-    """Folders of this machine, such as in the reason why a column is missing, by the setting that named them."""
+def without_paths(told: Any, settings: Settings) -> Any:
+    """A text, or plain values with texts, in which folders of this machine go by the setting that named them.
+
+    They stand in the reason why a column is missing, say.
+    """
+    if isinstance(told, dict):
+        return {name: without_paths(value, settings) for name, value in told.items()}
+    if isinstance(told, list):
+        return [without_paths(value, settings) for value in told]
+    if not isinstance(told, str):
+        return told
     folders = {name: str(Path(path).expanduser().absolute()) for name, path in settings.data.paths().items()}
-    for name in sorted(folders, key=lambda n: -len(folders[n])):  # imagenet-a before imagenet
-        text = text.replace(folders[name], f"<data.{name}>")
-    return text
+    for name in sorted(folders, key=lambda n: -len(folders[n])):  # imagenet/a before imagenet
+        told = re.sub(re.escape(folders[name]) + r"(?![\w-])", f"<data.{name}>", told)
+    return told
 
 
 def portable(settings: Settings) -> Settings:
