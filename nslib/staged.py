@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from hashlib import sha256
 from typing import Any, Self
 
 import torch
@@ -14,7 +13,9 @@ from timm.models import VisionTransformer
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import is_parametrized
 
+from nslib.description import code_of, hooks_of, settings_of, short
 from nslib.last_block import hooked, prefix_after
 
 EXPECTED = "expected a timm VisionTransformer whose patch embedding is one convolution, such as vit_tiny_patch16_224"
@@ -98,8 +99,11 @@ class StagedViT(nn.Module):
         if images.shape[1:] != self.image_shape:
             size = ", ".join(map(str, self.image_shape))
             raise ValueError(f"{self.name} takes images (B, {size}), got {tuple(images.shape)}: resize first")
+        images = (images - self.mean) / self.std
+        if hooked(stem, *stem.children()):
+            return stem(images)
         (rows, columns), (height, width) = stem.grid_size, stem.patch_size
-        covered = ((images - self.mean) / self.std)[..., : rows * height, : columns * width]
+        covered = images[..., : rows * height, : columns * width]
         patches = covered.unflatten(3, (columns, width)).unflatten(2, (rows, height)).permute(0, 2, 4, 1, 3, 5)
         return stem.norm(F.linear(patches.flatten(3).flatten(1, 2), stem.proj.weight.flatten(1), stem.proj.bias))
 
@@ -152,18 +156,20 @@ class StagedViT(nn.Module):
         forward hooks.
         """
         now, kind = _built(self.vit), type(self)
-        hooks = [
-            f"{name} {getattr(hook, '__module__', '')}.{getattr(hook, '__qualname__', repr(type(hook)))}"
-            for name, part in self.named_modules()
-            for hook in (*part._forward_pre_hooks.values(), *part._forward_hooks.values())
-        ]
+        hooks = [(name, hook) for name, hook in hooks_of(self) if not _known(hook)]  # those that count change nothing
         since = {
             "vit": now[0] if now[0] != self.built[0] else "",
             "values": now[1] if now[1] != self.built[1] else "",
-            "class": "" if kind.__module__.startswith("nslib.") else f"{kind.__module__}.{kind.__qualname__}",
-            "hooks": [hook for hook in hooks if " nslib." not in hook],  # those that count and look change nothing
+            "class": "" if _known(kind) else f"{kind.__module__}.{kind.__qualname__} {self._heir()}",
+            "hooks": [f"{name} {short(hook)}" for name, hook in hooks],
         }
         return self.architecture | {name: told for name, told in since.items() if told}
+
+    def _heir(self) -> str:
+        """A digest of the code of a class that inherits from this one, and of the values that it has beside the ViT."""
+        beside = {name: values for name, values in settings_of(self).items() if not f"{name}.".startswith("vit.")}
+        beside[""] = {name: value for name, value in beside[""].items() if name not in _OWN}
+        return short([code_of(type(self), StagedViT), beside])
 
     def check_images(self, images: Tensor) -> None:
         """Refuse what is no batch of images for this model; for the boundaries, not for inner loops.
@@ -218,27 +224,17 @@ class StagedViT(nn.Module):
             raise ValueError(f"{self.name} is in training mode: call model.eval() first")
 
 
-_IDLE = {*vars(nn.Module()), "_is_full_backward_hook", "grad_checkpointing", "fused_attn"}  # and what tensors tell
+_OWN = {"name", "block", "architecture", "built", "stored_dtype"}  # attributes of a `StagedViT`, told elsewhere
+
+
+def _known(value: Any) -> bool:
+    """Whether a class or function is of this package."""
+    return (getattr(value, "__module__", "") or "").startswith("nslib.")
 
 
 def _built(vit: nn.Module) -> tuple[str, str]:
     """How a ViT prints, and a digest of the values in its parts that do not: an eps, a scale, a function put in."""
-    values = [(name, sorted(_values(part).items())) for name, part in vit.named_modules()]
-    return repr(vit), sha256(repr(values).encode()).hexdigest()[:16]
-
-
-def _values(part: nn.Module) -> dict[str, Any]:
-    told = {}
-    for name, value in vars(part).items():
-        if name in _IDLE:
-            continue
-        if isinstance(value, (bool, int, float, str, tuple, list, type(None))):
-            told[name] = value
-        elif isinstance(value, Tensor):
-            told[name] = (value.dtype, tuple(value.shape), value.detach().cpu().flatten().tolist())
-        elif callable(value):
-            told[name] = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__name__)}"
-    return told
+    return repr(vit), short(settings_of(vit))
 
 
 def _check_architecture(vit: nn.Module, name: str) -> None:
@@ -249,10 +245,11 @@ def _check_architecture(vit: nn.Module, name: str) -> None:
     stem = vit.patch_embed
     if (
         type(stem) is not PatchEmbed
-        or not isinstance(stem.proj, nn.Conv2d)
+        or not (type(stem.proj) is nn.Conv2d or is_parametrized(stem.proj))
         or stem.proj.kernel_size != stem.proj.stride
     ):
-        raise TypeError(f"{name} has a patch embedding {type(stem).__name__}: {EXPECTED}")
+        kind = f"PatchEmbed of {type(stem.proj).__name__}" if type(stem) is PatchEmbed else type(stem).__name__
+        raise TypeError(f"{name} has a patch embedding {kind}: {EXPECTED}")
     if not stem.flatten or stem.img_size is None:
         raise TypeError(f"{name} was made with dynamic_img_size: make it with a fixed img_size, {EXPECTED}")
 

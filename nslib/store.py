@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from nslib.description import hooks_of, settings_of, short
 from nslib.runtime import atomic_path, in_store, to_json, unwritable
 
 _ENTRY, _TENSORS = "entry.json", "tensors.safetensors"
@@ -50,10 +51,13 @@ def model_digest(model: nn.Module) -> str:
     """Digest of all parameters and buffers, names included; also of those, such as mean and std, that no file holds.
 
     And of what no tensor tells, such as how many heads there are: of a module with a method `identity` what that says,
-    of any other how it prints.
+    of any other how it prints, and the attributes and hooks of its parts.
     """
     state = model.state_dict() | dict(model.named_buffers())
-    given = model.identity() if hasattr(model, "identity") else {"module": repr(model)}
+    if hasattr(model, "identity"):
+        given = model.identity()
+    else:
+        given = {"module": repr(model), "values": short([settings_of(model), list(hooks_of(model))])}
     told = [repr(sorted(given.items()))] if given else []  # else as before there were any, for records that are kept
     return digest([sorted(state), tensor_digest(*(state[k] for k in sorted(state))), *told])
 

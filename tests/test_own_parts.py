@@ -81,7 +81,10 @@ def test_batches_are_taken_as_the_model_needs_them(model):
 def test_a_class_that_inherits_from_a_data_set_is_told_apart(model):
     own = Altered(model, Batch).identity("val")
     assert own != ShapesSource(DataConfig(), model).identity("val")
-    assert own["class"] == "Altered"
+    assert own["class"].startswith("Altered ")
+    assert own == Altered(model, Batch).identity("val")
+    dims = [Altered(model, lambda x, y, by=by: Batch(x * by, y)).identity("val") for by in (0.1, 0.2, 0.2)]
+    assert dims[0] != dims[1] == dims[2]
 
 
 def test_folders_that_would_not_be_read(model):
@@ -151,8 +154,94 @@ def test_a_model_that_was_changed_is_another(made, change):
     assert not torch.allclose(first(images), other(images))
     assert model_digest(first) != model_digest(other) == model_digest(change(made()))
     assert model_digest(cut_at(first, 1)) == model_digest(cut_at(made(), 1))
-    if change is not darkened:  # a cut model is not of that class any more
+    if change is darkened:  # a cut model would not be of that class any more
+        with pytest.raises(ValueError, match=r"block must be 0 for .* of class Dark, got 1"):
+            cut_at(other, 1)
+    else:
         assert model_digest(cut_at(first, 1)) != model_digest(cut_at(other, 1))
+
+
+class Noised(StagedViT):
+    """With noise in an attribute of its own."""
+
+    def __init__(self, model: StagedViT, by: float):
+        super().__init__(model.vit, mean=HALF, std=HALF)
+        self.noise = by * torch.ones(1, *self.token_shape)
+        self.eval()
+
+    def embed(self, images):
+        return super().embed(images) + self.noise
+
+
+class Scaling:
+    def __init__(self, by: float):
+        self.by = by
+
+    def __call__(self, block, given, out):
+        return self.by * out
+
+
+def hooked_by(model: StagedViT, hook) -> StagedViT:
+    model.vit.blocks[0].register_forward_hook(hook)
+    return model
+
+
+def called_by(model: StagedViT, forward) -> StagedViT:
+    block = model.vit.blocks[0]
+    block.forward = partial(forward, type(block).forward, block)
+    return model
+
+
+BY_A_NUMBER = {
+    "attribute": Noised,
+    "closure": lambda model, by: hooked_by(model, lambda block, given, out: by * out),
+    "default": lambda model, by: hooked_by(model, lambda block, given, out, by=by: by * out),
+    "object": lambda model, by: hooked_by(model, Scaling(by)),
+    "method": lambda model, by: hooked_by(model, Scaling(by).__call__),
+    "forward": lambda model, by: called_by(model, lambda own, block, x, **rest: by * own(block, x, **rest)),
+    "forward by an argument": lambda model, by: called_by(
+        model, partial(lambda factor, own, block, x, **rest: factor * own(block, x, **rest), by)
+    ),
+}
+
+
+@pytest.mark.parametrize("change", BY_A_NUMBER.values(), ids=list(BY_A_NUMBER))
+def test_a_model_that_was_changed_by_a_number_is_another_for_each(change):
+    one, other, again = (change(tiny_vit(), by) for by in (0.5, 2.0, 2.0))
+    images = random_images(one, 2)
+    assert not torch.allclose(one(images), other(images))
+    assert model_digest(one) != model_digest(other) == model_digest(again)
+
+
+def test_code_that_was_changed_under_the_same_name_is_other_code():
+    made = []
+    for by in ("0.1", "0.2", "0.2"):
+        names = {"StagedViT": StagedViT}
+        body = f"def embed(self, images): return StagedViT.embed(self, images * {by})"
+        exec(f"class Dimmed(StagedViT):\n    {body}", names)
+        made.append(names["Dimmed"](tiny_vit().vit, mean=HALF, std=HALF).eval())
+    assert model_digest(made[0]) != model_digest(made[1]) == model_digest(made[2])
+
+
+def test_a_hook_on_the_patch_embedding_counts():
+    for part in ("patch_embed", "patch_embed.proj"):
+        model = tiny_vit()
+        images = random_images(model, 2)
+        before = model(images)
+        model.vit.get_submodule(part).register_forward_hook(lambda stem, given, out: 0.5 * out)
+        assert torch.allclose(model(images), model.vit((images - model.mean) / model.std), atol=1e-5)
+        assert not torch.allclose(model(images), before, atol=1e-3)
+
+
+def test_a_convolution_of_ones_own_is_refused():
+    class Triple(torch.nn.Conv2d):
+        def forward(self, x):
+            return 3 * super().forward(x)
+
+    vit = tiny_vit().vit
+    vit.patch_embed.proj = Triple(3, vit.embed_dim, 8, stride=8)
+    with pytest.raises(TypeError, match="has a patch embedding PatchEmbed of Triple: expected a timm"):
+        StagedViT(vit, mean=HALF, std=HALF)
 
 
 def test_a_head_of_another_size_from_a_file_is_no_change(tmp_path):
@@ -186,7 +275,13 @@ def test_networks_of_the_same_weights_make_transferred_images_of_their_own():
         layers = [torch.nn.Conv2d(3, 4, 3, stride=stride), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()]
         return torch.nn.Sequential(*layers, torch.nn.Linear(4, 10)).eval()
 
+    def tempered(by: float) -> torch.nn.Module:
+        made = surrogate(1)
+        made.temperature = by
+        return made
+
     assert len({model_digest(surrogate(stride)) for stride in (1, 2, 2)}) == 2
+    assert len({model_digest(tempered(by)) for by in (1.0, 2.0, 2.0)}) == 2
 
 
 def test_a_surrogate_for_images_of_another_size_is_refused(model, source):

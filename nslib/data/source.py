@@ -15,10 +15,12 @@ from nslib.data.families import FAMILIES, check_same_images, family_folder, fami
 from nslib.data.folders import FolderImages, ImageFiles, of_imagenet, own_labels
 from nslib.data.geometry import CLASSES
 from nslib.data.shapes import SPLITS, VERSION, Batch, render
+from nslib.description import code_of, short
 from nslib.intervals import span
 from nslib.staged import StagedViT
 
 _TREE = ("train", "val", "val:a", "val:r")
+_TOLD = {"cfg", "model", "labels", "seed", "size", "device", "ends"}  # attributes of a source, told by its identity
 _KEPT_OPEN = 12  # splits whose file names are kept: those of all 75 parts of ImageNet-C would fill 3 GiB
 
 
@@ -235,8 +237,15 @@ class FolderSource:
 
 
 def _heir(source: Source, known: type) -> dict[str, str]:
-    """What tells a class that inherits from a data set apart from it: its images may be others."""
-    return {} if type(source) is known else {"class": type(source).__qualname__}
+    """What tells a class that inherits from a data set apart from it: its images may be others.
+
+    That is its code, and what its objects have beside the attributes of a known one and what is private.
+    """
+    kind = type(source)
+    if kind is known:
+        return {}
+    own = {name: value for name, value in vars(source).items() if name[0] != "_" and name not in _TOLD}
+    return {"class": f"{kind.__qualname__} {short([code_of(kind, known), own])}"}
 
 
 def open_source(cfg: DataConfig, model: StagedViT) -> Source:

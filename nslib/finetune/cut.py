@@ -39,13 +39,16 @@ def cut_at(model: StagedViT, block: int) -> StagedViT:
     """The model with its cut before a block, weights shared; 0 is the paper's cut, and gives back the model itself.
 
     Raises:
-        ValueError: no such block; or the model drops patches in training, whose tokens no one noise fits.
+        ValueError: no such block; or the model drops patches in training, whose tokens no one noise fits, or is of a
+            class of one's own, whose code the cut one would not have.
     """
     depth = len(model.vit.blocks)
     if not 0 <= block < depth:
         raise ValueError(f"block must be in 0..{depth - 1}, the blocks of {model.name}, got {block}")
     if not block:
         return model
+    if type(model) is not StagedViT:
+        raise ValueError(f"block must be 0 for {model.name} of class {type(model).__name__}, got {block}")
     if not isinstance(model.vit.patch_drop, nn.Identity):
         raise ValueError(f"block must be 0 for {model.name}, which drops patches in training, got {block}")
     return DeeperViT(model, block)
