@@ -4,6 +4,7 @@ import logging
 import sys
 from copy import deepcopy
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,12 +12,13 @@ from conftest import make_vit, random_images
 from timm.models.vision_transformer import ParallelScalingBlock
 from torch import nn
 
+from nslib.attacks import auto, patchfool
 from nslib.attacks.attention import attention_maps
 from nslib.attacks.auto import auto_attack
 from nslib.attacks.budget import project, random_point, seal
 from nslib.attacks.carlini import carlini_wagner
 from nslib.attacks.gradient import fgsm, pgd
-from nslib.attacks.patchfool import _ascent, choose_patches, patch_fool, patch_mask
+from nslib.attacks.patchfool import _ascent, _attention_paid, choose_patches, patch_fool, patch_mask
 from nslib.attacks.surrogate import SurrogateCNN
 from nslib.attacks.transfer import _smooth, transfer_set
 from nslib.data.shapes import render
@@ -630,3 +632,51 @@ def test_attention_of_another_kind_is_refused():
 def test_missing_library_is_named():
     with pytest.raises(ModuleNotFoundError, match=r"needs no_such_library: pip install 'nslib\[attacks\]'"):
         optional("no_such_library", "attacks")
+
+
+def test_patch_fool_searches_as_published(monkeypatch):
+    """Adam in stds of a pixel, 5 % less every 10 steps; attention of blocks 1 up to half the depth."""
+    model = make_vit(depth=6)
+    images = random_images(model, 2)
+    labels = model(images).argmax(1).detach()
+    rates, blocks, step, maps = [], [], torch.optim.Adam.step, patchfool.attention_maps
+
+    def noted(self, *args, **kwargs):
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *args, **kwargs)
+
+    def read(model, layers):
+        blocks.append(list(layers))
+        return maps(model, layers)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", noted)
+    monkeypatch.setattr(patchfool, "attention_maps", read)
+    patch_fool(model, images, labels, generator=generator(0), bound=1e-6, steps=12, lr=0.2)
+    assert rates == pytest.approx([0.2 * model.std.mean().item()] * 10 + [0.19 * model.std.mean().item()] * 2)
+    assert blocks == [[4], [1, 2]]
+
+
+def test_attention_paid_by_hand(vit):
+    """The mean over queries of the log of what the heads together pay to the chosen patches."""
+    attention = torch.rand(2, 3, 5, 5, generator=generator(0)).softmax(-1)
+    chosen = torch.tensor([[0, 2], [3, 1]])
+    by_hand = [a.mean(0)[:, 1 + c].sum(1).log().mean().item() for a, c in zip(attention, chosen, strict=True)]
+    assert _attention_paid(attention, chosen, vit).item() == pytest.approx(sum(by_hand))
+
+
+def test_autoattack_aims_at_the_other_classes_up_to_nine(monkeypatch):
+    made = []
+
+    class Library:
+        def __init__(self, *args, **kwargs):
+            self.apgd_targeted, self.fab = SimpleNamespace(), SimpleNamespace()
+            made.append(self)
+
+        def run_standard_evaluation(self, images, labels, batch_size):
+            return images, labels
+
+    monkeypatch.setattr(auto, "optional", lambda *_: SimpleNamespace(AutoAttack=Library))
+    for classes in (12, 10, 6):
+        model = make_vit(num_classes=classes)
+        auto_attack(model, random_images(model, 2), torch.tensor([0, 1]), eps=0.1)
+    assert [(m.apgd_targeted.n_target_classes, m.fab.n_target_classes) for m in made] == [(9, 9), (9, 9), (5, 5)]

@@ -9,6 +9,8 @@ from timm.layers import AttentionRope
 
 from nslib.analysis.attention_survey import (
     STAGES,
+    _heads_output,
+    _responses,
     read_heads,
     remains_table,
     spectrum_table,
@@ -366,3 +368,35 @@ def test_models_whose_heads_cannot_be_read(model):
     other.vit.blocks[1].attn = AttentionRope(48, 3)
     with pytest.raises(TypeError, match="block 1 of vit_tiny_patch16_224 has AttentionRope"):
         read_heads(other, 1)
+
+
+@pytest.mark.parametrize("size", [1e-9, 1e9])
+@pytest.mark.parametrize("breaking", [None, 1, 2, 3])
+def test_conditions_do_not_depend_on_the_size_of_the_weights(breaking, size):
+    heads = made(12, 3, breaking)
+    scaled = Heads(heads.query * size, heads.key, heads.value * size)
+    assert violated(scaled) == str(breaking or "none")
+
+
+def test_constructed_heads_are_symmetric_of_both_signs():
+    """Else Q = K would do, and nothing of Remark 1 be tried."""
+    values = torch.linalg.eigvalsh(made(48, 3).scores)
+    assert (values[:, 0] < -0.4).all()
+    assert (values[:, -1] > 0.4).all()
+
+
+@torch.no_grad()
+def test_a_shift_is_as_large_as_what_it_is_added_to(model):
+    """Twice the root mean square norm of the tokens, and before the attention of the normalised ones."""
+    block = copy.deepcopy(model).double().vit.blocks[0]
+    x, shift = 5 * tokens(48), multiples_of(torch.randn(48, generator=generator(3)).double())
+    shift = 2 * shift / shift.norm()
+    found = _responses(block, x, shift)
+
+    def added(entering):
+        return entering + shift * entering.flatten(1).norm(dim=1).square().mean().sqrt()
+
+    acts = {"block": (block, x), "with biases": (lambda u: _heads_output(block.attn, u), block.norm1(x))}
+    for stage, (act, start) in acts.items():
+        before, after = act(start), act(added(start))
+        assert found[stage] == pytest.approx(((after - before).norm() / before.norm()).item())

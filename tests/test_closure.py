@@ -310,3 +310,13 @@ def test_mistakes(vit, pool, clean):
         closure.gap_matrix(vit, clean[:0], gaussian(vit, 1))
     with pytest.raises(ValueError, match="in training mode"):
         closure.gap_matrix(vit.train(), clean, gaussian(vit, 1))
+
+
+def test_convex_weights_are_uniform_on_the_simplex(vit, clean, monkeypatch):
+    """So each of three is above a half in a quarter of the draws."""
+    noises, seen = torch.zeros(3, *vit.token_shape), []
+    noises[range(3), 0, range(3)] = 1
+    monkeypatch.setattr(mixtures, "measure", lambda _, __, mixed, ___: seen.append(mixed[:, 0, :3]) or {})
+    pairs = torch.tensor([[0, 1]]).repeat(4000, 1)
+    mixtures.further_table(vit, clean, {"learned": noises}, pairs, STUDY, seed=0)
+    assert (seen[1] > 0.5).float().mean(0).tolist() == pytest.approx([0.25] * 3, abs=0.03)

@@ -13,6 +13,7 @@ from conftest import ROOT, make_vit
 from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
 
 from nslib.attacks.authors import attack_normalised
+from nslib.attacks.carlini import Nearest
 from nslib.attacks.gradient import fgsm
 from nslib.attacks.surrogate import SurrogateCNN
 from nslib.config import TABLE2, DataConfig, SuiteConfig
@@ -534,3 +535,33 @@ def test_surrogates_that_do_not_fit(vit, source, surrogate):
     ).eval()  # fmt: skip
     with pytest.raises(ValueError, match=r"takes coloured images, .* 1 channels: name another, or none"):
         Bench(grey, source, SUITE, surrogate.eval())
+
+
+def test_carlini_wagner_counts_within_its_budget(vit, source, monkeypatch):
+    images = source.take("val", 4).images
+    found = Nearest(1 - images, torch.tensor([0.0, 1.0, 1.01, torch.inf]))
+    monkeypatch.setattr(columns_module, "carlini_wagner", lambda *a, **k: found)
+    bench = Bench(vit, source, replace(SUITE, cw_budget=1.0))
+    (view,) = COLUMNS["cw"].show(bench, parts_of("cw", bench)[0])
+    assert torch.equal(view.images, torch.cat([found.images[:2], images[2:]]))
+
+
+def test_attacks_are_asked_for_as_it_is_said(source, monkeypatch):
+    """PGD in steps of a quarter of its budget, Patch-Fool by the attention of block 4."""
+    asked, deep = {}, make_vit(depth=6)
+    for name in ("fgsm", "pgd", "patch_fool"):
+        monkeypatch.setattr(columns_module, name, lambda m, x, y, name=name, **k: asked.setdefault(name, k) and x)
+    bench = Bench(deep, source, SUITE)
+    for column in ("fgsm", "pgd", "patchfool"):
+        hits_of(bench, parts_of(column, bench)[0])
+    assert asked["fgsm"] == {"eps": SUITE.fgsm_eps}
+    assert asked["pgd"] == {"eps": SUITE.pgd_eps, "step": SUITE.pgd_eps / 4, "steps": 2}
+    del asked["patch_fool"]["generator"]
+    expected = {"layer": 4, "patches": SUITE.patchfool_patches, "bound": SUITE.patchfool_bound, "steps": 2}
+    assert asked["patch_fool"] == expected
+
+
+def test_corrupted_images_keep_their_numbers_in_every_part(vit, source):
+    bench = Bench(vit, source, replace(SUITE, seed=73))
+    whole = corrupt(source.take("val", 8).images, "gaussian_noise", 3, indices=range(8), seed=73)
+    assert torch.allclose(bench.corrupted("gaussian_noise", 3, 4, 8).images, whole[4:])

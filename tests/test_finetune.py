@@ -20,7 +20,7 @@ from nslib.data.source import ShapesSource
 from nslib.finetune import rounds
 from nslib.finetune.augment import Augment, set_drop_path
 from nslib.finetune.cost import metered
-from nslib.finetune.draws import PURPOSES, number, seeded
+from nslib.finetune.draws import PURPOSES, draws, number, seeded
 from nslib.finetune.noises import Search, find_noises, pool_of
 from nslib.finetune.objectives import OBJECTIVES, View, against_itself, against_labels, recipe_of
 from nslib.finetune.precision import computing_in, resolved
@@ -29,7 +29,7 @@ from nslib.finetune.rounds import FinetuneDiverged, Moment, finetune_model
 from nslib.finetune.stream import Stream
 from nslib.finetune.updates import Trainer
 from nslib.models import load_model
-from nslib.nullspace.membership import boundary_scale, noise_gap
+from nslib.nullspace.membership import boundary_scale, noise_gap, random_noise_at
 from nslib.processes import ALONE, Share
 from nslib.progress import _TimeLeft, finetune_bar
 from nslib.runtime import generator
@@ -896,3 +896,93 @@ def test_saved_weights_are_those_returned(model, source, tmp_path):
     made = finetune_model(model, source, replace(CFG, ema=0.9), target=tmp_path / "w.safetensors")
     saved = load_file(tmp_path / "w.safetensors")
     assert all(torch.equal(saved[n], w) for n, w in weights(made.model).items())
+
+
+def test_trades_attack_climbs_its_own_divergence(model, source):
+    """One step along the gradient's sign of KL(f(x) || f(x')), from so far that the reversed one has others."""
+    cfg = replace(CFG, attack_steps=1, attack_eps=0.5, attack_step=0.01)
+    view = view_of(model, source)
+    start = against_itself(model, view, replace(cfg, attack_step=0.0), generator(0)).requires_grad_()
+    p, q = model(view.images).softmax(1).detach(), model(start).softmax(1)
+    (uphill,) = torch.autograd.grad((p * (p.log() - q.log())).sum(), start, retain_graph=True)
+    (other,) = torch.autograd.grad((q * (q.log() - p.log())).sum(), start)
+    moved = against_itself(model, view, cfg, generator(0)) - start.detach()
+    inner = moved.abs() > 0.005  # neither clamped to the ball nor to [0, 1]
+    assert (moved.sign() == uphill.sign())[inner].float().mean() > 0.99
+    assert (moved.sign() == other.sign())[inner].float().mean() < 0.98
+
+
+@pytest.mark.parametrize("attack", [against_labels, against_itself])
+def test_attacks_begin_anywhere_in_the_ball(model, source, attack):
+    view, cfg = view_of(model, source), replace(CFG, attack_step=0.0)
+    first, again, other = (attack(model, view, cfg, generator(s)) - view.images for s in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    inner = (view.images > cfg.attack_eps) & (view.images < 1 - cfg.attack_eps)
+    assert first[inner].abs().mean().item() == pytest.approx(cfg.attack_eps / 2, rel=0.05)
+
+
+def test_each_update_draws_for_itself(model, source, monkeypatch):
+    """Attack and augmentation of each seed, update and process; which noise is one choice for all processes."""
+    drawn = []
+    for name in ("draws", "number"):
+        make = getattr(rounds, name)
+        monkeypatch.setattr(rounds, name, lambda *place, make=make: drawn.append(place) or make(*place))
+    cfg = replace(CFG, noises=2, noise=replace(NOISE, eps=None, steps=1))
+    for seed in (0, 1):
+        for rank in (0, 1):
+            share = Share(rank, 2, gather=lambda own: own * 2)
+            finetune_model(model, source, replace(cfg, seed=seed), share=share)
+    for purpose, times in (("attack", 1), ("augment", 1), ("choice", 2)):
+        own = [place for place in drawn if place[1] == purpose]
+        assert len(own) == times * len(set(own)) == 2 * 2 * CFG.rounds * CFG.steps
+
+
+def test_mixed_targets_are_smoothed_too(model):
+    _, _, _, targets = augmented(model, mixup=0.8, smoothing=0.2)
+    assert targets.min().item() == pytest.approx(0.2 / 10)
+
+
+def test_what_is_erased_becomes_noise_around_the_mean(model):
+    """N(0, 1) in normalised images is as often above their mean as below it."""
+    images, _, found, _ = augmented(model, erasing=1.0)
+    erased = found[(found - images).abs() > 1e-3]
+    assert len(erased) > 300
+    assert erased.mean().item() == pytest.approx(0.5, abs=0.05)
+    assert 0.1 < (erased == 0).float().mean() < 0.25  # below -1 std
+
+
+def test_few_images_come_in_the_seeds_order(model):
+    streams = [Stream(FewImages(98), model, replace(CFG, seed=s), ALONE) for s in (0, 0, 1)]
+    first, again, other = (torch.cat([b.images for b in stream.batches(0, 6)]) for stream in streams)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("kind", ["learned", "permuted", "authors", "boundary"])
+def test_seeds_draw_different_noises(model, source, kind):
+    first, again, other = (noises(model, source, kind, replace(CFG, seed=s))[1] for s in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first / first.norm(), other / other.norm())
+
+
+def test_random_noise_is_scaled_on_heldout_images(model, source):
+    pool, noise, _ = noises(model, source, "boundary")
+    heldout, train = (
+        random_noise_at(model, part, NOISE.eps, rule="boundary", generator=draws(CFG.seed, "noise", 0, 0)).noise
+        for part in (pool.heldout, pool.train)
+    )
+    assert torch.equal(noise, heldout)
+    assert not torch.equal(noise, train)
+
+
+@pytest.mark.parametrize("name", ["mixup", "cutmix"])
+def test_mixup_blends_and_cutmix_cuts(model, name):
+    images, _, found, _ = augmented(model, **{name: 1.0})
+    of_one = (found == images) | (found == images.flip(0))  # timm pairs the first image with the last
+    assert of_one.all().item() == (name == "cutmix")
+
+
+def test_a_policy_fills_with_the_mean(model):
+    policy = Augment(model, replace(CFG, augment="rand-m9"), 8).policy
+    assert {op.kwargs["fillcolor"] for op in policy.ops} == {(128, 128, 128)}

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.linalg
 import torch
@@ -212,3 +213,13 @@ def test_mistakes(model, key):
             FingerprintStudy(**{name: -1})
     with pytest.raises(ValueError, match="side must be tokens or pixels, got 'both'"):
         fingerprint.rotated(model, "both", generator=generator(0))
+
+
+def test_models_of_another_patch_size_are_no_strangers(model, key):
+    """The key says nothing of them, so that they do not lower the rate."""
+    table = fingerprint.fingerprint_table(key, {"own": model, "other": stranger(1)}).assign(kind="mixed")
+    unlike = table.iloc[1:].assign(leak=float("nan"), median_angle=float("nan"), identified=False)
+    rates = fingerprint.false_positives(pd.concat([table, unlike, unlike.assign(kind="unlike")]))
+    assert rates.kind.tolist() == ["mixed", "all"]
+    assert rates.n.tolist() == [2, 2]
+    assert rates.value.tolist() == [0.5, 0.5]

@@ -167,3 +167,10 @@ def test_interval_and_test_agree_on_shares():
     found, p_value = paired_difference(*hits)
     assert found.value == 0
     assert p_value > 0.9
+
+
+def test_ratio_weighs_corruptions_alike():
+    """Also one under which the base model errs little."""
+    base = hits_with(dict.fromkeys(CORRUPTIONS, 0.5) | {"fog": 0.1})
+    ours = hits_with(dict.fromkeys(CORRUPTIONS, 0.5) | {"fog": 0.2})
+    assert corruption_ratio(ours, base) == pytest.approx((14 + 2) / 15)

@@ -10,10 +10,11 @@ import torch
 from conftest import random_images
 
 from nslib.config import NoiseConfig
-from nslib.nullspace import stored
+from nslib.nullspace import membership, stored
 from nslib.nullspace.encoder import NoiseDiverged, learn_noise, start_noise, step_images
 from nslib.nullspace.membership import (
     CleanPass,
+    EpsTest,
     Pool,
     agreement,
     boundary_scale,
@@ -502,3 +503,52 @@ def test_a_pool_that_is_not_finite_ends_the_search(vit, pool, rule):
     broken = CleanPass(pool.heldout.tokens, torch.full_like(pool.heldout.logits, math.nan))
     with pytest.raises(ValueError, match="finite"):
         random_noise_at(vit, broken, 0.05, rule=rule, generator=generator(0))
+
+
+def test_the_learning_rate_falls_along_a_cosine(vit, pool, monkeypatch):
+    rates, step = [], torch.optim.AdamW.step
+
+    def noted(self, *args, **kwargs):
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", noted)
+    learn(vit, pool, replace(FIXED, steps=4))
+    assert rates == pytest.approx([CFG.lr * (1 + math.cos(math.pi * s / 4)) / 2 for s in range(4)])
+
+
+def test_weight_decay_pulls_the_noise_to_zero(vit, pool):
+    """AdamW's: by lr times decay of the noise, beside the step along the gradient."""
+    start = direction(vit)
+    plain, pulled = (learn(vit, pool, replace(FIXED, steps=1, weight_decay=w), start=start).noise for w in (0.0, 0.5))
+    assert torch.allclose(pulled - plain, -0.5 * FIXED.lr * start, atol=1e-6)
+
+
+def test_a_noise_that_is_outside_is_told_by_all_heldout_images(vit):
+    """More than one batch of them: its gap is no lower bound, as that of a test on the way may be."""
+    pool = make_pool(vit, random_images(vit, 148), heldout=132)
+    found = learn(vit, pool, replace(CFG, steps=1, eps=1e-6))
+    assert not found.converged
+    assert found.gap_heldout == pytest.approx(noise_gap(vit, pool.heldout, found.noise), rel=1e-4)
+    assert found.match_heldout == pytest.approx(match_rate(vit, pool.heldout, found.noise))
+
+
+def test_the_first_of_several_exits_counts(vit, pool, monkeypatch):
+    """Outside from a tenth to a fifth of the tokens' own norm, and again from half of it on."""
+    own = pool.heldout.tokens.flatten(1).norm(dim=1).square().mean().sqrt().item()
+
+    def told(model, clean, noise, eps, **kwargs):
+        share = noise.norm().item() / own
+        return EpsTest(share < 0.1 or 0.2 <= share < 0.5, 0.0, len(clean), 1.0)
+
+    monkeypatch.setattr(membership, "inside", told)
+    for length in (1e-3, 1.0):
+        edge = boundary_scale(vit, pool.heldout, direction(vit) * length, 0.1)
+        assert edge.norm == pytest.approx(0.1 * own, rel=0.02)
+
+
+def test_a_ray_is_followed_to_twenty_times_the_tokens_norm(vit, pool):
+    edge = boundary_scale(vit, pool.heldout, direction(vit), 2.0)
+    own = pool.heldout.tokens.flatten(1).norm(dim=1).square().mean().sqrt().item()
+    assert not edge.reached
+    assert own * 20 / 1.25 < edge.norm <= own * 20 * 1.0001

@@ -262,3 +262,14 @@ def test_type_in_a_file_of_the_hub(tmp_path, dtype):
     assert torch.equal(fetched.vit.patch_embed.proj.weight, state["patch_embed.proj.weight"].float())
     assert fetched.stored_dtype == dtype
     assert PatchNullspace(fetched).tol == PatchNullspace(load_model(tag, tmp_path / "w.safetensors", **SMALL)).tol
+
+
+def test_sample_is_gaussian_in_the_nullspace():
+    """No direction and no sign of it is preferred, patch by patch."""
+    null = PatchNullspace(tiny(**UNEQUAL))
+    noise = null.sample(200, norm=1.0, generator=generator(0), dtype=torch.float64)
+    coefficients = null.unfold(noise) @ null.basis  # (200, 16, 32)
+    scaled = (coefficients * coefficients[0].numel() ** 0.5).flatten(0, 1)
+    assert scaled.mean(0).abs().max() < 0.1
+    assert (scaled.std(0) - 1).abs().max() < 0.1
+    assert scaled.pow(4).mean().item() == pytest.approx(3, rel=0.05)  # of uniform ones 1.8

@@ -324,3 +324,10 @@ def test_the_notebook_at_gpu_has_rows_of_its_second_model(monkeypatch, tmp_path)
     assert kept == [f"{models[1]}_{o}_seed0" for o in ("nullspace", "plain")] + [
         f"{models[0]}_{o}_seed{seed}" for o in ("nullspace", "plain") for seed in range(2)
     ]
+
+
+def test_pgd_takes_steps_of_a_quarter_of_its_budget(vit, monkeypatch):
+    asked = []
+    monkeypatch.setattr(attack_curves_module, "pgd", lambda m, x, y, **k: asked.append(k) or x)
+    pgd_curve(vit, random_images(vit, 2), torch.zeros(2, dtype=torch.int64), (0.0, 0.2), steps=7)
+    assert asked == [{"eps": 0.0, "step": 0.0, "steps": 7}, {"eps": 0.2, "step": 0.05, "steps": 7}]

@@ -200,3 +200,9 @@ def test_train_can_be_made_to_end(vit):
     for wrong in (DataConfig(kind="folder", root="anywhere", images=5), DataConfig(images=-1)):
         with pytest.raises(ValueError, match=r"data\.images must be >= 0, and 0 for a folder"):
             open_source(wrong, vit)
+
+
+def test_lines_are_as_thick_at_every_size():
+    """As shares of the image: a sketch of 144 px is no thinner one."""
+    small, large = ((render("sketch", range(20), size=s).images < 0.5).float().mean().item() for s in (48, 144))
+    assert large == pytest.approx(small, rel=0.2)

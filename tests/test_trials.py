@@ -16,7 +16,9 @@ from nslib.data.source import open_source
 from nslib.evaluate.bench import Bench
 from nslib.evaluate.comparison import mean_difference, pool_seeds
 from nslib.evaluate.suite import Evaluation
+from nslib.finetune.noises import NoiseFacts
 from nslib.finetune.result import over_seeds, slope_table
+from nslib.finetune.state import Round
 from nslib.kept import kept
 from nslib.makers import only_maker
 from nslib.processes import ALONE
@@ -544,3 +546,28 @@ def test_half_widths_leave_costly_attacks_out():
     found = trials.half_widths(against, ["nullspace", "permuted"])
     assert found == {"images": 0.7, "images and seeds": 2.0, "images, of the other objectives": 0.4}
     assert "images, of the other objectives" not in trials.half_widths(against[:2], ["nullspace", "permuted"])
+
+
+def test_the_base_model_is_compared_with_all_seeds_from_either_side():
+    several = pool_seeds([evaluation("a", clean=[1, 1, 0, 1]), evaluation("b", clean=[0, 0, 0, 1])], "several")
+    base = replace(evaluation("base", clean=[1, 0, 0, 1]), fixed=True)
+    for ours, theirs in ((base, several), (several, base)):
+        found = mean_difference(ours, theirs, ["clean"])
+        assert (found.value, found.seeds) == (0, 2)
+        assert trials.column_gains(ours, theirs)[0].seeds == 2
+
+
+def test_a_round_with_any_noise_that_is_not_inside_has_missed_eps():
+    inside, on_it = (NoiseFacts(1.0, gap_heldout=gap, match_heldout=1.0) for gap in (0.01, 0.03))
+    history = [Round(noises=[inside, on_it]), Round(noises=[inside, inside]), Round()]
+    job = jobs.Job(history, {}, evaluation("m", clean=[1, 0]))
+    rows = [trials._row_of(job, eps) for eps in (0.03, None)]
+    assert [(row.noise_rounds, row.missed_eps) for row in rows] == [(2, 1), (2, 0)]
+
+
+def test_costs_by_hand(monkeypatch):
+    cost = {"units": {"noise": 30, "updates": 90}, "images_of_standard_training": 40}
+    monkeypatch.setattr(trials, "seed_jobs", lambda *_: [jobs.Job([], cost, evaluation("m", clean=[1]))] * 2)
+    table = trials.costs(None, TINY, ["nullspace"])
+    assert table.seed.tolist() == [0, 1]
+    assert table.iloc[0, 2:].tolist() == [30, 90, 0.25, 40]

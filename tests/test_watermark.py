@@ -454,3 +454,13 @@ def test_real_images_keep_their_class_through_8_bit_files(strength, changed):
     assert table.match.mean() > 0.98
     assert (table.confidence_after - table.confidence_before).abs().mean() < 0.002
     assert table.pixels.median() > changed
+
+
+def test_confidence_after_is_that_of_the_class_before(model):
+    source, result = (torch.rand(6, 3, 16, 16, generator=generator(s)) for s in (0, 1))
+    with torch.no_grad():
+        model.vit.head.weight.mul_(100)
+        before, after = (model(x).softmax(1) for x in (source, result))
+    table = watermark.effect_table(model, source, result, source)
+    assert not table.match.all()
+    assert table.confidence_after.tolist() == pytest.approx(after[range(6), before.argmax(1)].tolist(), rel=1e-4)
