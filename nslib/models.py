@@ -198,12 +198,14 @@ def put_weights(
              if k in own and v.shape != own[k].shape]  # fmt: skip
     missing, unknown = own.keys() - state.keys(), state.keys() - own.keys()
     if wrong or missing or unknown:
+        wrong_beyond_head = [name for name in (*wrong, *missing, *unknown) if not name.startswith("head.")]
         told = [f"{len(part)} {kind} ({sorted(part)[0]})" for kind, part in
                 (("missing", missing), ("unknown", unknown), ("of another shape", wrong)) if part]  # fmt: skip
-        raise ValueError(
-            f"{path} does not fit {model.name}: tensors {', '.join(told)}; name the model that it was made for, in "
-            "Python with its img_size, or another file"
-        )
+        remedy = "name the model that it was made for, in Python with its img_size, or another file"
+        if not wrong_beyond_head:
+            as_it_is = "with num_classes=0" if "head.weight" in missing else "without num_classes"
+            remedy = f"load it {as_it_is}, then give it a head by nslib.models.reset_head"
+        raise ValueError(f"{path} does not fit {model.name}: tensors {', '.join(told)}; {remedy}")
     model.vit.load_state_dict(state)
     if normalisation:
         model = StagedViT(model.vit, **normalisation, name=model.name).built_as(model)

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -69,7 +70,7 @@ def paper(monkeypatch):
             "laptop, full, gpu, imagenet, imagenet_small, got 'fast'",
         ),
         (("reproduce", "--set", "steps=3"), "no setting 'steps': Settings has"),
-        (("reproduce", "--set", "images"), "--set takes NAME=VALUE such as images=500, got 'images'"),
+        (("reproduce", "--set", "images"), "--set takes NAME=VALUE, such as in --help, got 'images'"),
         (("reproduce", "99", "--profile", "smoke"), "no notebook '99': there are"),
         (("reproduce", "02", "--dry-run"), "--dry-run tells of a whole profile: name no notebooks, got 02"),
         (
@@ -103,7 +104,13 @@ def paper(monkeypatch):
             "--imagenet: no folder x; expected one with",
         ),
         (("reproduce", "--profile", "imagenet_small", "--imagenet", "x"), "--imagenet: no folder x; expected one with"),
+        (("evaluate", "--set", "images=50"), "images changes nothing of this command, which reads suite., data., sur"),
+        (
+            ("evaluate", "--model", "vit_tiny_patch16_224", "--weights", "random", "--columns", "clean"),
+            "shapes has 10 classes and the head of vit_tiny_patch16_224 1000: name images of its own classes (",
+        ),
         (("finetune", "--set", "epochs=3"), "no setting 'finetune.epochs'"),
+        (("pretrain", "--set", "data.seed=7"), "data.seed changes nothing of this command, which reads pretrain."),
         (("disguise", "--source", "a.png", "--target", "b.png", "--out", "c.png"), "no picture at a.png"),
         (("evaluate", "--protocol", "paper"), "protocol must be pixels or authors, got 'paper'"),
         (("pretrain", "--profile", "fast"), "profile must be one of"),
@@ -630,7 +637,7 @@ def test_weights_are_those_of_suspects_named_by_tag(call, key):
     assert (code, printed.split()[-1]) == (0, "False")
 
 
-def test_fingerprint_makes_no_key_by_mistake(call, tmp_path, key):
+def test_fingerprint_makes_no_key_by_mistake(call, tmp_path, key, monkeypatch):
     missing = str(tmp_path / "kye.safetensors")
     code, _, errors = call("fingerprint", "--key", missing, "--models", "shapes_vit")
     assert code == 2
@@ -640,6 +647,9 @@ def test_fingerprint_makes_no_key_by_mistake(call, tmp_path, key):
     code, _, errors = call("fingerprint", "--key", key, "--weights", "random")
     assert code == 2
     assert "is there already: name models to compare with it by --models, or another --key" in errors
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copy(key, tmp_path / "own.safetensors")
+    assert "is there already" in call("fingerprint", "--key=~/own.safetensors", "--weights", "random")[2]
     code, _, errors = call("fingerprint", "--key", key, "--models", "lost.safetensors")
     assert code == 2
     assert "no weights at lost.safetensors" in errors

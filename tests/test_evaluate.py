@@ -537,6 +537,16 @@ def test_surrogates_that_do_not_fit(vit, source, surrogate):
         Bench(grey, source, SUITE, surrogate.eval())
 
 
+def test_a_column_that_was_not_measured_has_no_figure(vit, source):
+    found = evaluate_model(vit, source, replace(SUITE, columns=("clean", "damagenet")), progress=False)
+    with pytest.raises(ValueError, match=r"no figure for fgsm: fgsm is not among suite\.columns"):
+        found.estimate("fgsm")
+    with pytest.raises(ValueError, match=r"no figure for damagenet: .*surrogate"):
+        found.reported("damagenet")
+    with pytest.raises(ValueError, match="no figure for cue_conflict"):
+        found.decisions()
+
+
 def test_carlini_wagner_counts_within_its_budget(vit, source, monkeypatch):
     images = source.take("val", 4).images
     found = Nearest(1 - images, torch.tensor([0.0, 1.0, 1.01, torch.inf]))

@@ -583,7 +583,8 @@ def test_no_images_left_to_train_on(model):
 def test_labels_that_are_no_classes_of_the_head(source):
     seven = make_vit("shapes_vit", **TINY | dict(num_classes=7))
     with pytest.raises(
-        ValueError, match=r"labels must lie in 0\.\.6, .*got 0\.\.9: make the model with num_classes=10"
+        ValueError,
+        match=r"labels must lie in 0\.\.6, .*got 0\.\.9: give it a head by nslib.models.reset_head.*classes=10",
     ):
         finetune_model(seven, source, replace(CFG, objective="plain", batch=64))
 

@@ -12,6 +12,7 @@ from torchvision.transforms.functional import normalize
 
 import nslib
 from nslib.models import build_model, load_model, reset_head, save_weights, weights_record
+from nslib.nullspace.membership import clean_pass
 from nslib.staged import StagedViT, frozen, renormalised
 
 FAMILIES = {
@@ -174,8 +175,19 @@ def test_head_has_the_classes_of_the_file_unless_others_are_asked_for(tmp_path, 
     if asked is None:
         assert torch.equal(load_model("shapes_vit", path).vit.head.weight, seven.vit.head.weight)
     else:
-        with pytest.raises(ValueError, match=r"2 of another shape \(head\.bias \(7,\), expected \(10,\)\)"):
+        with pytest.raises(ValueError, match=r"\(head\.bias \(7,\), expected \(10,\)\); load it without .*reset_head"):
             load_model("shapes_vit", path, num_classes=asked)
+
+
+def test_a_file_without_a_head(tmp_path):
+    save_weights(load_model("shapes_vit", "random", num_classes=0), tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match=r"2 missing \(head\.bias\); load it with num_classes=0, then .*reset_head"):
+        load_model("shapes_vit", tmp_path / "w.safetensors")
+    model = load_model("shapes_vit", tmp_path / "w.safetensors", num_classes=0)
+    with pytest.raises(ValueError, match=r"has no head: give it one by nslib\.models\.reset_head"):
+        clean_pass(model, random_images(model, 3))
+    reset_head(model, 5)
+    assert clean_pass(model, random_images(model, 3)).logits.shape == (3, 5)
 
 
 def test_normalisation_of_a_file_goes_before_that_of_the_tag(tmp_path):

@@ -264,6 +264,11 @@ def test_type_in_a_file_of_the_hub(tmp_path, dtype):
     assert PatchNullspace(fetched).tol == PatchNullspace(load_model(tag, tmp_path / "w.safetensors", **SMALL)).tol
 
 
+def test_no_samples_are_a_mistake(vit):
+    with pytest.raises(ValueError, match="n must be >= 1, got -1"):
+        PatchNullspace(vit).sample(-1, peak=0.5)
+
+
 def test_sample_is_gaussian_in_the_nullspace():
     """No direction and no sign of it is preferred, patch by patch."""
     null = PatchNullspace(tiny(**UNEQUAL))

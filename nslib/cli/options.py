@@ -24,20 +24,28 @@ Suspects = Annotated[Given, tyro.conf.UseAppendAction, tyro.conf.arg(metavar="MO
 
 
 def settings_of(
-    profile: str, imagenet: str, device: str, settings: Given, *, run_name: str = "", within: str = "", **options
+    profile: str,
+    imagenet: str,
+    device: str,
+    settings: Given,
+    *,
+    run_name: str = "",
+    within: str = "",
+    reads: tuple[str, ...] = ("",),
+    **options,
 ) -> Settings:
     """What a command works with: a profile, by default the one that fits the data, with what was said otherwise.
 
     Args:
         imagenet: the folder of images, empty for the embedded data.
         run_name: as of `resolve`.
-        settings, within, options: as `overrides`.
+        settings, within, reads, options: as `overrides`.
     Raises:
         ValueError, FileNotFoundError: as `check_images`, `overrides` and `resolve`.
     """
     check_images(profile, imagenet)
     options |= {"data__root": imagenet, "device": "" if device == "auto" else device}
-    chosen = overrides(settings, within=within, **options)
+    chosen = overrides(settings, within=within, reads=reads, **options)
     return resolve(profile or ("imagenet" if imagenet else "laptop"), run_name, chosen)
 
 
@@ -54,24 +62,27 @@ def check_images(profile: str, imagenet: str) -> None:
         raise FileNotFoundError(f"--imagenet: no folder {imagenet}; expected one with train/ and val/ in it")
 
 
-def overrides(settings: Given, *, within: str = "", **options) -> dict:
+def overrides(settings: Given, *, within: str = "", reads: tuple[str, ...] = ("",), **options) -> dict:
     """`synthesis.noise.steps=100` -> {"synthesis.noise.steps": 100}; values as `_value` reads them.
 
     Args:
         settings: all count, whether they stand after one --set or several; of two of one name the last.
         within: the task, such as `finetune`, that all of the settings are of but those of `data`.
+        reads: with what names begin that matter to the command; others are refused.
         options: further ones by full name with `__` for the dot; empty ones are left out.
     Raises:
-        ValueError: one of the settings has no equals sign.
+        ValueError: one of the settings has no equals sign, or is not read.
     """
     prefix = within and f"{within}."
     chosen = {name.replace("__", "."): value for name, value in options.items() if value}
     for item in chain.from_iterable(settings):
         name, equals, text = item.partition("=")
         if not equals:
-            raise ValueError(f"--set takes NAME=VALUE such as images=500, got {item!r}")
+            raise ValueError(f"--set takes NAME=VALUE, such as in --help, got {item!r}")
         name = name.strip()
         name = name if name.startswith("data.") else prefix + name  # on which images, any task may be told
+        if _hint(name) and not name.startswith(reads):
+            raise ValueError(f"{name} changes nothing of this command, which reads {', '.join(reads)}: leave it out")
         chosen[name] = _value(text, _hint(name))
     return {name: _placed(name, value) for name, value in chosen.items()}
 

@@ -69,7 +69,7 @@ def fingerprint(key: str, models: Suspects = (), model: str = "shapes_vit", weig
         kept = read_key(key)
         suspects = {told: load_model(*_tag_and_weights(told, model, weights)) for told in named}
         print(fingerprint_table(kept, suspects).round(4).to_string(index=False))
-    elif Path(key).exists():
+    elif Path(key).expanduser().exists():
         raise FileExistsError(f"{key} is there already: name models to compare with it by --models, or another --key")
     else:
         print(f"{write_key(key, make_key(load_model(model, weights or None)))}: key of {model}; keep it to yourself")

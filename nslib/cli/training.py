@@ -7,6 +7,8 @@ from pathlib import Path
 
 from nslib.cli.options import Setting, absolute_weights, check_out, settings_of, show
 
+_EVALUATED = ("suite.", "data.", "surrogate", "pretrain.", "models", "weights", "seed", "device")  # settings
+
 
 def pretrain(
     profile: str = "laptop", model: str = "", target: str = "", device: str = "auto", set: Setting = ()
@@ -26,7 +28,7 @@ def pretrain(
 
     training = "surrogate_pretrain" if model == "surrogate_cnn" else "pretrain"
     chosen = {f"{training}__model": model or resolve(profile).models[0]}
-    cfg = getattr(settings_of(profile, "", "auto", set, within=training, **chosen), training)
+    cfg = getattr(settings_of(profile, "", "auto", set, within=training, reads=(f"{training}.",), **chosen), training)
     path = Path(target) if target else runs_path("pretrain") / profile / f"{cfg.model}.safetensors"
     record = train(cfg, path, device=pick_device(device))
     print(f"{path}: {record['minutes']} minutes; top-1 of {record['n']} images a split:")
@@ -75,7 +77,7 @@ def evaluate(
 
     path = check_out(out, ".csv", beside=OF_COMMAND) if out else None
     settings = settings_of(
-        profile, imagenet, device, set, weights=weights, models=model, suite__protocol=protocol,
+        profile, imagenet, device, set, reads=_EVALUATED, weights=weights, models=model, suite__protocol=protocol,
         suite__columns=[c.strip() for c in columns.split(",")] if columns else "",
     )  # fmt: skip
     if "damagenet" not in settings.suite.columns:

@@ -85,10 +85,24 @@ def checked(batch: Batch, n: int, model: StagedViT) -> Batch:
     low, high = labels.min().item(), labels.max().item()
     if low < 0 or high >= model.num_classes:
         raise ValueError(
-            f"labels must lie in 0..{model.num_classes - 1}, the classes of {model.name}, got {low}..{high}: make the "
-            f"model with num_classes={high + 1} or more (nslib finetune --num-classes)"
+            f"labels must lie in 0..{model.num_classes - 1}, the classes of {model.name}, got {low}..{high}: give "
+            f"it a head by nslib.models.reset_head(model, num_classes={high + 1}) (nslib finetune --num-classes)"
         )
     return Batch(images.to(model.vit.patch_embed.proj.weight.dtype), labels.long())
+
+
+def check_classes(source: Source, model: StagedViT) -> None:
+    """Refuse a head with more classes than the shapes. Folders label by all of ImageNet-1k, however few they hold.
+
+    Raises:
+        ValueError: so it is.
+    """
+    if isinstance(source, ShapesSource) and model.num_classes > len(CLASSES):
+        raise ValueError(
+            f"shapes has {len(CLASSES)} classes and the head of {model.name} {model.num_classes}: name images of its "
+            f"own classes (--imagenet FOLDER), or give it another head by nslib.models.reset_head(model, "
+            f"num_classes={len(CLASSES)}) (nslib finetune --num-classes {len(CLASSES)})"
+        )
 
 
 class ShapesSource:

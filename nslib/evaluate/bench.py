@@ -17,7 +17,7 @@ from nslib.attacks.transfer import transfer_set
 from nslib.config import SuiteConfig
 from nslib.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from nslib.data.shapes import Batch
-from nslib.data.source import Source, checked
+from nslib.data.source import Source, check_classes, checked
 from nslib.staged import StagedViT
 from nslib.store import cached, digest, model_digest
 
@@ -35,13 +35,14 @@ class Bench:
     Args:
         surrogate: the network on which transferred images are made, in evaluation mode; None: they are not made.
     Raises:
-        ValueError: model or surrogate in training mode, weights in 16 bits, or the surrogate does not fit the model's
-            images or classes.
+        ValueError: model or surrogate in training mode, weights in 16 bits, a model with more classes than the data
+            set, or a surrogate that does not fit the model's images or classes.
     """
 
     def __init__(self, model: StagedViT, source: Source, suite: SuiteConfig, surrogate: nn.Module | None = None):
         model.check_frozen_use()
         _check_precision(model)
+        check_classes(source, model)
         if surrogate is not None:
             _check_surrogate(surrogate, model)
         self.model, self.source, self.suite, self.surrogate = model, source, suite, surrogate

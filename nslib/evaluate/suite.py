@@ -19,7 +19,7 @@ from nslib.data.corruptions import VERSION as CORRUPTIONS_VERSION
 from nslib.data.source import Source
 from nslib.evaluate.bench import TRANSFER_VERSION, Bench
 from nslib.evaluate.columns import BESIDE, COLUMNS, Part, check_columns, hits_of, missing_of, parts_of
-from nslib.evaluate.metrics import BY_CUE, corruption_error, mce, per_image
+from nslib.evaluate.metrics import BY_CUE, Hits, corruption_error, mce, per_image
 from nslib.intervals import Estimate, mean_estimate, share_estimate
 from nslib.processes import ALONE, Share
 from nslib.runtime import generator, to_json
@@ -65,20 +65,25 @@ class Evaluation:
         """Why a column has no figure; empty if it has one."""
         return "" if column in self.hits else self.missing.get(column, f"{column} is not among suite.columns")
 
+    def _measured(self, column: str) -> Hits:
+        if why := self.absent(column):
+            raise ValueError(f"no figure for {column}: {why}")
+        return self.hits[column]
+
     def estimate(self, column: str) -> Estimate:
         """Top-1 of a column in percent with its interval over images and seeds; of c the mean over all corruptions.
 
         Raises:
-            ValueError: the column has decisions by cue.
+            ValueError: the column has decisions by cue, or has not been measured.
         """
         if column in BY_CUE:
             raise ValueError(f"{column} has no top-1, but shares of decisions by cue: ask for `decisions`")
-        values = per_image(self.hits[column])
+        values = per_image(self._measured(column))
         return (mean_estimate(values) if len(self.hits[column]) > 1 else share_estimate(values)).percent()
 
     def decisions(self, column: str = BY_CUE[0]) -> dict[str, Estimate]:
         """Percent of the images whose answer is their shape, their texture or neither."""
-        shape, texture = self.hits[column]["shape"], self.hits[column]["texture"]
+        shape, texture = (self._measured(column)[cue] for cue in ("shape", "texture"))
         followed = {"shape": shape, "texture": texture, "other": ~(shape | texture)}
         return {cue: share_estimate(hits).percent() for cue, hits in followed.items()}
 
@@ -87,9 +92,9 @@ class Evaluation:
         if column != "c":
             return "top-1", self.estimate(column)
         return (
-            ("mCE", mce(self.hits[column]))
+            ("mCE", mce(self._measured(column)))
             if self.published_c
-            else ("corruption error", corruption_error(self.hits[column]))
+            else ("corruption error", corruption_error(self._measured(column)))
         )
 
     def figures(self) -> list[tuple[str, str, Estimate]]:

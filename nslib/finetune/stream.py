@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from nslib.config import FinetuneConfig
-from nslib.data.shapes import CLASSES, Batch
-from nslib.data.source import ShapesSource, Source, checked
+from nslib.data.shapes import Batch
+from nslib.data.source import Source, check_classes, checked
 from nslib.finetune.draws import draws
 from nslib.processes import Share
 from nslib.staged import StagedViT
@@ -32,7 +32,7 @@ class Stream:
 
     def __init__(self, source: Source, model: StagedViT, cfg: FinetuneConfig, share: Share):
         self.source, self.model, self.cfg = source, model, cfg
-        _check_classes(source, model)
+        check_classes(source, model)
         if cfg.groups > model.num_classes:
             raise ValueError(f"groups must be at most {model.num_classes}, the classes of the model, got {cfg.groups}")
         self.part = share.size(cfg.batch)
@@ -89,12 +89,3 @@ class Stream:
             order = torch.randperm(self.length, generator=draws(self.cfg.seed, "order", turn))
             self._pass, self._order = turn, order
         return self.first + int(self._order[slot])
-
-
-def _check_classes(source: Source, model: StagedViT) -> None:
-    """Refuse a head with more classes than the shapes. Folders label by all of ImageNet-1k, however few they hold."""
-    if isinstance(source, ShapesSource) and model.num_classes > len(CLASSES):
-        raise ValueError(
-            f"shapes has {len(CLASSES)} classes and the head of {model.name} {model.num_classes}: "
-            f"make the model with num_classes={len(CLASSES)} (--num-classes {len(CLASSES)})"
-        )

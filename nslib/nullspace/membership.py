@@ -44,12 +44,15 @@ def clean_pass(model: StagedViT, images: Tensor, *, batch: int = 128) -> CleanPa
     """Tokens and logits of images (M, C, H, W) in [0, 1], kept on the model's device.
 
     Raises:
-        ValueError: no images, of the wrong shape or outside [0, 1]; logits not finite; the model is in training mode.
+        ValueError: no images, of the wrong shape or outside [0, 1]; logits not finite; the model is in training mode or
+            has no head.
     """
     model.check_frozen_use()
     if not len(images):
         raise ValueError("no images: a pool and its held-out part need at least one each")
     model.check_images(images)
+    if not model.num_classes:
+        raise ValueError(f"{model.name} has no head: give it one by nslib.models.reset_head(model, num_classes)")
     weight = model.vit.patch_embed.proj.weight
     first, *others = images.split(batch)
     some = model.embed(first.to(weight))

@@ -100,9 +100,11 @@ class PatchNullspace:
             norm: l2 norm of each image's noise. Exactly one of norm and peak.
             peak: largest absolute pixel of each image's noise.
         Raises:
-            ValueError: the nullspace is trivial, or not exactly one of norm and peak is given.
+            ValueError: the nullspace is trivial, n is below 1, or not exactly one of norm and peak is given.
         """
         self.check_not_trivial()
+        if n < 1:
+            raise ValueError(f"n must be >= 1, got {n}")
         if (norm is None) == (peak is None):
             raise ValueError(f"give exactly one of norm and peak, got norm={norm}, peak={peak}")
         patches = self.image_shape[1] // self.patch_shape[1] * (self.image_shape[2] // self.patch_shape[2])
