@@ -93,7 +93,7 @@ record.figure("symmetry", figure, symmetry)
 
 # %% [markdown]
 # ## Is there a common nullspace?
-# Singular values of all heads' QᵢKᵢᵀ, KᵢQᵢᵀ and Vᵢᵀ stacked, a line for each block. Only what falls to the precision of the weights (dotted) would be null.
+# Singular values of all heads' QᵢKᵢᵀ, KᵢQᵢᵀ and Vᵢᵀ stacked, a line for each block. Only what falls below the dotted line counts as null: it is the precision of float32 times the number of rows stacked, a generous bound, and higher for more heads.
 
 # %%
 spectrum = pd.concat([attention_survey.spectrum_table(model) for model in models])
@@ -104,7 +104,9 @@ for ax, (name, rows) in zip(axes[0], spectrum.groupby("model", sort=False), stri
     ax.axhline(rows.tol.max(), color="0.3", linewidth=0.8, linestyle=":")
     ax.set(yscale="log", xlabel="number of the singular value", ylabel="relative to the largest")
     ax.set_title(name, fontsize=7)
-plots.caption(figure, "singular values of all QKᵀ, KQᵀ and Vᵀ of a block, stacked; dotted: precision of the weights")
+plots.caption(
+    figure, "singular values of all QKᵀ, KQᵀ and Vᵀ of a block, stacked; dotted: below it a value counts as zero"
+)
 record.figure("spectrum", figure, spectrum)
 spectrum.groupby(["model", "block"]).agg(null_dim=("null", "sum"), smallest=("value", "min")).round(5)
 

@@ -90,7 +90,7 @@ ratio.round(3)
 
 # %% [markdown]
 # ## How far the set reaches
-# The norm at which the ray along a direction first leaves the set, on fresh images; whiskers: smallest and largest start. The controls are the same noise permuted and a Gaussian direction.
+# The norm at which the ray along a direction first leaves the set, on fresh images; whiskers: smallest and largest start. The controls are the same noise permuted and a Gaussian direction. Each ε has noises of its own, so that the bars of two ε are of different rays: one for a larger ε may be shorter.
 
 # %%
 reach = reach_table(lab.model, lab.clean[: study.reach_images], noises, seed=settings.seed)

@@ -16,7 +16,7 @@
 #
 # **Claims.** C15: a learned noise scaled by |s| ≤ 1 stays ε-approximate. C16: convex combinations of two of them stay below .033, a little above ε = .03.
 #
-# *Paper: Appendix D, Figure 5, arXiv:2403.10476.* An exact nullspace is closed under all of these. Here everything is judged on images used neither to learn nor to stop the noises, with the same noises permuted as a control. Beyond the paper: plain sums, more members, and how many noises may be mixed freely. Curves and maps are drawn at more points from a few of the images on which the two claims are judged, chosen so that their mean is near that of all; how many noises lie outside ε differs more.
+# *Paper: Appendix D, Figure 5, arXiv:2403.10476.* An exact nullspace is closed under all of these. Here everything is judged on images used neither to learn nor to stop the noises, with the same noises permuted as a control. Beyond the paper: plain sums, more members, and how many noises may be mixed freely. Curves and maps are drawn at more points from a few of the images on which the two claims are judged, chosen so that the mean at scale 1 is near that of all (not in runs older than that choice, such as imagenet-mini); at other scales the two means, and how many noises lie outside ε, differ more.
 
 # %% tags=["parameters"]
 profile = "smoke"  # smoke, laptop, full, gpu, imagenet or imagenet_small

@@ -116,7 +116,7 @@ farther[farther.noise == "learned"].round(2)
 
 # %% [markdown]
 # ## What it costs
-# Each run's cost in forward passes of one image; a backward pass to the tokens counts as one more, to the weights as two. C18 takes the mean of the seeds of NS; with several, its interval is a t interval over them.
+# Each run's cost in forward passes of one image, for the noise and for the updates; a backward pass to the tokens counts as one more, to the weights as two. `images`: how many images of standard training, three passes each, cost as much; `share`: of the noise. C18 takes the mean of the seeds of NS; with several, its interval is a t interval over them.
 
 # %%
 cost = trials.costs(bench, settings, list(TRACED))

@@ -40,7 +40,7 @@ settings.models, settings.finetune.attack_eps, settings.finetune.attack_steps
 
 # %% [markdown]
 # ## Table 3
-# Ours above, the paper's below. c is an error; the mean takes 100 − c. `missed_eps`: rounds whose noise never got inside ε.
+# Ours above, the paper's below. c is an error; the mean takes 100 − c. `c / base`: that error relative to the base model's, empty where this profile shows one of the two no corruptions. `missed_eps`: rounds whose noise never got inside ε.
 
 # %%
 bench = nslib.open_bench(settings)

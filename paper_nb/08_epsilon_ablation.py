@@ -16,7 +16,7 @@
 #
 # **Claims.** C13: the method (NS, nullspace finetuning) is insensitive to ε in {.01, .03, .1}. C14: at each of them it beats finetuning with random noise of the same ε, except on corruptions.
 #
-# *Paper: Section 5.4, Table 4, arXiv:2403.10476.* `random` follows the authors' rule: Gaussian noise shrunk by a fifth until it is inside. `plain`, the same finetuning without noise, is our control; the paper has none. Profile `laptop` runs ε = .03 alone; `full` and `gpu` run all three.
+# *Paper: Section 5.5, Table 4, arXiv:2403.10476.* `random` follows the authors' rule: Gaussian noise shrunk by a fifth until it is inside. `plain`, the same finetuning without noise, is our control; the paper has none. Profile `laptop` runs ε = .03 alone; `full` and `gpu` run all three.
 
 # %% tags=["parameters"]
 profile = "smoke"  # smoke, laptop, full, gpu, imagenet or imagenet_small
@@ -41,7 +41,7 @@ settings.models, settings.finetuning.eps
 
 # %% [markdown]
 # ## Table 4
-# One line for each ε and method, with `base` and `plain`, which have no ε. Every line is of one seed, also where notebook 06 has several, so that all lines are alike. `missed_eps`: rounds whose noise was outside ε on held-out images.
+# One line for each ε and method, with `base` and `plain`, which have no ε. `c / base`: the corruption error relative to the base model's. Every line is of one seed, also where notebook 06 has several, so that all lines are alike. `missed_eps`: rounds whose noise was outside ε on held-out images.
 
 # %%
 bench = nslib.open_bench(settings)

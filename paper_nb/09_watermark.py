@@ -94,7 +94,7 @@ photographs.credit_table()
 
 # %% [markdown]
 # ## How strong may the mark be?
-# `nullspace` is the legal solution; `nearest level` the same, each pixel rounded for itself; `clipped` the closed form cut to [0, 1]; `permuted` the control, the change of `nullspace` with the pixels of every patch in another order; `blend` the mark laid over without any nullspace. The price of invisibility to the model: PSNR to the plain blend, in dB.
+# `nullspace` is the legal solution; `nearest level` the same, each pixel rounded for itself; `clipped` the closed form cut to [0, 1]; `permuted` the control, the change of `nullspace` with the pixels of every patch in another order; `blend` the mark laid over without any nullspace; `JPEG 95` the legal solution saved as such. `value`: predictions unchanged; `confidence` and `logits`: the mean over images of how far the confidence in the answer before, and the logit that moves most, move. The price of invisibility to the model: PSNR to the plain blend, in dB, capped at 100, where two pictures are equal.
 
 # %%
 draws = generator(settings.seed)
@@ -119,7 +119,7 @@ record.figure("strength", figure, table)
 
 # %% [markdown]
 # ## From a file
-# Each marked image is saved as PNG and read again; the numbers are of what was read.
+# Each marked image is saved as PNG and read again; the numbers are of what was read: confidence in the answer before, before and after; the largest change of a logit and of a pixel; PSNR to the plain blend, of the source (`psnr_before`) and of the marked picture, and of that to the source.
 
 # %%
 marked = watermark.disguise(null, source, mark, strength=strength)

@@ -116,12 +116,16 @@ if len(changed) and settings.data.kind == "shapes":
 moved, control_moved = ((last[0] != answer).float().mean().item() for answer in (last[1], last[4]))
 print(f"{len(changed)} shown; {list(judges)[-1]} changes {moved:.1%} of its answers, {control_moved:.1%} if permuted")
 
+# %% [markdown]
+# How far the pictures went: confidence in the answer before, the largest change of a logit and of a pixel, and PSNR in dB to the target, of the source (`psnr_before`) and of the transformed picture (`psnr`), and of that to its own source. The paper says that its transformed pictures look like the target rather than the source; how many of these do is counted.
+
 # %%
+print(f"{(effect.psnr > effect.psnr_source).sum()} of {len(effect)} nearer to the target than to their source")
 effect.drop(columns=["class_before", "class_after"]).describe().loc[["mean", "min", "max"]].round(4)
 
 # %% [markdown]
 # ## Figures 8(b) and 10: saliency
-# Maps of one image, its transformed picture, and the target; red: for the class, blue: against it. Each map is scaled by its own 99 % quantile. Grad-CAM cuts what speaks against the class, and attention rollout knows no class: neither is ever negative.
+# Maps of one image, its transformed picture, and the target; red: for the class, blue: against it. Figure 8(b) is the column CP-LRP, a later layer-wise relevance propagation for transformers, where the paper used that of Chefer et al. (2021); Figure 10 all of them. Each map is scaled by its own 99 % quantile. Grad-CAM cuts what speaks against the class, and attention rollout knows no class: neither is ever negative.
 
 # %%
 trio = torch.cat([first[:1], between[:1], second[:1]])
@@ -167,5 +171,5 @@ record.save(null_dim=null.dim, least_per_pixel=vars(least), judges=told.drop(col
 record.summary()
 
 # %% [markdown]
-# To the model the disguised image is the source: its class, its confidence, and what it looks at. For a network with another first layer the noise is no nullspace noise; yet that need not change its mind, and the table of judges says for how many pictures it does. Mostly it does not. The small CNN at `laptop` and DeiT at `imagenet-mini` each give another answer to 12.0 % of the disguised pictures, and as often, to 11.5 % and 12.5 %, where the noise is permuted, so that its direction has no part in it; the CNN at `gpu` does to 21 %, to 8 % of the permuted ones. The model itself, at `laptop` and `imagenet-mini`, answers differently to none, and to 6.5 % and 22.5 % under the permuted noise.
+# To the model the disguised image is the source: its class, its confidence, and what it looks at. To us as well: it moves towards the target, but all 200 at `laptop` and `full` stay nearer to their source, as the nullspace holds little of a smooth difference. For a network with another first layer the noise is no nullspace noise; yet that need not change its mind, and the table of judges says for how many pictures it does. Mostly it does not. The small CNN at `laptop` and DeiT at `imagenet-mini` each give another answer to 12.0 % of the disguised pictures, and as often, to 11.5 % and 12.5 %, where the noise is permuted, so that its direction has no part in it; the CNN at `gpu` does to 21 %, to 8 % of the permuted ones. The model itself, at `laptop` and `imagenet-mini`, answers differently to none, and to 6.5 % and 22.5 % under the permuted noise.
 # Equal saliency says little more than equal tokens: most of the maps are functions of the tokens alone.

@@ -85,7 +85,7 @@ confound.round(2)
 
 # %% [markdown]
 # ## A shift of the position embedding
-# The learned noise is one tensor added to the tokens of all images, as the position embedding is. How much does training that embedding alone give, on clean images? At the recipe's rate it hardly moves, so a second row has thirty times that. Below them what goes beyond the paper: several noises in a round, a search that begins at the last round's noise, noise in the middle of the network, and one noise for each half of the classes. Profiles `laptop`, `gpu` and `imagenet_small` leave these out.
+# The learned noise is one tensor added to the tokens of all images, as the position embedding is. How much does training that embedding alone give, on clean images? At the recipe's rate it hardly moves, so a second row has thirty times that. Below them what goes beyond the paper: several noises in a round, a search that begins at the last round's noise, noise in the middle of the network, and one noise for each half of the classes. `last norm`: of the last round's noise. Profiles `laptop`, `gpu` and `imagenet_small` leave these out.
 
 # %%
 beyond = plan.beyond(settings.finetune, depth=len(bench.model.vit.blocks))
@@ -97,6 +97,8 @@ found = {
     name: trials.row(bench, settings, name.split(",")[0], seeds=1, **changes) for name, changes in variants.items()
 }
 options = trials.rows_table({trials.BASE: trials.row(bench, settings, trials.BASE), **found})
+last = {name: jobs.run(bench, settings, name.split(",")[0], **c).history[-1].noises for name, c in variants.items()}
+options["last norm"] = options.model.map({name: max(n.norm for n in noises) for name, noises in last.items() if noises})
 options = trials.with_absent(options, settings.profile, list(beyond))
 record.table("options", options)
 options.round(2)

@@ -16,7 +16,7 @@
 #
 # The paper proposes, without an experiment, to keep the nullspace of a model as a key by which its weights can be told later. How reliable is it? Are other seeds and models mistaken for it, and does it survive finetuning and rotations?
 #
-# *Paper: Section 6, "model patenting", arXiv:2403.10476.* It is no claim with a verdict. `leak` is how much of the key an embedding sees, relative to what random weights see of it: 0 for the key's own model, about 1 for weights that know nothing of each other.
+# *Paper: Section 6, "model patenting", arXiv:2403.10476.* It is no claim with a verdict. `leak` is how much of the key an embedding sees, relative to what random weights see of it: 0 for the key's own model, about 1 for weights that know nothing of each other. Below .01 a suspect is `identified`. Angles, in degrees, are the principal ones between the key and the suspect's nullspace.
 
 # %% tags=["parameters"]
 profile = "smoke"  # smoke, laptop, full, gpu, imagenet or imagenet_small

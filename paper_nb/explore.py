@@ -50,7 +50,7 @@ f"{name}: {len(subject.images)} images; noise with a held-out gap of {learned.ga
 # - `patch`: from the exact nullspace of the patch embedding, in pixels. No token moves, whatever the scale.
 # - `targeted`: exact as well: all of the difference to an image of another class that the embedding does not see, Eq. (12).
 # - `learned`: on the tokens, from a search that stops inside the ε-approximate nullspace for ε = .03, at scale 1 and in the mean over held-out images; whether it got there is printed above. It has no picture; shown is its norm on each patch.
-# - `permuted`, `random`: the controls of the same norm. Look at scale −1 too: on shapes a learned noise cannot be negated (notebook 04).
+# - `permuted`, `random`: the controls of the same norm. Look at scale −1 too: on shapes a learned noise cannot be negated in the mean over images (notebook 04); a single image may hardly notice.
 #
 # Grey bars are the probabilities without the noise, coloured ones those with it; an orange title says that the prediction has changed.
 

@@ -80,6 +80,7 @@ NEEDS = {
     ("C18", "cost"): lambda s: as_paper(s.finetune) and s.data.kind == "folder",  # shapes have no epoch
     ("C19", "fixed"): lambda s: as_paper(s.finetune) and s.finetuning.fixed_steps == 3000,
     **dict.fromkeys([("C15", "scale"), ("C16", "convex")], lambda s: s.closure.noise.eps == 0.03),
+    ("C2", "logits"): lambda s: s.patch.peak == 0.5,
 }
 
 

@@ -195,6 +195,7 @@ def test_effect_by_hand(model):
     assert row["pixels"] == pytest.approx(0.1)
     assert row["psnr"] == pytest.approx(20, abs=1e-4)
     assert row["psnr_before"] == pytest.approx(100)
+    assert row["psnr_source"] == row["psnr"]
 
 
 def test_the_control_has_the_same_change_in_another_order(model, null, pair):

@@ -164,7 +164,8 @@ def effect_table(model: StagedViT, source: Tensor, result: Tensor, target: Tenso
     """What became of images (B, C, H, W): one row each.
 
     Columns: class and confidence (its softmax) before and after, `match`, largest change of a logit and of a pixel,
-    and the peak signal-to-noise ratio (dB) to the target, of the source (`psnr_before`) and of the result (`psnr`).
+    and the peak signal-to-noise ratio (dB) to the target, of the source (`psnr_before`) and of the result (`psnr`), and
+    of the result to the source (`psnr_source`).
     """
     before, after = (batched_logits(model, part.to(model.device), batch=_PART) for part in (source, result))
     labels, found = before.argmax(1), after.argmax(1)
@@ -179,6 +180,7 @@ def effect_table(model: StagedViT, source: Tensor, result: Tensor, target: Tenso
             "pixels": (result - source).abs().flatten(1).amax(1).cpu(),
             "psnr_before": _psnr(source, target).cpu(),
             "psnr": _psnr(result, target).cpu(),
+            "psnr_source": _psnr(result, source).cpu(),
         }
     )
 

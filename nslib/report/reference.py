@@ -10,7 +10,10 @@ from nslib.evaluate.suite import Evaluation
 from nslib.runtime import data_path
 
 # Printed rows of methods that are not run here.
-QUOTED = ("ViT-B + PR", "ViT-B + RandAugment + PR", "ViT-B + AugMix + PR", "ViT-B + RobustViT")
+QUOTED = (
+    "ViT-B + PR", "ViT-B + RandAugment + PR", "ViT-B + AugMix + PR", "ViT-B + RobustViT", "ViT-B + DAT",
+    "ViT-B + DAT + NS",
+)  # fmt: skip
 
 
 def printed(name: str) -> pd.DataFrame:
