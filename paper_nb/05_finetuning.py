@@ -30,7 +30,7 @@ import pandas as pd
 import nslib
 from nslib import jobs, plots, testable, trials
 from nslib.evaluate.comparison import mean_difference
-from nslib.finetune.result import over_seeds, slope_table
+from nslib.finetune.result import at_equal_steps, over_seeds, slope_table
 from nslib.intervals import Estimate, estimates_of, share_estimate, t_estimate
 from nslib.report.reference import printed
 from nslib.traces import TRACED, traced
@@ -128,11 +128,12 @@ cost.groupby("objective", sort=False).mean().drop(columns="seed").round(3)
 
 # %% [markdown]
 # ## All seeds
-# C7 counts the rounds after the first, whose noise is learned before finetuning; C8 takes all rounds; C9 the norms after the first round, whatever their gap. The slopes, relative to the mean: with several seeds their mean, in a t interval over them. Weight decay shrinks a noise at each step, so that fewer steps alone make it longer; and the norm of random noise of the same ε is a control.
+# C7 counts the rounds after the first, whose noise is learned before finetuning; C8 takes all rounds; C9 the norms after the first round, whatever their gap. The slopes, relative to the mean: with several seeds their mean, in a t interval over them. Weight decay shrinks a noise at each step, so that fewer steps alone make it longer: `norm at equal steps` takes that out, by a regression on round and steps. The norm of random noise of the same ε is a control.
 
 # %%
 later, count = learned[learned["round"] > 0], int(seeds["nullspace"])
-slopes = slope_table(rounds, [("nullspace", "norm"), ("nullspace", "steps"), ("random", "norm")])
+quantities = [("nullspace", name) for name in ("norm", "steps", "norm at equal steps")]
+slopes = slope_table(at_equal_steps(rounds), [*quantities, ("random", "norm")])
 record.table("slopes", slopes)
 slopes.round(5)
 

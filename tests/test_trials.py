@@ -17,7 +17,7 @@ from nslib.evaluate.bench import Bench
 from nslib.evaluate.comparison import mean_difference, pool_seeds
 from nslib.evaluate.suite import Evaluation
 from nslib.finetune.noises import NoiseFacts
-from nslib.finetune.result import over_seeds, slope_table
+from nslib.finetune.result import at_equal_steps, over_seeds, slope_table
 from nslib.finetune.state import Round
 from nslib.kept import kept
 from nslib.makers import only_maker
@@ -483,6 +483,22 @@ def test_corruptions_of_a_wide_row_are_shown_on_twice_as_many_images(asked, wide
     study = replace(TINY.finetuning, images=4, wide_images=12)
     settings = replace(TINY, finetuning=study, suite=replace(TINY.suite, c_images=asked))
     assert jobs.wide_suite(settings).c_images == wide
+
+
+def test_norms_at_equal_steps_by_hand():
+    """A norm of 50 that falls by half with each step and grows by .2 a round, of which only the growth is left."""
+    steps = [[9, 30, 28, 29, 24], [9, 40, 33, 35, 31]]
+    rounds = pd.DataFrame(
+        [("nullspace", s, r, 50 + 0.2 * r - 0.5 * n, n) for s, each in enumerate(steps) for r, n in enumerate(each)],
+        columns=["objective", "seed", "round", "norm", "steps"],
+    )
+    rounds = pd.concat([rounds, rounds.assign(objective="plain", norm=float("nan"), steps=float("nan"))])
+    found = at_equal_steps(rounds)
+    assert found["norm at equal steps"].isna().tolist() == [True, *[False] * 4] * 2 + [True] * 10
+    (slope,) = slope_table(found, [("nullspace", "norm at equal steps")]).itertuples()
+    means = [50 + 0.2 * 2.5 - 0.5 * np.mean(each[1:]) for each in steps]
+    assert slope.value == pytest.approx(np.mean([0.2 / mean for mean in means]))
+    assert at_equal_steps(rounds[rounds["round"] < 4])["norm at equal steps"].isna().all()
 
 
 def test_slopes_and_gains_of_eps_sets_by_hand():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -113,6 +115,25 @@ def over_seeds(rounds: pd.DataFrame, quantity: str) -> pd.DataFrame:
     """
     known = rounds[rounds[quantity].notna()].groupby(["objective", "round"], sort=False)[quantity]
     return known.agg(value="mean", low="min", high="max").reset_index()
+
+
+def at_equal_steps(rounds: pd.DataFrame) -> pd.DataFrame:
+    """Rounds with a further column `norm at equal steps`: the norm less what a shorter or longer search makes of it.
+
+    What a step makes is that of least squares of the norm on round and steps, after the first round, for each objective
+    and seed; the mean number of steps makes nothing. Empty where there are fewer than four such rounds.
+
+    Args:
+        rounds: as of `over_seeds`.
+    """
+    rounds = rounds.reset_index(drop=True).assign(**{"norm at equal steps": math.nan})
+    for _, own in rounds[(rounds["round"] > 0) & rounds.norm.notna()].groupby(["objective", "seed"]):
+        if len(own) > 3:
+            steps = own.steps - own.steps.mean()
+            design = np.column_stack([np.ones(len(own)), own["round"], steps])
+            (_, _, of_a_step), *_ = np.linalg.lstsq(design, own.norm, rcond=None)
+            rounds.loc[own.index, "norm at equal steps"] = own.norm - of_a_step * steps
+    return rounds
 
 
 def slope_table(rounds: pd.DataFrame, of: Sequence[tuple[str, str]]) -> pd.DataFrame:
