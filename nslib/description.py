@@ -45,6 +45,8 @@ def described(value: Any, *, above: tuple[int, ...] = ()) -> Any:
         return sorted([repr(key), inner(v)] for key, v in value.items())
     if isinstance(value, list | tuple):
         return [inner(v) for v in value]
+    if isinstance(value, set | frozenset):
+        return sorted(repr(inner(v)) for v in value)
     if isinstance(value, partial):
         return [inner(value.func), inner(value.args), inner(value.keywords)]
     if isinstance(value, MethodType):
@@ -56,7 +58,8 @@ def described(value: Any, *, above: tuple[int, ...] = ()) -> Any:
         return [_name(type(value)), inner(tensors), inner(settings_of(value))]
     if hasattr(value, "__dict__") and not isinstance(value, type):
         return [_name(type(value)), inner(vars(value))]
-    return _name(value)
+    told = repr(value)
+    return _name(value) if " at 0x" in told else told  # where it lies in memory is no part of what it is
 
 
 def settings_of(module: nn.Module) -> dict[str, dict[str, Any]]:
@@ -89,7 +92,7 @@ def _function(value: Any) -> Any:
 
 
 def _code(code: CodeType) -> list[Any]:
-    inside = [_code(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
+    inside = [_code(c) if isinstance(c, CodeType) else described(c) for c in code.co_consts]
     return [code.co_code.hex(), code.co_names, inside]
 
 

@@ -349,9 +349,8 @@ def test_a_budget_between_two_levels_is_kept_too(vit, source, surrogate, levels)
 
 
 def test_a_budget_below_a_level_is_refused(vit, source, surrogate):
-    bench = Bench(vit, source, replace(SUITE, transfer_eps=0.4 / 255), surrogate)
     with pytest.raises(ValueError, match=r"transfer_eps must be 0, or >= 1/255, .* got 0\.00156"):
-        bench.transferred(0, 4)
+        Bench(vit, source, replace(SUITE, transfer_eps=0.4 / 255), surrogate)
 
 
 def test_without_surrogate_or_folder_a_column_is_missing(vit, source):

@@ -1,5 +1,9 @@
 """What users bring of their own: models, data sets and objectives, and mistakes that would go unnoticed in them."""
 
+import os
+import subprocess
+import sys
+from ast import literal_eval
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -155,7 +159,7 @@ def test_a_model_that_was_changed_is_another(made, change):
     assert model_digest(first) != model_digest(other) == model_digest(change(made()))
     assert model_digest(cut_at(first, 1)) == model_digest(cut_at(made(), 1))
     if change is darkened:  # a cut model would not be of that class any more
-        with pytest.raises(ValueError, match=r"block must be 0 for .* of class Dark, got 1"):
+        with pytest.raises(ValueError, match=r"block must be 0 for .* lose the code of Dark, got 1"):
             cut_at(other, 1)
     else:
         assert model_digest(cut_at(first, 1)) != model_digest(cut_at(other, 1))
@@ -211,6 +215,33 @@ def test_a_model_that_was_changed_by_a_number_is_another_for_each(change):
     images = random_images(one, 2)
     assert not torch.allclose(one(images), other(images))
     assert model_digest(one) != model_digest(other) == model_digest(again)
+
+
+def test_a_description_is_the_same_in_every_process():
+    """Whatever the seed of Python's hashes and wherever objects lie."""
+    code = """
+import torch
+from functools import partial
+from nslib.description import short
+class Own:
+    def __init__(self, by):
+        self.by, self.known, self.kind, self.places = by, {"a", "b", "c"}, torch.float16, slice(1, by)
+    def act(self, x, hue="red"):
+        return self.by if hue in {"red", "green", "blue"} else x
+print([short(v) for by in (1, 2) for v in (Own(by), Own(by).act, partial(Own.act, Own(by)), lambda x: by * x)])
+print(len({short(torch.float16), short(torch.float32), short(slice(1)), short({1}), short({2}), short(print)}))
+"""
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2", "3")
+    }  # fmt: skip
+    (one,) = told
+    digests, different = one.splitlines()
+    assert len(set(literal_eval(digests))) == 8
+    assert different == "6"
 
 
 def test_code_that_was_changed_under_the_same_name_is_other_code():

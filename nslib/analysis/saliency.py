@@ -142,12 +142,13 @@ def _grad_cam(model: StagedViT, images: Tensor, labels: Tensor) -> Tensor:
     if not hasattr(model.vit.blocks[-1], "norm1"):
         raise TypeError(f"Grad-CAM reads the first LayerNorm of the last block, which {model.name} has not")
     layers = [model.vit.blocks[-1].norm1]
-    gradients = [p.grad for p in model.parameters()]  # it sets them to None
-    with frozen(model), torch.enable_grad(), cam.GradCAM(model, layers, reshape_transform=as_image) as explain:
-        found = torch.from_numpy(explain(images, targets)).to(images)
-    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
-        parameter.grad = gradient
-    return found
+    gradients = [(p, p.grad) for p in model.parameters()]  # it sets them to None
+    try:
+        with frozen(model), torch.enable_grad(), cam.GradCAM(model, layers, reshape_transform=as_image) as explain:
+            return torch.from_numpy(explain(images, targets)).to(images)
+    finally:
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
 
 
 @torch.no_grad()

@@ -36,7 +36,7 @@ class Bench:
         surrogate: the network on which transferred images are made, in evaluation mode; None: they are not made.
     Raises:
         ValueError: model or surrogate in training mode, weights in 16 bits, a model with more classes than the data
-            set, or a surrogate that does not fit the model's images or classes.
+            set, or a surrogate that does not fit the model's images or classes, or attacks by less than a level.
     """
 
     def __init__(self, model: StagedViT, source: Source, suite: SuiteConfig, surrogate: nn.Module | None = None):
@@ -45,6 +45,9 @@ class Bench:
         check_classes(source, model)
         if surrogate is not None:
             _check_surrogate(surrogate, model)
+            if 0 < suite.transfer_eps < 1 / 255:
+                eps = f"{suite.transfer_eps:g}"
+                raise ValueError(f"transfer_eps must be 0, or >= 1/255, the step in which images are kept, got {eps}")
         self.model, self.source, self.suite, self.surrogate = model, source, suite, surrogate
         self._target = Target(model)
         self._published: dict[str, bool] = {}
@@ -153,8 +156,6 @@ class Bench:
         """Images start ... stop of val attacked on the surrogate, made once for each surrogate, attack and data set."""
         images, labels = self.take("val", start, stop)
         eps = self.suite.transfer_eps
-        if 0 < eps < 1 / 255:
-            raise ValueError(f"transfer_eps must be 0, or >= 1/255, the step in which images are kept, got {eps:g}")
         attack = {"eps": eps, "smoothing": self.suite.transfer_smoothing}
 
         def attacked() -> dict:

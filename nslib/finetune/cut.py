@@ -48,7 +48,8 @@ def cut_at(model: StagedViT, block: int) -> StagedViT:
     if not block:
         return model
     if type(model) is not StagedViT:
-        raise ValueError(f"block must be 0 for {model.name} of class {type(model).__name__}, got {block}")
+        own = type(model).__name__
+        raise ValueError(f"block must be 0 for {model.name}: cut deeper it would lose the code of {own}, got {block}")
     if not isinstance(model.vit.patch_drop, nn.Identity):
         raise ValueError(f"block must be 0 for {model.name}, which drops patches in training, got {block}")
     return DeeperViT(model, block)
