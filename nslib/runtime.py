@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -129,6 +130,18 @@ def atomic_path(final: Path) -> Iterator[Path]:
 def whole_files(folder: Path, pattern: str) -> list[Path]:
     """Files of a folder by a glob pattern, in the order of their names, without those that are being written."""
     return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+
+
+@contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Inside the block a library's logger tells of errors alone."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def optional(module: str, extra: str) -> ModuleType:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from nslib.attacks.budget import check_budget, tight
 from nslib.attacks.target import under_attack
-from nslib.runtime import optional
+from nslib.runtime import optional, quiet
 
 FEWEST = 4  # classes of a model: the targeted loss compares as many logits
 _TARGETS = 9  # classes that APGD and FAB aim at in the standard version
@@ -54,11 +53,9 @@ def auto_attack(model: nn.Module, images: Tensor, labels: Tensor, *, eps: float,
 @contextmanager
 def _quiet() -> Iterator[None]:
     """The library logs, and its check for dynamic models switches off whatever traces Python, a debugger for one."""
-    logger, tracer = logging.getLogger("auto-attack"), sys.gettrace()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    tracer = sys.gettrace()
     try:
-        yield
+        with quiet("auto-attack"):
+            yield
     finally:
-        logger.setLevel(level)
         sys.settrace(tracer)

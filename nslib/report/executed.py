@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from nslib.runtime import checkout, runs_path, write_text
+from nslib.runtime import checkout, quiet, runs_path, write_text
 
 # nbconvert's page without RequireJS, MathJax, Mermaid and widgets, which it would load from elsewhere.
 _TEMPLATE = """{% extends 'lab/index.html.j2' %}
@@ -58,16 +55,5 @@ def _convert(path: Path) -> str:
         if cell.cell_type == "markdown":  # its links start from the folder of the notebooks
             cell.source = cell.source.replace("](../", f"]({home}/")
     exporter = HTMLExporter(extra_loaders=[DictLoader({"page.html.j2": _TEMPLATE})], template_file="page.html.j2")
-    with _quiet("traitlets"):  # it would remind the authors of notebooks of alternative texts, on stderr
+    with quiet("traitlets"):  # it would remind the authors of notebooks of alternative texts, on stderr
         return exporter.from_notebook_node(notebook, resources={"metadata": {"name": path.stem}})[0]
-
-
-@contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

@@ -108,16 +108,21 @@ def without_paths(told: Any, settings: Settings) -> Any:
 
     They stand in the reason why a column is missing, say.
     """
-    if isinstance(told, dict):
-        return {name: without_paths(value, settings) for name, value in told.items()}
-    if isinstance(told, list):
-        return [without_paths(value, settings) for value in told]
-    if not isinstance(told, str):
-        return told
     folders = {name: str(Path(path).expanduser().absolute()) for name, path in settings.data.paths().items()}
-    for name in sorted(folders, key=lambda n: -len(folders[n])):  # imagenet/a before imagenet
-        told = re.sub(re.escape(folders[name]) + r"(?![\w-])", f"<data.{name}>", told)
-    return told
+    longest = sorted(folders, key=lambda n: -len(folders[n]))  # imagenet/a before imagenet
+    patterns = {name: re.compile(re.escape(folders[name]) + r"(?![\w-])") for name in longest}
+
+    def portable_of(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: portable_of(v) for name, v in value.items()}
+        if isinstance(value, list):
+            return [portable_of(v) for v in value]
+        if isinstance(value, str):
+            for name, pattern in patterns.items():
+                value = pattern.sub(f"<data.{name}>", value)
+        return value
+
+    return portable_of(told)
 
 
 def portable(settings: Settings) -> Settings:
