@@ -25,7 +25,7 @@ from nslib.finetune.objectives import with_recipe
 from nslib.finetune.precision import resolved
 from nslib.finetune.rounds import Finetuned, finetune_model
 from nslib.finetune.state import Round, identity_of, rounds_of
-from nslib.kept import being_kept, jobs_path, kept, packed, read_kept, rounded, taken, unpacked
+from nslib.kept import jobs_path, kept, packed, read_kept, rounded, taken, unpacked
 from nslib.makers import being_made
 from nslib.nullspace.encoder import VERSION as NOISE_VERSION
 from nslib.nullspace.membership import clean_pass
@@ -81,7 +81,7 @@ def in_turn(bench: Bench, settings: Settings, wanted: Sequence[tuple[str, int]])
 
     def under_way(objective: str, seed: int) -> bool:
         cfg = config_of(settings, objective, seed)
-        return being_made(_target(bench, settings, cfg)) or being_kept(_file(bench, settings, cfg))
+        return any(map(being_made, (_target(bench, settings, cfg), _file(bench, settings, cfg))))
 
     left = list(wanted)
     while left:

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 
 from nslib.config import ApproximateStudy, FinetuneConfig, SuiteConfig
 from nslib.evaluate.columns import COLUMNS
 from nslib.evaluate.suite import Evaluation
 from nslib.finetune.objectives import idle
-from nslib.runtime import figures_path, in_store, run_record, to_json, write_text
-from nslib.store import awaited, differences, held, sweep, timeless
+from nslib.makers import only_maker
+from nslib.runtime import figures_path, run_record, to_json, write_text
+from nslib.store import differences, sweep, timeless
 
 _taken: dict[Path, None] = {}  # files whose results this process has used
 _PLACE = {column: place for place, column in enumerate(COLUMNS)}
@@ -55,7 +55,7 @@ def kept(path: Path | None, inputs: dict[str, Any], compute: Callable[[], dict[s
     if path is None:
         return compute()
     now = timeless(json.loads(to_json(inputs)))
-    with awaited(_lock_of(path), path):
+    with only_maker(path):
         sweep(path)
         if path.is_file():
             record = read_kept(path)
@@ -70,15 +70,6 @@ def kept(path: Path | None, inputs: dict[str, Any], compute: Callable[[], dict[s
             write_text(path, to_json(record) + "\n")
     _taken[path] = None
     return record["result"]
-
-
-def _lock_of(path: Path) -> FileLock:
-    return FileLock(in_store("jobs", f"{path.parents[2].name}_{path.stem}.lock"))
-
-
-def being_kept(path: Path | None) -> bool:
-    """Whether a process is computing the result of this file now."""
-    return path is not None and held(_lock_of(path))
 
 
 def taken(folder: Path) -> list[Path]:

@@ -17,9 +17,9 @@ def _lock_of(target: Path) -> FileLock:
     return FileLock(in_store("makers", f"{digest(str(target.resolve()))}.lock"))  # beside the target it would stay
 
 
-def being_made(target: Path) -> bool:
+def being_made(target: Path | None) -> bool:
     """Whether a run is making this target now."""
-    return held(_lock_of(target))
+    return target is not None and held(_lock_of(target))
 
 
 @contextmanager

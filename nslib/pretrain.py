@@ -24,6 +24,7 @@ from nslib.data.shapes import CLASSES, SPLITS, VERSION, Batch, render
 from nslib.makers import only_maker
 from nslib.models import build_model, check_target, load_model
 from nslib.runtime import atomic_path, generator, run_record, to_json, write_text
+from nslib.staged import batched_logits
 from nslib.store import check_same, load_state, save_state, sweep
 
 _WITHOUT_EFFECT = ("checkpoint_every", "report_images")  # settings on which no weight depends
@@ -180,13 +181,9 @@ def _fgsm_images(model: nn.Module, images: Tensor, labels: Tensor, cfg: Surrogat
     return found
 
 
-@torch.inference_mode()
 def accuracy(model: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, *, batch: int = 256) -> float:
     """Share of images (B, C, H, W) whose largest logit is the label's."""
-    hits = [
-        (model(x).argmax(1) == y).sum().item() for x, y in zip(images.split(batch), labels.split(batch), strict=True)
-    ]
-    return sum(hits) / len(labels)
+    return (batched_logits(model, images, batch=batch).argmax(1) == labels).sum().item() / len(labels)
 
 
 def _restore(path: Path, cfg: PretrainConfig, parts: dict) -> tuple[int, float]:

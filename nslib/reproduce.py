@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 import os
 import time
@@ -27,6 +26,7 @@ from nslib.runtime import (
     data_path,
     figures_path,
     pick_device,
+    quiet,
     runs_path,
     to_json,
     versions,
@@ -166,19 +166,9 @@ def _run(notebook: Path, *, parameters: dict[str, Any], folder: Path, inputs: st
         return Outcome(notebook.stem, LEFT, 0.0)
     marker.unlink(missing_ok=True)
     final.parent.mkdir(parents=True, exist_ok=True)
-    logging.getLogger("papermill").setLevel(logging.ERROR)
     started = time.monotonic()
     try:
-        papermill.execute_notebook(
-            str(notebook),
-            str(partial),
-            parameters=parameters,
-            cwd=str(notebook.parent),
-            kernel_name="python3",
-            progress_bar=False,
-            config=KERNELS,
-            timeout_func=lambda cell: None if math.isinf(deadline) else max(1, deadline - time.monotonic()),
-        )
+        _execute(notebook, partial, parameters, deadline)
         write_notebook(nbformat.read(partial, as_version=4), final)
         partial.unlink()
         seconds = time.monotonic() - started
@@ -194,6 +184,30 @@ def _run(notebook: Path, *, parameters: dict[str, Any], folder: Path, inputs: st
             notebook.stem, FAILED, time.monotonic() - started, error=f"{type(error).__name__}: {error}"[:160]
         )
     return Outcome(notebook.stem, DONE, seconds, *(_told(record) or ()))
+
+
+def _execute(notebook: Path, partial: Path, parameters: dict[str, Any], deadline: float) -> None:
+    """papermill; once more where the kernel dies before any cell has run: two that start at once may take one port."""
+
+    def execute() -> None:
+        papermill.execute_notebook(
+            str(notebook),
+            str(partial),
+            parameters=parameters,
+            cwd=str(notebook.parent),
+            kernel_name="python3",
+            progress_bar=False,
+            config=KERNELS,
+            timeout_func=lambda cell: None if math.isinf(deadline) else max(1, deadline - time.monotonic()),
+        )
+
+    with quiet("papermill"):
+        try:
+            execute()
+        except RuntimeError as error:
+            if "before replying" not in str(error):  # jupyter_client's words
+                raise
+            execute()
 
 
 def _marked(marker: Path) -> dict[str, str]:

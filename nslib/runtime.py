@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -154,6 +155,18 @@ def optional(module: str, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"this needs {module}: pip install 'nslib[{extra}]'", name=module) from error
+
+
+def packaged(package: str, extra: str, *parts: str) -> Path:
+    """A file that ships inside a library of one of the package's extras, which is not imported.
+
+    Raises:
+        ModuleNotFoundError: the library is not installed; says what to install.
+    """
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"{parts[-1]} lies in {package}: pip install 'nslib[{extra}]'", name=package)
+    return Path(spec.origin).parent.joinpath(*parts)
 
 
 def write_text(path: Path, text: str) -> Path:

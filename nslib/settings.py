@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -82,19 +82,12 @@ def overridden(settings: Part, values: Mapping[str, Any]) -> Part:
 
 def _near(name: str) -> str:
     """Settings that may be meant by an unknown name, in words: of the same last part, or spelled like it."""
-    known = [".".join(path) for path in _paths(Settings())]
+    import pandas as pd  # half a second, which only an error needs
+
+    known = list(pd.json_normalize(asdict(Settings())))
     last = name.rpartition(".")[2]
     near = [k for k in known if k.rpartition(".")[2] == last] + get_close_matches(name, known)
     return f"; near it: {', '.join(dict.fromkeys(near))}" if near else ""
-
-
-def _paths(part: Any) -> Iterator[tuple[str, ...]]:
-    for f in fields(part):
-        value = getattr(part, f.name)
-        if is_dataclass(value):
-            yield from ((f.name, *path) for path in _paths(value))
-        else:
-            yield (f.name,)
 
 
 def _overridden(part: Any, paths: Mapping[str, list[str]], values: Mapping[str, Any]) -> Any:

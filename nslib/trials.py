@@ -114,7 +114,7 @@ def other_models(settings: Settings) -> dict[str, Evaluation]:
     """Base, plain and NS rows of the settings' other models, one seed each, as `<model> <objective>`."""
     found = {}
     for name in settings.models[1:]:
-        bench = open_bench(replace(settings, models=(name,)))
+        bench = open_bench(settings, name)
         for objective in (BASE, *OF_OTHERS):
             found[f"{name} {objective}"] = row(bench, settings, objective, seeds=1)
     return {told: replace(evaluation, model=told) for told, evaluation in found.items()}

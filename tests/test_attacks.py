@@ -625,7 +625,7 @@ def test_autoattack_needs_four_classes():
 
 def test_attention_of_another_kind_is_refused():
     model = make_vit(block_fn=ParallelScalingBlock)
-    with pytest.raises(TypeError, match="has ParallelScalingBlock: attention maps need timm's standard Attention"):
+    with pytest.raises(TypeError, match="has ParallelScalingBlock: expected timm's standard Attention"):
         choose_patches(model, random_images(model, 1), layer=0, patches=1)
 
 

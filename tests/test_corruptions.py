@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from scipy import stats
 
+from nslib import runtime
 from nslib.data import corruption_weather, corruptions
 from nslib.data.corruption_blurs import gaussian_kernel, integer_weights, shuffle_sources, shuffle_steps
 from nslib.data.corruption_fields import bits, normal_field, uniform_field
@@ -422,6 +423,8 @@ def test_errors(images, name, severity, indices, message):
 
 def test_frost_without_the_library_says_what_to_install(monkeypatch):
     corruption_weather.frost_picture.cache_clear()
-    monkeypatch.setattr(corruption_weather, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"imagecorruptions-imaug: pip install 'nslib\[attacks\]'"):
+    monkeypatch.setattr(runtime, "find_spec", lambda name: None)
+    with pytest.raises(
+        ModuleNotFoundError, match=r"frost\d.* lies in imagecorruptions: pip install 'nslib\[attacks\]'"
+    ):
         corrupt(IMAGES, "frost", 1, indices=[0, 1])

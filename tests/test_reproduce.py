@@ -220,6 +220,26 @@ def test_a_disk_that_fills_after_the_last_cell_does_not_stop_the_others(place, m
     assert "No space left" in first.error
 
 
+def test_a_kernel_that_dies_before_it_answers_is_started_again(place, monkeypatch):
+    place.add("01_first")
+    execute, begun = runner.papermill.execute_notebook, []
+
+    def racing(*args, **settings):
+        begun.append(args[0])
+        if len(begun) in deaths:
+            raise RuntimeError("Kernel died before replying to kernel_info")
+        return execute(*args, **settings)
+
+    monkeypatch.setattr(runner.papermill, "execute_notebook", racing)
+    deaths = {1, 2}  # once more, not for ever
+    (given_up,) = reproduce([], "smoke", jobs=1)
+    assert (given_up.status, len(begun)) == (FAILED, 2)
+    begun.clear()
+    deaths = {1}
+    (done,) = reproduce([], "smoke", jobs=1)
+    assert (done.status, len(begun)) == (DONE, 2)
+
+
 def test_a_damaged_record_is_made_anew(place):
     place.add("01_first", RECORD)
     assert statuses(reproduce([], "smoke")) == [DONE]

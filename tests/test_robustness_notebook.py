@@ -42,7 +42,7 @@ def test_curves(vit):
     images = random_images(vit, 12)
     with torch.no_grad():
         labels = vit(images).argmax(1)
-    table = attack_curves(vit, images, labels, (0.0, 0.5), steps=3, seed=0, batch=5)
+    table = attack_curves(vit, images, labels, (0.0, 0.5), steps=3, seed=0)
     assert table.attack.unique().tolist() == ["random signs", "FGSM", "PGD"]
     assert (table[table.eps == 0].value == 100).all()  # the labels are the model's own
     assert (table.n == 12).all()
@@ -57,10 +57,11 @@ def test_no_two_batches_have_the_same_signs(vit, monkeypatch):
     """And the same ones again when the curves are made again."""
     images, labels, seen = random_images(vit, 4), torch.zeros(4, dtype=torch.int64), []
     right = attack_curves_module.right
+    monkeypatch.setattr(attack_curves_module, "_BATCH", 2)
     monkeypatch.setattr(attack_curves_module, "right", lambda *a: (seen.append(a[1]), right(*a))[1])
     for place in ("one", "two"):
         monkeypatch.setenv("NSLIB_STORE", f"{os.environ['NSLIB_STORE']}/{place}")
-        attack_curves(vit, images.clone().fill_(0.5), labels, (0.1,), steps=1, seed=0, batch=2)
+        attack_curves(vit, images.clone().fill_(0.5), labels, (0.1,), steps=1, seed=0)
     first, second, *_ = seen
     assert not torch.equal(first, second)
     assert torch.equal(first, seen[len(seen) // 2])

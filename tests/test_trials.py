@@ -542,10 +542,10 @@ def test_one_seed_is_compared_with_the_first_of_several():
 
 def test_other_models_have_a_base_plain_and_nullspace_row_of_one_seed(bench, monkeypatch, trainings):
     opened = []
-    monkeypatch.setattr(trials, "open_bench", lambda settings: opened.append(settings.models) or bench)
+    monkeypatch.setattr(trials, "open_bench", lambda settings, model: opened.append(model) or bench)
     settings = replace(TINY, models=("first", "second"), finetuning=replace(TINY.finetuning, seeds=2))
     found = trials.other_models(settings)
-    assert opened == [("second",)]
+    assert opened == ["second"]
     assert list(found) == [row.model for row in found.values()] == ["second base", "second plain", "second nullspace"]
     assert trainings == [("plain", 0), ("nullspace", 0)]
     assert trials.other_models(TINY) == {}

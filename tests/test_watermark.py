@@ -12,6 +12,7 @@ from PIL import Image
 from scipy.optimize import minimize
 from test_patch_nullspace import tiny
 
+from nslib import runtime
 from nslib.analysis import photographs, pictures, watermark
 from nslib.data.folders import FolderImages
 from nslib.models import load_model
@@ -435,7 +436,7 @@ def test_every_photograph_has_its_licence_and_source():
 def test_photographs_that_are_not_there(model, monkeypatch):
     with pytest.raises(ValueError, match="no photograph 'lena': there are astronaut, cat"):
         photographs.open_photograph("lena", model)
-    monkeypatch.setattr(photographs, "find_spec", lambda _: None)
+    monkeypatch.setattr(runtime, "find_spec", lambda _: None)
     with pytest.raises(ModuleNotFoundError, match=r"lies in skimage: pip install 'nslib\[xai\]'"):
         photographs.open_photograph("cat", model)
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,19 +17,12 @@ from nslib.runtime import generator
 from nslib.staged import StagedViT
 from nslib.store import cached, model_digest, tensor_digest
 
-Attack = Callable[[Tensor, Tensor, float], Tensor]  # images, labels, eps -> images
+_BATCH = 64
 VERSION = 2  # part of every stored and kept result: raise it when the same settings give other hits
 
 
 def attack_curves(
-    model: StagedViT,
-    images: Tensor,
-    labels: Tensor,
-    eps_values: Sequence[float],
-    *,
-    steps: int,
-    seed: int,
-    batch: int = 64,
+    model: StagedViT, images: Tensor, labels: Tensor, eps_values: Sequence[float], *, steps: int, seed: int
 ) -> pd.DataFrame:
     """Top-1 in percent under FGSM, PGD (steps of eps / 4) and random signs of size eps, as the control.
 
@@ -42,17 +34,12 @@ def attack_curves(
     Raises:
         ValueError: eps negative or above 1, or as the attacks.
     """
-    attacks: dict[str, tuple[Callable[[], Attack], dict[str, int]]] = {
-        "random signs": (lambda: _random(seed), {"seed": seed}),
-        "FGSM": (lambda: _fgsm(model), {}),
-        "PGD": (lambda: _pgd(model, steps), {"steps": steps}),
-    }
-    rows = []
-    for name, (make, asked) in attacks.items():
-        for eps in eps_values:
-            hits = _hits(model, images, labels, make(), eps, {"attack": name, **asked}, batch=batch)
-            rows.append({"attack": name, **_point(eps, hits)})
-    return pd.DataFrame(rows)
+    asked = {"random signs": {"seed": seed}, "FGSM": {}, "PGD": {"steps": steps}}
+    return pd.DataFrame(
+        {"attack": name, **_point(eps, _hits(model, images, labels, name, eps, **told))}
+        for name, told in asked.items()
+        for eps in eps_values
+    )
 
 
 def pgd_curve(
@@ -67,40 +54,30 @@ def _point(eps: float, hits: np.ndarray) -> dict[str, float]:
     return {"eps": round(255 * eps, 4), **{k: getattr(found, k) for k in ("value", "low", "high", "n")}}
 
 
-def pgd_hits(
-    model: StagedViT, images: Tensor, labels: Tensor, *, eps: float, steps: int, batch: int = 64
-) -> np.ndarray:
+def pgd_hits(model: StagedViT, images: Tensor, labels: Tensor, *, eps: float, steps: int) -> np.ndarray:
     """Which images (M, C, H, W) the model gets right under PGD in steps of eps / 4, (M,) bool."""
-    return _hits(model, images, labels, _pgd(model, steps), eps, {"attack": "PGD", "steps": steps}, batch=batch)
+    return _hits(model, images, labels, "PGD", eps, steps=steps)
 
 
-def _random(seed: int) -> Attack:
-    draws = generator(seed)  # goes on from batch to batch: no two images have the same signs
-    return lambda x, y, eps: random_signs(x, eps, draws)
-
-
-def _fgsm(model: StagedViT) -> Attack:
-    return lambda x, y, eps: fgsm(model, x, y, eps=eps)
-
-
-def _pgd(model: StagedViT, steps: int) -> Attack:
-    return lambda x, y, eps: pgd(model, x, y, eps=eps, step=eps / 4, steps=steps)
-
-
-def _hits(
-    model: StagedViT, images: Tensor, labels: Tensor, attack: Attack, eps: float, asked: dict[str, Any], *, batch: int
-) -> np.ndarray:
+def _hits(model: StagedViT, images: Tensor, labels: Tensor, name: str, eps: float, **asked: int) -> np.ndarray:
     """Which images the model gets right under an attack, (M,) bool; kept, so that a killed run repeats no budget.
 
     Args:
-        asked: name and settings of the attack.
+        asked: settings of the attack.
     """
 
     def compute() -> dict[str, Tensor]:
-        pairs = zip(images.split(batch), labels.split(batch), strict=True)
-        return {"right": torch.cat([right(model, attack(x, y, eps), y) for x, y in pairs])}
+        draws = generator(asked.get("seed", 0))  # goes on from batch to batch: no two images have the same signs
+        attack = {
+            "random signs": lambda x, y: random_signs(x, eps, draws),
+            "FGSM": lambda x, y: fgsm(model, x, y, eps=eps),
+            "PGD": lambda x, y: pgd(model, x, y, eps=eps, step=eps / 4, **asked),
+        }[name]
+        pairs = zip(images.split(_BATCH), labels.split(_BATCH), strict=True)
+        return {"right": torch.cat([right(model, attack(x, y), y) for x, y in pairs])}
 
-    key = {"model": model_digest(model), "images": tensor_digest(images, labels), "eps": eps, "batch": batch, **asked}
+    inputs = {"model": model_digest(model), "images": tensor_digest(images, labels)}
+    key = {**inputs, "eps": eps, "batch": _BATCH, "attack": name, **asked}
     return cached("strength", key, compute, version=VERSION)["right"].numpy()
 
 

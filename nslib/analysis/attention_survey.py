@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from contextlib import ExitStack
 
 import pandas as pd
 import torch
-from timm.layers import Attention
 from torch import Tensor, nn
 
+from nslib.attacks.attention import standard_attention
 from nslib.nullspace.attention import Heads, HeadsNullspace, proof_direction
 from nslib.nullspace.heads import construct_heads
 from nslib.runtime import generator
@@ -24,18 +25,10 @@ def read_heads(model: StagedViT, block: int) -> Heads:
         ValueError: no block of this number.
         TypeError: its attention is not timm's standard one with plain queries and keys.
     """
-    blocks = model.vit.blocks
-    if not 0 <= block < len(blocks):
-        raise ValueError(f"block must lie in 0..{len(blocks) - 1} for {model.name}, got {block}")
-    attention = getattr(blocks[block], "attn", None)
-    if (
-        not isinstance(attention, Attention)
-        or not isinstance(attention.q_norm, nn.Identity)
-        or getattr(attention, "gate", None)
-    ):
-        kind = type(attention or blocks[block]).__name__
+    attention = standard_attention(model, block)
+    if not isinstance(attention.q_norm, nn.Identity) or getattr(attention, "gate", None):
         raise TypeError(
-            f"block {block} of {model.name} has {kind}: expected timm's standard Attention without normalised queries"
+            f"block {block} of {model.name} has Attention: expected timm's standard one, without normed queries or gate"
         )
     weight = attention.qkv.weight.detach().cpu()
     return Heads(*weight.reshape(3, attention.num_heads, attention.head_dim, -1).mT.unbind())
@@ -124,12 +117,10 @@ def with_heads(block: nn.Module, heads: Heads) -> nn.Module:
 def _block_inputs(model: StagedViT, images: Tensor) -> list[Tensor]:
     """Tokens (B, T, D) that enter each block."""
     entering: list[Tensor] = []
-    hooks = [b.register_forward_pre_hook(lambda _, args: entering.append(args[0])) for b in model.vit.blocks]
-    try:
+    with ExitStack() as hooks:
+        for block in model.vit.blocks:
+            hooks.enter_context(block.register_forward_pre_hook(lambda _, args: entering.append(args[0])))
         model.encode(model.embed(images.to(model.device)))  # a plain pass leaves part of the last block out
-    finally:
-        for hook in hooks:
-            hook.remove()
     return entering
 
 
@@ -157,9 +148,6 @@ def _length(tokens: Tensor) -> Tensor:
 def _heads_output(attention: nn.Module, tokens: Tensor) -> Tensor:
     """What the output projection is given: (B, T, h d)."""
     seen: list[Tensor] = []
-    hook = attention.proj.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    try:
+    with attention.proj.register_forward_pre_hook(lambda _, args: seen.append(args[0])):
         attention(tokens)
-    finally:
-        hook.remove()
     return seen[0]

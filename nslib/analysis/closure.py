@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nslib.config import ClosureStudy
 from nslib.intervals import mean_estimate
-from nslib.nullspace.membership import CleanPass, Pool, permute, probability_gap
+from nslib.nullspace.membership import CleanPass, Pool, check_use, permute, probability_gap
 from nslib.nullspace.stored import stored_noise
 from nslib.runtime import generator
 from nslib.staged import StagedViT
@@ -64,10 +64,7 @@ def gap_matrix(model: StagedViT, clean: CleanPass, noises: Tensor, *, chunk: int
     Raises:
         ValueError: the model is in training mode, no images, or noises that do not fit the model.
     """
-    model.check_frozen_use()
-    if not len(clean):
-        raise ValueError("the clean pass is empty: it needs at least one image")
-    model.check_noise(noises[:1])
+    check_use(model, clean, noises[:1])
     rows = []
     for group in noises.split(max(1, chunk // len(clean))):
         row = []

@@ -12,7 +12,7 @@ from torch import Tensor
 from nslib.models import load_model
 from nslib.nullspace.patch import PatchNullspace
 from nslib.runtime import data_path
-from nslib.staged import StagedViT
+from nslib.staged import StagedViT, batched_logits
 
 
 def table1(weights: str) -> pd.DataFrame:
@@ -63,10 +63,10 @@ def amplitude_sweep(
     rows = []
     for bits, dtype in ((32, torch.float32), (64, torch.float64)):
         judge = copy.deepcopy(model).to(dtype)
-        clean = _logits(judge, images.to(dtype))
+        clean = batched_logits(judge, images.to(dtype), batch=64)
         for peak in amplitudes:
             for kind, noise in (("nullspace", direction), ("complement", other)):
-                noisy = _logits(judge, images.to(dtype) + (noise * peak).to(images.device, dtype))
+                noisy = batched_logits(judge, images.to(dtype) + (noise * peak).to(images.device, dtype), batch=64)
                 rows.append({"peak": peak, "noise": kind, "bits": bits, "value": (noisy - clean).abs().max().item(),
                              "match": (noisy.argmax(1) == clean.argmax(1)).float().mean().item()})  # fmt: skip
     return pd.DataFrame(rows)
@@ -78,8 +78,3 @@ def token_change(model: StagedViT, images: Tensor, noise: Tensor) -> float:
     with torch.inference_mode():
         clean, noisy = (judge.embed(x.double()) for x in (images, images.double() + noise.to(images.device)))
         return ((noisy - clean).abs().max() / clean.abs().max()).item()
-
-
-@torch.inference_mode()
-def _logits(model: StagedViT, images: Tensor) -> Tensor:
-    return torch.cat([model(x) for x in images.split(64)])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
 from timm.layers import Attention, Mlp
 from torch import Tensor, nn
 
+from nslib.attacks.attention import unfused
 from nslib.staged import StagedViT, frozen
 
 
@@ -25,44 +26,26 @@ def conservative(model: StagedViT) -> Iterator[StagedViT]:
     Source: Ali et al., XAI for Transformers, ICML 2022.
     """
     _check(model)
-    hooks, fused = [], []
-    try:
+    layers = [m for m in model.vit.modules() if isinstance(m, Attention)]
+    with unfused(layers), ExitStack() as hooks:
         for module in model.vit.modules():
             if isinstance(module, nn.LayerNorm):
-                hooks.append(module.register_forward_hook(_constant_deviation))
+                hooks.enter_context(module.register_forward_hook(_constant_deviation))
             elif isinstance(module, Mlp):
-                hooks.append(module.act.register_forward_hook(_constant_gate))
-            elif isinstance(module, Attention):
-                fused.append((module, module.fused_attn))
-                module.fused_attn = False  # else no attention weights are formed that could be held constant
-                hooks.append(module.attn_drop.register_forward_hook(lambda _, __, weights: weights.detach()))
+                hooks.enter_context(module.act.register_forward_hook(_constant_gate))
+        for layer in layers:
+            hooks.enter_context(layer.attn_drop.register_forward_hook(lambda _, __, weights: weights.detach()))
         yield model
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, was in fused:
-            module.fused_attn = was
-
-
-def token_relevance(model: StagedViT, images: Tensor, labels: Tensor) -> Tensor:
-    """Relevance (B, N) of each patch token for the logits of these classes (B,)."""
-    with conservative(model), torch.no_grad():
-        tokens = model.embed(images)
-    return _relevance(model, tokens, labels, model.logits_from_tokens).sum(2)
 
 
 def pixel_relevance(model: StagedViT, images: Tensor, labels: Tensor) -> Tensor:
-    """Relevance (B, C, H, W) of each pixel in [0, 1], with black as zero."""
-    return _relevance(model, images, labels, model)
-
-
-def _relevance(model: StagedViT, start: Tensor, labels: Tensor, forward: Callable[[Tensor], Tensor]) -> Tensor:
+    """Relevance (B, C, H, W) of each pixel in [0, 1] for the logits of these classes (B,), with black as zero."""
     model.check_frozen_use()
-    start = start.detach().clone().requires_grad_()
+    images = images.detach().clone().requires_grad_()
     with conservative(model), frozen(model), torch.enable_grad():
-        chosen = forward(start).gather(1, labels.unsqueeze(1)).sum()
-        (gradient,) = torch.autograd.grad(chosen, start)
-    return (gradient * start).detach()
+        chosen = model(images).gather(1, labels.unsqueeze(1)).sum()
+        (gradient,) = torch.autograd.grad(chosen, images)
+    return (gradient * images).detach()
 
 
 def _constant_deviation(layer: nn.LayerNorm, args: tuple[Tensor], _: Tensor) -> Tensor:

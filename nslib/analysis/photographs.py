@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -12,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from nslib.data.transforms import eval_transform
+from nslib.runtime import packaged
 from nslib.staged import StagedViT
 
 
@@ -23,20 +22,6 @@ class Photograph:
     file: str
     licence: str
     source: str
-
-    @property
-    def path(self) -> Path:
-        """The file inside the installed package.
-
-        Raises:
-            ModuleNotFoundError: the package is not installed; says what to install.
-        """
-        spec = find_spec(self.package)
-        if spec is None or spec.origin is None:
-            raise ModuleNotFoundError(
-                f"{self.file} lies in {self.package}: pip install 'nslib[xai]'", name=self.package
-            )
-        return Path(spec.origin).parent / self.file
 
 
 PHOTOGRAPHS = {
@@ -64,7 +49,8 @@ def open_photograph(name: str, model: StagedViT) -> Tensor:
     """
     if name not in PHOTOGRAPHS:
         raise ValueError(f"no photograph {name!r}: there are {', '.join(PHOTOGRAPHS)}")
-    with Image.open(PHOTOGRAPHS[name].path) as image:
+    photograph = PHOTOGRAPHS[name]
+    with Image.open(packaged(photograph.package, "xai", photograph.file)) as image:
         return eval_transform(model)(image.convert("RGB")).float() / 255
 
 

@@ -7,10 +7,10 @@ import re
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from nslib.runtime import atomic_path
 
@@ -37,14 +37,14 @@ def read_picture(path: str | Path) -> Tensor:
     try:
         with Image.open(path) as image:
             unfit = _unfit(image, path)
-            pixels = None if unfit else np.array(ImageOps.exif_transpose(image))
+            levels = None if unfit else pil_to_tensor(ImageOps.exif_transpose(image))
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path} is too large ({error}): resize it to the model's image size") from error
     except _UNREADABLE as error:
         raise OSError(f"{path} cannot be read as a picture ({error}): save it again as PNG") from error
     if unfit:
         raise ValueError(f"{path} {unfit}")
-    return torch.from_numpy(pixels).permute(2, 0, 1).float() / _LEVELS
+    return levels.float() / _LEVELS
 
 
 def write_picture(path: str | Path, image: Tensor) -> Path:
@@ -82,7 +82,7 @@ def as_jpeg(image: Tensor, *, quality: int = 95) -> Tensor:
     buffer = io.BytesIO()
     _picture(image).save(buffer, format="JPEG", quality=quality)
     with Image.open(buffer) as jpeg:
-        return torch.from_numpy(np.array(jpeg)).permute(2, 0, 1).float() / _LEVELS
+        return pil_to_tensor(jpeg).float() / _LEVELS
 
 
 def eight_bit(images: Tensor) -> Tensor:
@@ -93,8 +93,7 @@ def eight_bit(images: Tensor) -> Tensor:
 def _picture(image: Tensor) -> Image.Image:
     if not (image.amin() >= 0 and image.amax() <= 1):
         raise ValueError(f"picture must lie in [0, 1], got [{image.amin():.3g}, {image.amax():.3g}]")
-    pixels = (image.detach().cpu() * _LEVELS).round().to(torch.uint8)
-    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    return to_pil_image((image.detach().cpu() * _LEVELS).round().to(torch.uint8))
 
 
 def _bits(image: Image.Image, path: Path) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nslib.analysis.lrp import pixel_relevance
-from nslib.attacks.attention import attention_maps
+from nslib.attacks.attention import attention_maps, over_patches
 from nslib.intervals import Estimate, estimates_of, mean_estimate
 from nslib.runtime import optional
 from nslib.staged import StagedViT, batched_logits, frozen
@@ -163,12 +163,4 @@ def _rollout(model: StagedViT, images: Tensor) -> Tensor:
         mixed = maps[i].mean(1) / 2 + torch.eye(maps[i].shape[-1]).to(images) / 2  # (B, T, T)
         rolled = mixed if rolled is None else mixed @ rolled
     read = rolled[:, 0] if pool == "token" else rolled[:, prefix:].mean(1)
-    return _over_patches(model, read[:, prefix:])
-
-
-def _over_patches(model: StagedViT, values: Tensor) -> Tensor:
-    """Values (B, N) as a map (B, H, W), constant over each patch, and 0 on a rest of the image that no patch covers."""
-    embed, (_, height, width) = model.vit.patch_embed, model.image_shape
-    rows, columns = embed.patch_size
-    values = values.unflatten(1, embed.grid_size).repeat_interleave(rows, 1).repeat_interleave(columns, 2)
-    return F.pad(values, (0, width - values.shape[2], 0, height - values.shape[1]))
+    return over_patches(model, read[:, prefix:])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nslib.attacks.attention import attention_maps
+from nslib.attacks.attention import attention_maps, over_patches
 from nslib.attacks.budget import check_budget, seal
 from nslib.attacks.target import name_of, under_attack
 from nslib.staged import StagedViT
@@ -117,12 +117,7 @@ def choose_patches(model: StagedViT, images: Tensor, *, layer: int, patches: int
 
 def patch_mask(model: StagedViT, chosen: Tensor) -> Tensor:
     """True on the pixels of the chosen patches (B, patches), as (B, 1, H, W)."""
-    embed = model.vit.patch_embed
-    grid = F.one_hot(chosen, embed.num_patches).sum(1).bool().reshape(-1, 1, *embed.grid_size)
-    rows, columns = embed.patch_size
-    mask = grid.repeat_interleave(rows, dim=2).repeat_interleave(columns, dim=3)
-    height, width = embed.img_size
-    return F.pad(mask, (0, width - mask.shape[3], 0, height - mask.shape[2]))  # a rim that no patch reaches
+    return over_patches(model, F.one_hot(chosen, model.token_shape[0]).sum(1).bool()).unsqueeze(1)
 
 
 def _attention_paid(attention: Tensor, chosen: Tensor, model: StagedViT) -> Tensor:

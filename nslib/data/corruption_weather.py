@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from importlib.util import find_spec
-from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
 
 from nslib.data.corruption_blurs import smear
 from nslib.data.corruption_fields import normal_field, uniform_field
 from nslib.data.hashing import Draws, key
+from nslib.runtime import packaged
 
 _FROST = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg", "frost6.jpg")
 
@@ -110,13 +109,8 @@ def plasma_fractal(keys: Tensor, side: int, decay: float) -> Tensor:
 @lru_cache(maxsize=2 * len(_FROST))
 def frost_picture(number: int, height: int, width: int) -> Tensor:
     """A photograph of frost (3, h, w) in levels, enlarged by 1.1, and more where the image would not fit into it."""
-    package = find_spec("imagecorruptions")
-    if package is None:
-        raise ModuleNotFoundError(
-            "frost lays photographs over images that ship with imagecorruptions-imaug: pip install 'nslib[attacks]'"
-        )
-    with Image.open(Path(package.origin).parent / "frost" / _FROST[number]) as image:
-        picture = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    with Image.open(packaged("imagecorruptions", "attacks", "frost", _FROST[number])) as image:
+        picture = pil_to_tensor(image.convert("RGB"))
     scale = max(1.0, height / picture.shape[1], width / picture.shape[2]) * 1.1
     size = [math.ceil(side * scale) for side in picture.shape[1:]]
     enlarged = F.interpolate(picture.unsqueeze(0).float(), size=size, mode="bicubic", align_corners=False)

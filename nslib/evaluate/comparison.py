@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from nslib.evaluate.bench import MADE_HERE, PUBLISHED, Bench
-from nslib.evaluate.columns import BESIDE
+from nslib.evaluate.columns import BESIDE, COLUMNS
 from nslib.evaluate.metrics import (
     BY_CUE,
     average,
@@ -21,7 +21,7 @@ from nslib.evaluate.metrics import (
 from nslib.evaluate.suite import Evaluation, evaluate_model
 from nslib.intervals import Estimate, Spread, spread_of_seeds
 
-_OF_VAL = ("clean", "fgsm", "pgd", "patchfool", "cw", "autoattack", *MADE_HERE)  # other views of the same images
+_OF_VAL = (*(name for name, column in COLUMNS.items() if column.split == "val"), *MADE_HERE)  # views of the same images
 
 
 def differences(ours: Evaluation, base: Evaluation) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from timm.models.vision_transformer import Block
@@ -58,13 +58,11 @@ def metered(model: StagedViT) -> Iterator[Meter]:
     blocks = model.vit.blocks
     meter = Meter(len(blocks))
     parts = (blocks[: model.block], blocks[model.block :])
-    hooks = [meter.watch(part) for part in parts if len(part)]
-    try:
-        with counting(meter):
-            yield meter
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, counting(meter):
+        for part in parts:
+            if len(part):
+                hooks.enter_context(meter.watch(part))
+        yield meter
 
 
 def cost_told(units: float, train: int | None) -> str:

@@ -177,12 +177,7 @@ def idle(objective: str) -> list[str]:
     return [name for name, used in taken.items() if not used]
 
 
-def attacks(objective: str) -> bool:
-    """Whether a name is that of an objective that trains on adversarial images."""
-    return objective in OBJECTIVES and OBJECTIVES[objective].attack is not None
-
-
-ADVERSARIAL = tuple(filter(attacks, OBJECTIVES))  # the paper's and the authors'
+ADVERSARIAL = tuple(name for name, objective in OBJECTIVES.items() if objective.attack)  # trained on such images
 
 
 def recipe_of(cfg: FinetuneConfig) -> tuple[Objective, FinetuneConfig]:

@@ -89,7 +89,7 @@ def agreement(model: StagedViT, clean: CleanPass, noise: Tensor, *, batch: int =
     Raises:
         ValueError: the noise does not fit the model, the clean pass is empty, or the model is in training mode.
     """
-    _check(model, clean, noise)
+    check_use(model, clean, noise)
     noisy = torch.cat([model.logits_from_tokens(u + noise) for u in clean.tokens.split(batch)])
     return Agreement(probability_gap(noisy, clean.logits), noisy.argmax(1) == clean.logits.argmax(1))
 
@@ -123,7 +123,7 @@ def inside(model: StagedViT, clean: CleanPass, noise: Tensor, eps: float, *, bat
     Gaps are never negative, so as soon as those seen add up to eps * M the answer is no, and the rest is not computed.
     """
     check_eps(eps)
-    _check(model, clean, noise)
+    check_use(model, clean, noise)
     total, seen, matched = 0.0, 0, 0
     for u, z in zip(clean.tokens.split(batch), clean.logits.split(batch), strict=True):
         noisy = model.logits_from_tokens(u + noise)
@@ -249,7 +249,8 @@ def check_eps(eps: float) -> None:
         raise ValueError(f"eps is a squared l2 gap between softmax vectors and must lie in (0, 2], got {eps}")
 
 
-def _check(model: StagedViT, clean: CleanPass, noise: Tensor) -> None:
+def check_use(model: StagedViT, clean: CleanPass, noise: Tensor) -> None:
+    """Raises ValueError where a noise does not fit the model, there are no images, or the model is in training mode."""
     model.check_frozen_use()
     if not len(clean):
         raise ValueError("the clean pass is empty: it needs at least one image")

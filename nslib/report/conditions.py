@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
+
 
 @dataclass(frozen=True)
 class VersionGroup:
@@ -59,9 +61,7 @@ def _by_value(texts: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
     return kinds
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def _flat(config: Mapping[str, Any]) -> dict[str, str]:
     """Settings by dotted name, values as JSON."""
-    flat: dict[str, str] = {}
-    for name, value in config.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: json.dumps(value)}
-    return flat
+    (flat,) = pd.json_normalize(dict(config)).to_dict("records")
+    return {name: json.dumps(value) for name, value in flat.items()}
