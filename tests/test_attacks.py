@@ -13,7 +13,6 @@ from timm.models.vision_transformer import ParallelScalingBlock
 from torch import nn
 
 from nslib.attacks import auto, patchfool
-from nslib.attacks.attention import attention_maps
 from nslib.attacks.auto import auto_attack
 from nslib.attacks.budget import project, random_point, seal
 from nslib.attacks.carlini import carlini_wagner
@@ -21,6 +20,7 @@ from nslib.attacks.gradient import fgsm, pgd
 from nslib.attacks.patchfool import _ascent, _attention_paid, choose_patches, patch_fool, patch_mask
 from nslib.attacks.surrogate import SurrogateCNN
 from nslib.attacks.transfer import _smooth, transfer_set
+from nslib.attention_maps import attention_maps
 from nslib.data.shapes import render
 from nslib.models import load_model
 from nslib.runtime import generator, optional

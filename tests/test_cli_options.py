@@ -145,11 +145,11 @@ def test_spaces_between_columns(call, monkeypatch):
 
 
 def test_reproduce_dry_run_tells_the_whole_profile(call, tmp_path, monkeypatch):
-    """In numbers of `budget`, which has tests of its own; no notebook is run."""
+    """In numbers of `forecast`, which has tests of its own; no notebook is run."""
     parts = pd.DataFrame({"part": ["columns", "noise"], "images": [10, 20], "hours": [1.5, 0.25],
                           "noise_hours": [0.0, 2.0], "memory": [0.1, 0.75]})  # fmt: skip
     asked = []
-    monkeypatch.setattr("nslib.budget.budget", lambda settings: asked.append(settings) or parts)
+    monkeypatch.setattr("nslib.forecast.forecast", lambda settings: asked.append(settings) or parts)
     code, printed = call("reproduce", "--dry-run", "--profile", "smoke", "--set", "images=7")
     assert code == 0
     assert [(s.profile, s.images) for s in asked] == [("smoke", 7)]

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import pytest
 from conftest import ROOT
 
-from nslib.budget import finetunings
+from nslib.forecast import finetunings
 from nslib.plan import prepare
 from nslib.profiles import resolve
 from nslib.report.cells import read_cells

@@ -9,7 +9,7 @@ from conftest import make_vit, random_images
 
 from nslib.analysis import lrp, saliency
 from nslib.analysis.pictures import eight_bit
-from nslib.attacks.attention import attention_maps
+from nslib.attention_maps import attention_maps
 from nslib.nullspace.patch import PatchNullspace
 from nslib.runtime import generator
 

@@ -99,8 +99,8 @@ def sanity_table(
 ) -> pd.DataFrame:
     """What must be true of attacks that work, each with the two figures (top-1 in percent) that show it.
 
-    The interval of a mean over budgets has the mean ends of theirs: all are of the same images, so it is none too
-    narrow.
+    A mean over budgets gets the means of their intervals' ends: all budgets show the same images, so that this is not
+    too narrow.
 
     Args:
         curves: of `attack_curves`, with eps = 0 among its budgets.

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from nslib.attacks.attention import standard_attention
+from nslib.attention_maps import standard_attention
 from nslib.nullspace.attention import Heads, HeadsNullspace, proof_direction
 from nslib.nullspace.heads import construct_heads
 from nslib.runtime import generator

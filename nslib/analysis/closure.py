@@ -76,13 +76,13 @@ def gap_matrix(model: StagedViT, clean: CleanPass, noises: Tensor, *, chunk: int
     return torch.cat(rows)
 
 
-def inside_each(model: StagedViT, clean: CleanPass, noises: Tensor, eps: float, *, step: int = 8) -> Tensor:
+def inside_each(model: StagedViT, clean: CleanPass, noises: Tensor, eps: float) -> Tensor:
     """Of each noise (J, N, D): is its mean gap over all images below eps? (J,), on the CPU.
 
-    Gaps are never negative, so that a noise whose gaps on the images seen so far, `step` more at a time, add up to
+    Gaps are never negative, so that a noise whose gaps on the images seen so far, a few more at a time, add up to
     M eps is outside; the other images are not asked about it.
     """
-    total = torch.zeros(len(noises))
+    step, total = 8, torch.zeros(len(noises))
     inside = torch.ones(len(noises), dtype=torch.bool)
     for start in range(0, len(clean), step):
         total[inside] += gap_matrix(model, clean[start : start + step], noises[inside.to(noises.device)]).sum(1).cpu()

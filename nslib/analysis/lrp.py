@@ -9,7 +9,7 @@ import torch
 from timm.layers import Attention, Mlp
 from torch import Tensor, nn
 
-from nslib.attacks.attention import unfused
+from nslib.attention_maps import unfused
 from nslib.staged import StagedViT, frozen
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nslib.analysis.lrp import pixel_relevance
-from nslib.attacks.attention import attention_maps, over_patches
+from nslib.attention_maps import attention_maps, over_patches
 from nslib.intervals import Estimate, estimates_of, mean_estimate
 from nslib.runtime import optional
 from nslib.staged import StagedViT, batched_logits, frozen

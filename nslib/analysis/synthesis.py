@@ -31,8 +31,8 @@ class Sweep:
 def lambda_sweep(model: StagedViT, pool: Pool, clean: CleanPass, study: SynthesisStudy, *, seed: int) -> Sweep:
     """Learn a noise for every lambda and start, and measure it on images that no noise was learned from.
 
-    `learned` is measured on `clean`, `pool` is the same noise on as many of its own training
-    images, or all if there are fewer.
+    `learned` is measured on `clean`, `pool` is the same noise on as many of its own training images, or all if there
+    are fewer.
 
     Source: arXiv:2403.10476, Section 3.3, Eq. (4), Figure 3.
     """

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nslib.attacks.attention import attention_maps, over_patches
 from nslib.attacks.budget import check_budget, seal
 from nslib.attacks.target import name_of, under_attack
+from nslib.attention_maps import attention_maps, over_patches
 from nslib.staged import StagedViT
 
 _TINY = 1e-30  # keeps the logarithm and the projection finite where attention or gradient vanish

@@ -53,11 +53,11 @@ def reproduce(
     check_images(profile, imagenet)
     chosen = overrides(set, **options)
     if dry_run:
-        from nslib.budget import budget
+        from nslib.forecast import forecast
 
         if notebooks:
             raise ValueError(f"--dry-run tells of a whole profile: name no notebooks, got {', '.join(notebooks)}")
-        planned = budget(resolve(profile, run_name, chosen))
+        planned = forecast(resolve(profile, run_name, chosen))
         print(planned.round(2).fillna("").to_string(index=False))
         least, noise, memory = planned.hours.sum(), planned.noise_hours.sum(), planned.memory.max()
         print(f"{least:.1f} hours, and at most {noise:.1f} for noise, if none is inside eps before its last step")

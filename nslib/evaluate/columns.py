@@ -11,12 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nslib.attacks.attention import has_maps
 from nslib.attacks.authors import attack_normalised
 from nslib.attacks.auto import FEWEST, auto_attack
 from nslib.attacks.carlini import carlini_wagner
 from nslib.attacks.gradient import fgsm, pgd
 from nslib.attacks.patchfool import patch_fool
+from nslib.attention_maps import has_maps
 from nslib.config import SuiteConfig
 from nslib.data.corruptions import CORRUPTIONS, SEVERITIES, SMALLEST
 from nslib.data.hashing import key

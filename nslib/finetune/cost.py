@@ -19,9 +19,9 @@ STANDARD_TRAINING = 3  # units an image: forward, backward to the input, backwar
 class Meter:
     """Passes so far of one image through one of `depth` blocks.
 
-    A backward pass to the tokens is one more, and one to the weights another. The patch embedding and the head are not
-    counted, and the last block is, of which not all may be computed. Where only deeper blocks are trained, a backward
-    pass does not reach the tokens that enter the first one, and is not counted.
+    A backward pass to the tokens is one more, and one to the weights another. Not counted are patch embedding and head;
+    the last block counts as a whole, also where only its prefix tokens are computed. Where only deeper blocks are
+    trained, a backward pass does not reach the tokens that enter the first one, and is not counted.
     """
 
     def __init__(self, depth: int):

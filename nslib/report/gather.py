@@ -196,9 +196,8 @@ def claims_of(run: GatheredRun | None) -> pd.DataFrame:
     """A line for each part of each claim: the run's verdict, or `not run` where the claim's notebook has none.
 
     Columns: claim, part, words, profile (the run name), verdict, value, low, high, n, seeds, statistic (what the value
-    is), rule (as applied),
-    versions (label of the record's group), testable at (profiles, by claims.csv), notebook, cell (its heading there),
-    changed (when and how the rule was, since the first experiment).
+    is), rule (as applied), versions (label of the record's group), testable at (profiles, by claims.csv), notebook,
+    cell (its heading there), changed (when and how the rule was, since the first experiment).
     """
     records = {r.name: r for r in run.records} if run else {}
     labels = {name: group.label for group in run.groups for name in group.records} if run else {}
@@ -268,6 +267,7 @@ def _read(path: Path, titles: dict[str, str]) -> StoredRecord:
         stored = json.loads(path.read_text(encoding="utf-8"))
         by_command = path.name.endswith(OF_COMMAND)
         name = path.name.removesuffix(OF_COMMAND if by_command else ".json")
+        stored["config"]["profile"]  # no record is whole without
         if not by_command and stored["notebook"] != name:
             raise ValueError(f"it is the record of {stored['notebook']}")
         verdicts = tuple(Verdict(**v) for v in ([] if by_command else stored["verdicts"]))
@@ -278,7 +278,7 @@ def _read(path: Path, titles: dict[str, str]) -> StoredRecord:
             name=f"{name}.evaluation" if by_command and name in titles else name,  # beside that of the notebook
             notebook=owners[-1] if by_command and owners else name,
             by_command=by_command,
-            config={**stored["config"], "profile": stored["config"]["profile"]},
+            config=dict(stored["config"]),
             versions={**stored["versions"], "commit": stored["commit"]},
             hardware=dict(stored["hardware"]),
             made=stored["made"],

@@ -28,7 +28,7 @@ def finetunings(settings: Settings) -> Counter[str]:
     return Counter(p.objective for p in planned(alone, depth=1))
 
 
-def budget(settings: Settings) -> pd.DataFrame:
+def forecast(settings: Settings) -> pd.DataFrame:
     """Images, noise steps, hours and memory of each kind of work that takes long, for each model of the settings.
 
     Speeds are measured now, in a few steps and batches. No noise is taken to be inside eps before its last step, and
@@ -82,9 +82,9 @@ def _of_model(bench: Bench, settings: Settings, models: Counter[str], *, whole: 
     if whole and (wide := of_wide(settings)):
         suites += [("evaluate: rows of one seed, on more images", wide_suite(settings), len(wide))]
     for name, suite, runs in suites:
-        planned = dry_run(Bench(bench.model, bench.source, suite, bench.surrogate))
-        rows.append({"work": name, "runs": runs, "images": runs * int(planned.images.sum()),
-                     "hours": runs * planned.minutes.sum() / 60})  # fmt: skip
+        asked = dry_run(Bench(bench.model, bench.source, suite, bench.surrogate))
+        rows.append({"work": name, "runs": runs, "images": runs * int(asked.images.sum()),
+                     "hours": runs * asked.minutes.sum() / 60})  # fmt: skip
     table = pd.DataFrame(rows, columns=_COLUMNS).assign(model=bench.model.name)
     nothing = {"noise_steps": 0, "noise_hours": 0.0, "hours": 0.0}
     return table.fillna(nothing).astype({"noise_steps": int})

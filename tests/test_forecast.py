@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 from test_finetuning_notebooks import FEW
 
-from nslib import budget as module
 from nslib import experiment
-from nslib.budget import budget, finetunings
+from nslib import forecast as module
+from nslib.forecast import finetunings, forecast
 from nslib.pretrain import pretrain
 from nslib.profiles import resolve
 
@@ -19,10 +19,10 @@ def test_seeds_are_counted_of_the_objectives_that_get_them():
     assert (counts["nullspace"], counts["plain"], counts["random"], counts["madry"]) == (3 + 5, 3 + 3, 3, 1)
 
 
-def test_budget_by_hand():
+def test_forecast_by_hand():
     overrides = {**FEW, "synthesis.noise.steps": 7, "approximate.noise.steps": 11, "closure.noise.steps": 5}
     settings = resolve("smoke", overrides={**overrides, "suite.images": 8, "finetuning.wide_images": 32})
-    table = budget(settings).set_index("work")
+    table = forecast(settings).set_index("work")
     assert table.noise_steps["noises of 02"] == 2 * 7
     assert table.noise_steps["noises of 03"] == 2 * 2 * 2 * 11
     assert table.noise_steps["noises of 04"] == 4 * 5
@@ -43,7 +43,7 @@ def test_models_to_be_trained_from_scratch_are_counted_and_not_trained(monkeypat
     monkeypatch.setattr(experiment, "pretrain", lambda cfg, *a, **k: (trained.append(cfg), pretrain(cfg, *a, **k))[1])
     overrides = {**FEW, "suite.images": 8, "surrogate": "surrogate_cnn", "surrogate_weights": "train"}
     settings = resolve("smoke", overrides={**overrides, "weights": "train", "pretrain.steps": 5000})
-    table = budget(settings).set_index("work")
+    table = forecast(settings).set_index("work")
     row, strangers = table.loc["training from scratch"], table.loc["strangers of 13, from scratch"]
     assert [(cfg.model, cfg.steps) for cfg in trained] == [("shapes_vit", 2), ("surrogate_cnn", 2)]
     assert (row.runs, row.images) == (1, 5000 * settings.pretrain.batch)
@@ -62,5 +62,5 @@ def test_a_further_model_has_the_rows_that_06_gives_it(monkeypatch):
 
     monkeypatch.setattr(module, "_of_model", noted)
     settings = replace(resolve("smoke"), models=("shapes_vit", "shapes_vit"))
-    budget(settings)
+    forecast(settings)
     assert asked == [(finetunings(settings), True), ({"plain": 1, "nullspace": 1}, False)]
