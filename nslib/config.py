@@ -1,30 +1,13 @@
-"""Settings of each task as frozen dataclasses. This module knows no other."""
+"""Settings of each task as frozen dataclasses. Their checks are in `nslib.checks`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral
+
+from nslib.checks import require, require_counts, require_each, require_not_negative, require_positive
 
 WEIGHTS = ("shipped", "pretrained", "random", "train")  # words for weights; anything else is a file or folder
 TABLE2 = ("clean", "patchfool", "cw", "fgsm", "damagenet", "a", "c", "v2", "r", "sketch", "stylized")  # in its order
-
-
-def _require(holds: bool, name: str, expected: str, received: object) -> None:
-    if not holds:
-        raise ValueError(f"{name} must be {expected}, got {received!r}")
-
-
-def require_counts(config: object, *names: str, least: int = 1) -> None:
-    """Refuse settings of these names, by a ValueError, that are no whole numbers or below the least."""
-    for name, value in ((name, getattr(config, name)) for name in names):
-        whole = isinstance(value, Integral)
-        _require(whole and value >= least, name, f">= {least}" if whole else "a whole number", value)
-
-
-def _require_each(config: object, names: tuple[str, ...], holds: Callable[..., bool], expected: str) -> None:
-    for name, value in ((name, getattr(config, name)) for name in names):
-        _require(holds(value), name, expected, value)
 
 
 @dataclass(frozen=True)
@@ -45,6 +28,9 @@ class DataConfig:
     c: str = ""
     damagenet: str = ""
     cue_conflict: str = ""
+
+    def __post_init__(self):
+        require_counts(self, "seed", "images", least=0)
 
     def paths(self) -> dict[str, str]:
         """The folders that are set, by the name of their setting."""
@@ -69,8 +55,10 @@ class PretrainConfig:
 
     def __post_init__(self):
         require_counts(self, "size", "steps", "batch", "checkpoint_every", "report_images")
-        require_counts(self, "images", least=0)
-        _require(self.lr > 0, "lr", "> 0", self.lr)
+        require_counts(self, "images", "seed", least=0)
+        require_positive(self, "lr")
+        require_each(self, ("clip",), lambda v: v > 0, "> 0")
+        require_not_negative(self, "weight_decay")
 
 
 @dataclass(frozen=True)
@@ -86,8 +74,8 @@ class SurrogateConfig(PretrainConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        _require(0 <= self.fgsm_steps <= self.steps, "fgsm_steps", f"in 0..{self.steps}", self.fgsm_steps)
-        _require(0 <= self.fgsm_eps <= 0.8, "fgsm_eps", "in [0, .8], for it takes steps of 1.25 eps", self.fgsm_eps)
+        require(0 <= self.fgsm_steps <= self.steps, "fgsm_steps", f"in 0..{self.steps}", self.fgsm_steps)
+        require(0 <= self.fgsm_eps <= 0.8, "fgsm_eps", "in [0, .8], for it takes steps of 1.25 eps", self.fgsm_eps)
 
 
 @dataclass(frozen=True)
@@ -104,11 +92,11 @@ class NoiseConfig:
     stop_on: str = "heldout"  # or "batch", as the authors do
 
     def __post_init__(self):
-        _require_each(self, ("limit", "lr"), lambda v: v > 0, "> 0")
+        require_positive(self, "limit", "lr")
+        require_not_negative(self, "weight_decay", "regularization")
         require_counts(self, "steps", "batch")
-        _require(self.eps is None or 0 < self.eps <= 2, "eps", "a squared l2 gap in (0, 2], or None", self.eps)
-        _require(self.regularization >= 0, "regularization", ">= 0", self.regularization)
-        _require(self.stop_on in ("heldout", "batch"), "stop_on", "heldout or batch", self.stop_on)
+        require(self.eps is None or 0 < self.eps <= 2, "eps", "a squared l2 gap in (0, 2], or None", self.eps)
+        require(self.stop_on in ("heldout", "batch"), "stop_on", "heldout or batch", self.stop_on)
 
 
 @dataclass(frozen=True)
@@ -155,16 +143,17 @@ class FinetuneConfig:
         require_counts(self, "rounds", "steps", "batch", "pool", "heldout", "noises", "groups")
         require_counts(self, "checkpoint_every", "attack_steps")
         require_counts(self, "seed", "block", least=0)
-        _require_each(self, ("lr", "clip", "sam_rho"), lambda v: v > 0, "> 0")
-        _require_each(self, ("weight_decay", "mixup", "cutmix", "trades_beta"), lambda v: v >= 0, ">= 0")
-        _require_each(self, ("ema", "smoothing", "drop_path"), lambda v: 0 <= v < 1, "in [0, 1)")
-        _require_each(self, ("erasing", "attack_eps", "attack_step"), lambda v: 0 <= v <= 1, "in [0, 1]")
-        _require(0 <= self.lr_min <= self.lr, "lr_min", f"in [0, lr = {self.lr}]", self.lr_min)
-        _require(self.warm_start == 0 or self.warm_start > 1, "warm_start", "0, or > 1", self.warm_start)
-        _require(self.objective != "permuted" or not self.warm_start, "warm_start", "0 with permuted", self.warm_start)
-        _require(self.groups == 1 or self.noises == 1, "groups", f"1 with noises = {self.noises}", self.groups)
+        require_positive(self, "lr", "sam_rho")
+        require_each(self, ("clip",), lambda v: v > 0, "> 0")
+        require_not_negative(self, "weight_decay", "mixup", "cutmix", "trades_beta")
+        require_each(self, ("ema", "smoothing", "drop_path"), lambda v: 0 <= v < 1, "in [0, 1)")
+        require_each(self, ("erasing", "attack_eps", "attack_step"), lambda v: 0 <= v <= 1, "in [0, 1]")
+        require(0 <= self.lr_min <= self.lr, "lr_min", f"in [0, lr = {self.lr}]", self.lr_min)
+        require(self.warm_start == 0 or self.warm_start > 1, "warm_start", "0, or > 1", self.warm_start)
+        require(self.objective != "permuted" or not self.warm_start, "warm_start", "0 with permuted", self.warm_start)
+        require(self.groups == 1 or self.noises == 1, "groups", f"1 with noises = {self.noises}", self.groups)
         known = ("auto", "float32", "bfloat16")
-        _require_each(self, ("precision", "attack_precision"), lambda v: v in known, "auto, float32 or bfloat16")
+        require_each(self, ("precision", "attack_precision"), lambda v: v in known, "auto, float32 or bfloat16")
 
 
 @dataclass(frozen=True)
@@ -272,9 +261,9 @@ class SuiteConfig:
         require_counts(self, "first", "c_images", least=0)
         for name in ("fgsm_eps", "pgd_eps", "autoattack_eps", "transfer_eps", "patchfool_bound"):
             value = (self.patchfool_bound or 0) if name == "patchfool_bound" else getattr(self, name)
-            _require(value is not None and 0 <= value <= 1, name, "in [0, 1], 8-bit levels divided by 255", value)
-        _require(self.cw_budget >= 0, "cw_budget", ">= 0", self.cw_budget)
-        _require(self.protocol in ("pixels", "authors"), "protocol", "pixels or authors", self.protocol)
+            require(value is not None and 0 <= value <= 1, name, "in [0, 1], 8-bit levels divided by 255", value)
+        require(self.cw_budget >= 0, "cw_budget", ">= 0", self.cw_budget)
+        require(self.protocol in ("pixels", "authors"), "protocol", "pixels or authors", self.protocol)
 
 
 @dataclass(frozen=True)
@@ -316,5 +305,5 @@ class FinetuningStudy:
     def __post_init__(self):
         require_counts(self, "seeds", "images", "trace_images", "fresh", "search_rounds", "search_images")
         wide = self.wide_images
-        _require(wide == 0 or wide >= self.images, "wide_images", f"0, or >= images = {self.images}", wide)
-        _require({"plain", "nullspace"} <= {*self.objectives}, "objectives", "plain, nullspace, ...", self.objectives)
+        require(wide == 0 or wide >= self.images, "wide_images", f"0, or >= images = {self.images}", wide)
+        require({"plain", "nullspace"} <= {*self.objectives}, "objectives", "plain, nullspace, ...", self.objectives)

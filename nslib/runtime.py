@@ -87,7 +87,7 @@ def pick_device(name: str = "auto"):
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(1, device=name)
+        torch.empty(1, device=name).item()  # on `meta` there is nothing to read
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} cannot be used here ({error}): pass auto, cpu, cuda or mps") from error
     return torch.device(name)

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+from nslib.checks import require_counts
 from nslib.config import (
     ApproximateStudy,
     ClosureStudy,
@@ -22,7 +23,6 @@ from nslib.config import (
     SurrogateConfig,
     SynthesisStudy,
     WatermarkStudy,
-    require_counts,
 )
 
 Part = TypeVar("Part")

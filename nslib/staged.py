@@ -251,7 +251,9 @@ def _check_architecture(vit: nn.Module, name: str) -> None:
         kind = f"PatchEmbed of {type(stem.proj).__name__}" if type(stem) is PatchEmbed else type(stem).__name__
         raise TypeError(f"{name} has a patch embedding {kind}: {EXPECTED}")
     if not stem.flatten or stem.img_size is None:
-        raise TypeError(f"{name} was made with dynamic_img_size: make it with a fixed img_size, {EXPECTED}")
+        raise TypeError(f"{name} was made with dynamic_img_size: make it with dynamic_img_size=False, {EXPECTED}")
+    if stem.dynamic_img_pad and any(side % patch for side, patch in zip(stem.img_size, stem.patch_size, strict=True)):
+        raise TypeError(f"{name} pads its images to whole patches: make it with an img_size that they divide")
 
 
 def renormalised(model: StagedViT, *, mean: tuple[float, ...], std: tuple[float, ...]) -> StagedViT:

@@ -13,7 +13,8 @@ NAMES = [str(f.relative_to(PACKAGE)) for f in FILES]
 
 # From the ground up. A room may import those on floors below it, and itself.
 FLOORS = (
-    {"config", "intervals", "palette"},
+    {"checks", "intervals", "palette"},
+    {"config"},
     {"description", "last_block", "progress", "replay", "runtime", "settings", "workers"},
     {"profiles", "processes", "staged", "store"},
     {"makers", "models", "attention_maps"},

@@ -623,6 +623,16 @@ def test_autoattack_needs_four_classes():
         auto_attack(model, random_images(model, 2), torch.tensor([0, 1]), eps=EPS)
 
 
+@pytest.mark.parametrize("kwargs", [{}, dict(pos_embed="none")])
+def test_patch_fool_where_no_image_is_right(kwargs):
+    """timm reshapes no batch of no images in a model without position embedding."""
+    model = make_vit(**kwargs)
+    images = random_images(model, 2)
+    with torch.no_grad():
+        wrong = model(images).argmin(1)
+    assert torch.equal(quick_patch_fool(model, images, wrong), images)
+
+
 def test_attention_of_another_kind_is_refused():
     model = make_vit(block_fn=ParallelScalingBlock)
     with pytest.raises(TypeError, match="has ParallelScalingBlock: expected timm's standard Attention"):

@@ -1,12 +1,13 @@
 """Profiles and their overrides: what is unknown or of another type is refused by name."""
 
 import dataclasses
+import math
 import re
 from operator import attrgetter
 
 import pytest
 
-from nslib.config import TABLE2, WEIGHTS, NoiseConfig, PretrainConfig
+from nslib.config import TABLE2, WEIGHTS, DataConfig, NoiseConfig, PretrainConfig
 from nslib.profiles import PROFILES, REAL, resolve
 from nslib.settings import Settings
 
@@ -115,14 +116,18 @@ def test_value_of_another_type(name, value, told):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (dict(limit=0), "limit must be > 0, got 0"),
-        (dict(lr=-1), "lr must be > 0, got -1"),
+        (dict(limit=0), "limit must be > 0 and finite, got 0"),
+        (dict(lr=-1), "lr must be > 0 and finite, got -1"),
         (dict(steps=0), "steps must be >= 1, got 0"),
         (dict(batch=0), "batch must be >= 1, got 0"),
         (dict(eps=0), r"eps must be a squared l2 gap in \(0, 2\], or None, got 0"),
         (dict(eps=2.01), r"eps must be a squared l2 gap in \(0, 2\], or None, got 2.01"),
         (dict(eps=float("nan")), "eps must be"),
-        (dict(regularization=-0.1), "regularization must be >= 0, got -0.1"),
+        (dict(regularization=-0.1), "regularization must be >= 0 and finite, got -0.1"),
+        (dict(weight_decay=-1), "weight_decay must be >= 0 and finite, got -1"),
+        (dict(lr=math.inf), "lr must be > 0 and finite, got inf"),
+        (dict(weight_decay=math.nan), "weight_decay must be >= 0 and finite, got nan"),
+        (dict(steps=2**31), "steps must be below 2\\^31, got 2147483648"),
         (dict(stop_on="train"), "stop_on must be heldout or batch, got 'train'"),
     ],
 )
@@ -133,6 +138,27 @@ def test_noise_settings_out_of_range(change, told):
 
 def test_noise_settings_at_the_ends_of_their_ranges():
     NoiseConfig(eps=2, steps=1, batch=1, regularization=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (dict(clip=-1), "clip must be > 0, got -1"),
+        (dict(clip=0), "clip must be > 0, got 0"),
+        (dict(weight_decay=-1), "weight_decay must be >= 0 and finite, got -1"),
+        (dict(lr=math.inf), "lr must be > 0 and finite, got inf"),
+        (dict(seed=2**64), r"seed must be below 2\^31, got 18446744073709551616"),
+    ],
+)
+def test_rates_of_training_out_of_range(change, told):
+    """A negative bound on the gradient's norm would turn it round, without a word."""
+    with pytest.raises(ValueError, match=told):
+        PretrainConfig(**change)
+
+
+def test_seeds_of_data_out_of_range():
+    with pytest.raises(ValueError, match="seed must be >= 0, got -1"):
+        DataConfig(seed=-1)
 
 
 @pytest.mark.parametrize("name", ["size", "steps", "batch", "checkpoint_every", "report_images"])

@@ -253,6 +253,14 @@ def test_no_such_vit(name, kwargs, told):
         build_model(name, **kwargs)
 
 
+def test_a_patch_embedding_that_pads_is_refused_where_it_would():
+    """timm would show the padded rim to the model, and `embed` cut it off."""
+    padding = dict(SMALL, dynamic_img_pad=True)
+    with pytest.raises(TypeError, match="pads its images to whole patches: make it with an img_size that they divide"):
+        StagedViT(VisionTransformer(**padding | dict(img_size=30)), mean=(0.5,) * 3, std=(0.5,) * 3)
+    StagedViT(VisionTransformer(**padding), mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
 def test_a_tag_in_grey_has_the_mean_of_its_channels():
     model = build_model("vit_tiny_patch16_224.augreg_in21k_ft_in1k", in_chans=1, depth=1, pretrained=False)
     assert (model.image_shape, model.mean.flatten().tolist()) == ((1, 224, 224), [0.5])

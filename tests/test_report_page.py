@@ -256,7 +256,7 @@ def test_mixed_versions_are_shown_and_not_blended(monkeypatch):
     leave("04_closure", ("C16", "convex", Estimate.exact(0.01, 9)))
     page = shown()
     notice = page.text.split("How far these records belong together")[-1]
-    assert "The records were made by 3 different versions." in notice
+    assert "The records were made by 3 different versions:" in notice
     assert "v1 commit aaa 02_noise_synthesis holds: 1" in notice
     assert "v2 commit bbb 03_x none" in notice
     assert "v3 commit ccc 04_closure holds: 1" in notice
@@ -283,7 +283,7 @@ def test_kept_results_of_other_commits_are_told(monkeypatch):
         ("06_robustness",): ("aaa", "bbb"),
         ("08_epsilon_ablation", "11_controls"): ("aaa",),
     }
-    assert "commits: aaa, bbb in 06_robustness; aaa in 08_epsilon_ablation, 11_controls." in shown().text
+    assert "aaa, bbb in 06_robustness; aaa in 08_epsilon_ablation, 11_controls." in shown().text
 
 
 def test_settings_that_differ_are_shown():
@@ -623,5 +623,15 @@ def test_a_text_of_a_notebook_is_told_once_and_above_all_that_it_explains():
     assert page.text.count("What each round of each seed found") == 1
 
 
+def test_what_a_notebook_concludes_stands_below_all_that_it_saves():
+    leave("06_robustness", tables={"table2": pd.DataFrame({"model": [1]})})
+    page = Page(render(gather(RUN), {}))
+    assert "read off the distance to plain, not to the base model" in page.text
+    assert page.text.index("table2 csv") < page.text.index("read off the distance to plain")
+    assert "three seeds: figures/full." in page.text  # no link: it would lead elsewhere from the page
+    assert notes_of("explore").closing == ""  # its last text has a heading of its own
+
+
 def test_a_notebook_that_is_not_there_says_nothing():
-    assert (notes_of("99_own").opening, notes_of("99_own").of("table")) == ("", None)
+    notes = notes_of("99_own")
+    assert (notes.opening, notes.closing, notes.of("table")) == ("", "", None)

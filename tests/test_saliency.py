@@ -120,6 +120,10 @@ def test_models_without_rules(model):
         lrp.conservative(other),
     ):
         pass
+    gated = copy.deepcopy(model)
+    gated.vit.blocks[0].attn.gate = torch.nn.Linear(32, 32)
+    with pytest.raises(TypeError, match=r"block 0 of .* has attn Attention: CP-LRP needs Attention without a gate"):
+        lrp.pixel_relevance(gated, torch.zeros(1, 3, 32, 32).double(), torch.tensor([0]))
     pooled = make_vit(global_pool="map", class_token=False)
     with pytest.raises(TypeError, match="pools by attention"), lrp.conservative(pooled):
         pass

@@ -366,7 +366,7 @@ def test_store_and_figures_go_where_the_environment_says(folders):
     assert figures_path("smoke") == folders / "figures" / "smoke"
 
 
-@pytest.mark.parametrize("name", ["cuda:99", "gpu"])
+@pytest.mark.parametrize("name", ["cuda:99", "gpu", "meta"])
 def test_device_that_is_not_there(name):
     with pytest.raises(ValueError, match=f"device '{name}' cannot be used here .*: pass auto, cpu, cuda or mps"):
         pick_device(name)

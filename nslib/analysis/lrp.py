@@ -68,8 +68,8 @@ def _check(model: StagedViT) -> None:
     for i, block in enumerate(model.vit.blocks):
         for part, kind in (("attn", Attention), ("mlp", Mlp), ("norm1", nn.LayerNorm)):
             found = getattr(block, part, None)
-            if not isinstance(found, kind):
-                name = type(found).__name__
-                raise TypeError(f"block {i} of {model.name} has {part} {name}: CP-LRP needs {kind.__name__}")
+            if not isinstance(found, kind) or getattr(found, "gate", None) is not None:
+                name, plain = type(found).__name__, " without a gate" if isinstance(found, kind) else ""
+                raise TypeError(f"block {i} of {model.name} has {part} {name}: CP-LRP needs {kind.__name__}{plain}")
     if getattr(model.vit, "attn_pool", None) is not None:
         raise TypeError(f"{model.name} pools by attention: CP-LRP needs a class token or average pooling")

@@ -73,6 +73,8 @@ def patch_fool(
         fooled = images.clone()
         with torch.no_grad():
             active = (target(images).argmax(1) == labels).nonzero().flatten()
+        if not len(active):
+            return fooled
         with attention_maps(model, loss_layers) as maps:
             for step in range(steps + 1):
                 fooled[active] = torch.where(mask[active], paint[active], images[active])

@@ -19,7 +19,8 @@ _ALL = (reproduce, prepare, report, evaluate, finetune, pretrain, nulldim, noise
         notebooks)  # fmt: skip
 COMMANDS = {command.__name__: command for command in _ALL}
 _PLACES = ("NSLIB_STORE", "NSLIB_FIGURES", "NSLIB_IMAGENET", "NSLIB_WEIGHTS")
-_OF_USERS = (ValueError, TypeError, KeyError, OSError, FloatingPointError, ImportError)  # mistakes, told as they are
+# Mistakes, told as they are
+_OF_USERS = (ValueError, TypeError, KeyError, OSError, FloatingPointError, OverflowError, ImportError)
 _SIGPIPE = getattr(signal, "SIGPIPE", 13)  # Windows has none
 
 

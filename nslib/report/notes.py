@@ -1,4 +1,4 @@
-"""What a notebook says of what it saves: the text above the cell that saves a table or figure, for the page."""
+"""What a notebook says of what it saves, for the page: its first and last words, and those above a cell that saves."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import cache
 from nslib.runtime import checkout
 
 _SAVED = re.compile(r'record\.(?:table|figure|pictures)\(\s*f?"([^"]+)"')
+_FIGURES = re.compile(r"\[([^]]+)\]\(\.\./figures/[^)]*\)")  # a link to results, from where the notebooks lie
 _FILLED = re.compile(r"\{[^}]*\}")  # in the name of one of several figures
 
 
@@ -22,9 +23,11 @@ class Note:
 
 @dataclass(frozen=True)
 class Notes:
-    """The text that opens a notebook, as HTML, and those above what it saves, by a pattern of its name in words."""
+    """The texts that open and close a notebook, as HTML, and those above what it saves, by a pattern of its name in
+    words."""
 
     opening: str = ""
+    closing: str = ""  # empty where it ends with code or a heading
     saved: tuple[tuple[re.Pattern[str], Note], ...] = ()
 
     def place(self, name: str) -> int:
@@ -49,16 +52,18 @@ def notes_of(notebook: str) -> Notes:
     from markdown_it import MarkdownIt
 
     html = MarkdownIt("commonmark").render
-    heading, opening, above, saved = "", "", "", []
+    heading, opening, above, closing, saved = "", "", "", "", []
     for cell in jupytext.reads(path.read_text(encoding="utf-8"), fmt="py:percent").cells:
+        closing = ""
         if cell.cell_type == "markdown":
             title, text = _parted(cell.source)
-            heading, above = title or heading, html(text)
+            heading, above = title or heading, html(_FIGURES.sub(r"`\1`", text))
+            closing = "" if title else above
             opening = opening or above
         for name in _SAVED.findall(cell.source) if cell.cell_type == "code" else ():
             pattern = ".*".join(re.escape(part.replace("_", " ")) for part in _FILLED.split(name))
             saved.append((re.compile(pattern), Note(heading, above)))
-    return Notes(opening, tuple(saved))
+    return Notes(opening, closing, tuple(saved))
 
 
 def _parted(text: str) -> tuple[str, str]:

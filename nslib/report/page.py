@@ -74,6 +74,7 @@ class Section:
     executed: str  # relative address of the executed notebook; empty: not there
     opening: str  # what the notebook says of itself, HTML
     entries: tuple[Entry, ...]
+    closing: str  # what it concludes, HTML
 
 
 def write_page(run_name: str) -> Path:
@@ -157,7 +158,8 @@ def _section(run: GatheredRun, notebook: str, links: dict[str, str]) -> Section:
         for name, paper_name in reversed(PRINTED.get(notebook, {}).items()):
             entries = _beside_paper(name, paper_name, entries, notebook)
     title, label, notes = run.titles.get(notebook, notebook), labels.get(notebook, ""), notes_of(notebook)
-    return Section(notebook, title, label, links.get(notebook, ""), notes.opening, tuple(_with_notes(entries, notes)))
+    entries = tuple(_with_notes(entries, notes))
+    return Section(notebook, title, label, links.get(notebook, ""), notes.opening, entries, notes.closing)
 
 
 def _with_notes(entries: list[Entry], notes: Notes) -> Iterator[Entry]:
