@@ -277,9 +277,12 @@ def side_gains(found: Mapping[str, Evaluation], model: str, sides: Mapping[str, 
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"side": []})
 
 
-def without_attacks(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of models that were not trained on adversarial images, by its column model."""
-    return table[~table.model.isin(ADVERSARIAL)]
+def claimed_and_others(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows, by their column model, of learned and random noise and the base model, and as `_others` those of other
+    models that were not trained on adversarial images, if there are any."""
+    claimed = table.model.isin((BASE, "nullspace", "random"))
+    parts = {"": table[claimed], "_others": table[~claimed & ~table.model.isin(ADVERSARIAL)]}
+    return {name: rows for name, rows in parts.items() if len(rows)}
 
 
 def half_widths(against: pd.DataFrame, seeded: Sequence[str]) -> dict[str, float]:

@@ -63,7 +63,7 @@ dimensions
 
 # %% [markdown]
 # ## Figure 2: noise that leaves everything as it was
-# The noise has the peak that stands above the picture, by default half the range of a pixel. The largest change of any logit is at the level of rounding, in 32 and in 64 bits.
+# The title of a picture tells the largest absolute value of its noise, by default half the range of a pixel. The largest change of any logit is at the level of rounding, in 32 and in 64 bits.
 
 # %%
 generator = torch.Generator().manual_seed(settings.seed)

@@ -50,7 +50,7 @@ record.table("stopping", stopping)
 stopping.drop(columns=["low", "high", "n", "seeds"]).rename(columns={"value": "gap_fresh"}).round(4)
 
 # %% [markdown]
-# ## The way in
+# ## The search, step by step
 # Norm and gap of the first start. Dots are held-out tests: they are run only when the batch passes, and less and less often as the search goes on.
 
 # %%
@@ -71,8 +71,8 @@ plots.caption(
 record.figure("trace", figure, None)
 
 # %% [markdown]
-# ## Whom to ask
-# The gap on fresh images, relative to ε: above 1, the noise is not in the set that it was said to be in. Bars: the mean over starts; whiskers: smallest and largest start.
+# ## Is one batch enough to stop by?
+# The MSE probability on fresh images, divided by ε: above 1 the search stopped too early, for the noise is not in the ε set. Bars: the mean over starts; whiskers: smallest and largest start.
 
 # %%
 stopping["ratio"] = stopping.value / stopping.eps

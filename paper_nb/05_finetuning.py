@@ -56,7 +56,7 @@ first[columns].round(4)
 
 # %% [markdown]
 # ## Figure 4
-# Left: the norm of the noise, and the steps that its learning took: weight decay shrinks the noise at every step, so a noise that is found sooner is also longer. Right: top-1; shifted is the mean over a, v2, r, sketch and stylized. A noise stands at the model against which it was learned, as in the paper.
+# First the norm of the noise, and the steps that its learning took: weight decay shrinks the noise at every step, so a noise that is found sooner is also longer. Then top-1; shifted is the mean over a, v2, r, sketch and stylized. A norm is drawn at the number of updates of the model against which the noise was learned, as in the paper.
 
 # %%
 learned = rounds[rounds.objective == "nullspace"]

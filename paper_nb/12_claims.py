@@ -39,7 +39,7 @@ record = nslib.Record("12_claims", settings)
 
 # %% [markdown]
 # ## The runs
-# Those in `figures/`, by the name of their folder, beside it the profile that they were started with, the committed ones among them; what this notebook itself left there counts in none. A run whose records were made by several versions, or that lacks some notebooks, says so here; its page `figures/<run>/index.html` tells which. `no longer by the rule` lists verdicts that claims.csv, applied again to the recorded number, does not give: their notebooks have to run again.
+# A row for each folder in `figures/`, the committed ones among them: its name and the profile that it was run with. Records of this notebook itself are not counted. A run whose records were made by several versions, or that lacks some notebooks, says so here; its page `figures/<run>/index.html` tells which. `no longer by the rule` lists verdicts that claims.csv, applied again to the recorded number, does not give: their notebooks have to run again.
 
 # %% tags=["reads-records"]
 runs = gather_all(without=record.notebook)

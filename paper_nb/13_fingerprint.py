@@ -145,5 +145,5 @@ pd.concat([table, finetunings.drop(columns="reach"), strangers.drop(columns=["ki
 ).round(4)
 
 # %% [markdown]
-# The key tells its owner from strangers with room to spare, and survives finetuning, rotations of the tokens, and moves of the weight by several per cent of its norm.
+# The key tells its owner from the few trained strangers tested, too few to bound the rate of false positives, and survives finetuning, rotations of the tokens, and moves of the weight by several per cent of its norm.
 # Trained models can be nearer to each other than chance, because all of them see smooth patches: the threshold has to be set against trained strangers, not against random ones. They are the few whose accuracy the table above tells.

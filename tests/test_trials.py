@@ -587,3 +587,13 @@ def test_costs_by_hand(monkeypatch):
     table = trials.costs(None, TINY, ["nullspace"])
     assert table.seed.tolist() == [0, 1]
     assert table.iloc[0, 2:].tolist() == [30, 90, 0.25, 40]
+
+
+def test_figures_against_plain_have_what_claims_speak_of_apart_from_other_controls():
+    models = ["base", "nullspace", "permuted", "madry", "random", "sam", "trades"]
+    parts = trials.claimed_and_others(pd.DataFrame({"model": models}))
+    assert {name: rows.model.tolist() for name, rows in parts.items()} == {
+        "": ["base", "nullspace", "random"],
+        "_others": ["permuted", "sam"],
+    }
+    assert list(trials.claimed_and_others(pd.DataFrame({"model": ["nullspace", "madry"]}))) == [""]
