@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pandas as pd
+from tqdm.auto import tqdm
 
 from nslib.analysis.epsilon import STOPPING
 from nslib.evaluate.bench import Bench
@@ -61,7 +62,8 @@ def _from_scratch(settings: Settings, plain: Estimate, *, whole: bool) -> list[d
 
 def _of_model(bench: Bench, settings: Settings, models: Counter[str], *, whole: bool) -> pd.DataFrame:
     """Of the first model all (`whole`), of a further one what notebooks 02 and 06 do with it."""
-    found = {o: estimate(bench.model, bench.source, config_of(settings, o)) for o in models}
+    tried = tqdm(models, desc=f"measuring {bench.model.name}", leave=False)  # minutes each, of a large model on a CPU
+    found = {o: estimate(bench.model, bench.source, config_of(settings, o)) for o in tried}
     learning = found["nullspace"]
     rows = _from_scratch(settings, found["plain"], whole=whole) if settings.weights == "train" else []
     for name, study, searches in _searches(settings)[: None if whole else 1]:

@@ -503,6 +503,21 @@ def test_settings_name_the_model_and_the_objective_too(call, monkeypatch):
     assert "plain shapes_vit_plain.safetensors" in call("finetune", "--set", "objective=plain")[2]
 
 
+def test_finetune_may_be_told_what_another_objective_of_the_profile_refuses(call, monkeypatch):
+    asked = []
+
+    def stop(vit, source, cfg, target, share, on_step):
+        raise ValueError(asked.append((cfg.objective, cfg.warm_start)))
+
+    monkeypatch.setattr("nslib.finetune.rounds.finetune_model", stop)
+    for profile in ("", "full"):
+        call("finetune", "--set", "warm_start=1.5", *(("--profile", profile) if profile else ()))
+    assert asked == [("nullspace", 1.5)] * 2
+    code, _, told = call("finetune", "--objective", "permuted", "--set", "warm_start=1.5")
+    assert code == 2
+    assert "warm_start must be 0 with permuted, got 1.5" in told
+
+
 def test_finetune_says_which_rounds_missed_eps(call, tmp_path):
     tiny = ("--set", "rounds=1", "steps=1", "batch=4", "pool=8", "heldout=4", "noise.batch=4", "noise.steps=1")
     with pytest.warns(UserWarning, match="did not reach eps"):

@@ -153,9 +153,9 @@ def finetune(
     from nslib.progress import finetune_bar
     from nslib.runtime import runs_path
 
-    settings = settings_of(
-        profile, imagenet, device, set, within="finetune", weights=weights, models=model, finetune__objective=objective
-    )
+    alone = {"finetune__objective": objective, "finetuning__objectives": ("plain", "nullspace")}  # a profile's other
+    # objectives, some of which would refuse what this one may be told, are none of this run's
+    settings = settings_of(profile, imagenet, device, set, within="finetune", weights=weights, models=model, **alone)
     settings = barely_trained(settings) if dry_run else settings
     cfg = settings.finetune
     path = Path(target or runs_path("finetune") / settings.profile / f"{model}_{cfg.objective}.safetensors")
