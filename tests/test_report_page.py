@@ -219,6 +219,19 @@ def test_a_listed_profile_whose_settings_do_not_test_a_claim_is_told():
     assert f"{at}. rule changed since" in told["C10", "rise"]
 
 
+@pytest.mark.parametrize(
+    ("gain", "told"),
+    [
+        (Estimate(-0.0122, -0.521, 0.496, 24000, 3), "not shown (-0.01 points, 95 % interval -0.52 to 0.50)"),
+        (Estimate(-0.3, -0.4, -0.2, 24000, 1), "does not hold (-0.30 points, 95 % interval -0.40 to -0.20)"),
+    ],
+)
+def test_the_question_of_the_paper_is_answered_first(gain, told):
+    leave("06_robustness", ("C11", "plain", [gain]), ("C11", "base", []), profile="full")
+    answer = shown().text.split("Claims and verdicts")[0]
+    assert f"in the mean of Table 2: {told}. Every column better than before finetuning: not testable" in answer
+
+
 def test_how_it_was_made():
     leave("02_noise_synthesis", ("C4", "match", Estimate(0.97, 0.96, 0.98, 200, 2)), seconds=1.5)
     text = shown().text.split("How it was made")[-1]

@@ -121,7 +121,7 @@ def render(run: GatheredRun, links: dict[str, str]) -> str:
         claims=[row._asdict() for row in claims.rename(columns={"testable at": "testable_at"}).itertuples(index=False)],
         counts={g.label: Counter(claims[claims.versions == g.label].verdict) for g in run.groups},
         total=Counter(claims.verdict),
-        robust=dict(claims[claims.claim == "C11"][["part", "verdict"]].to_numpy()),
+        robust={row.part: row for row in claims[claims.claim == "C11"].itertuples(index=False)},
         common=_common([g.versions for g in run.groups]),
         seeds=_seeds(run),
         symbols=SYMBOLS,
