@@ -30,7 +30,7 @@ class DataConfig:
     cue_conflict: str = ""
 
     def __post_init__(self):
-        require_counts(self, "seed", "images", least=0)
+        require_counts(self, "seed", least=0)
 
     def paths(self) -> dict[str, str]:
         """The folders that are set, by the name of their setting."""

@@ -103,8 +103,8 @@ def test_fresh_images_and_reach_by_hand(vit, pool, clean):
 def test_noise_of_the_complement_is_as_long(vit, monkeypatch):
     """Image by image; the nullspace noise alone has the peak asked for, and only it changes no logit."""
     null, images, seen = PatchNullspace(vit), random_images(vit, 5), []
-    logits = linear._logits
-    monkeypatch.setattr(linear, "_logits", lambda model, x: seen.append(x.double()) or logits(model, x))
+    logits = linear.batched_logits
+    monkeypatch.setattr(linear, "batched_logits", lambda model, x, batch: seen.append(x.double()) or logits(model, x))
     table = linear.amplitude_sweep(vit, null, images, (0.1, 0.5), generator=generator(0))
     clean, *noisy = seen[5:]  # of 64 bits
     changes = [(x - clean).flatten(1) for x in noisy]
