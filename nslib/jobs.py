@@ -159,7 +159,7 @@ def base_row(bench: Bench, settings: Settings) -> Evaluation:
     return replace(found, model=BASE, fixed=True)
 
 
-def eps_set(bench: Bench, settings: Settings, objective: str, *, eps: float) -> pd.DataFrame:
+def eps_set(bench: Bench, settings: Settings, objective: str, *, eps: float, **changes) -> pd.DataFrame:
     """How far the eps set of a model reaches along fresh directions: noises that no finetuning has seen.
 
     The noises are learned anew against each model from the same starts; the controls are their permutations and random
@@ -167,8 +167,9 @@ def eps_set(bench: Bench, settings: Settings, objective: str, *, eps: float) -> 
 
     Args:
         objective: with which the model was finetuned, or `base`.
+        changes: as in `finetuned`.
     Returns:
-        columns model, start, noise, norm, gap, reached.
+        columns model (the objective), start, noise, norm, gap, reached.
     """
     study = replace(settings.approximate, eps=(eps,), starts=settings.finetuning.fresh, noise=settings.finetune.noise)
 
@@ -181,7 +182,7 @@ def eps_set(bench: Bench, settings: Settings, objective: str, *, eps: float) -> 
 
     given = {name: getattr(settings, name) for name in ("seed", "pool", "heldout")}
     asked = {"reach": study, "reach_version": REACH_VERSION, **given}
-    rows = _kept_of(bench, settings, objective, f"reach-{eps:g}", asked, measure)["rows"]
+    rows = _kept_of(bench, settings, objective, f"reach-{eps:g}", asked, measure, **changes)["rows"]
     return pd.DataFrame(rows, columns=["model", "start", "noise", "norm", "gap", "reached"])
 
 
@@ -204,14 +205,14 @@ def strength(bench: Bench, settings: Settings, objective: str) -> pd.DataFrame:
 
 def _kept_of(
     bench: Bench, settings: Settings, objective: str, kind: str, asked: dict[str, Any],
-    measure: Callable[[StagedViT], dict[str, Any]],
+    measure: Callable[[StagedViT], dict[str, Any]], **changes,
 ) -> dict[str, Any]:  # fmt: skip
     """What is measured of the first seed of a finetuned model, or of `base`, beside its row; from its file if there."""
 
     def compute() -> dict[str, Any]:
-        return measure(bench.model if objective == BASE else finetuned(bench, settings, objective).model)
+        return measure(bench.model if objective == BASE else finetuned(bench, settings, objective, **changes).model)
 
-    cfg = config_of(settings, objective)
+    cfg = config_of(settings, objective, **changes)
     how = {} if objective == BASE else _training(bench, cfg)
     return kept(_file(bench, settings, cfg, kind), {**_inputs(bench), **how, **asked}, compute)
 

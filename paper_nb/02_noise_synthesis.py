@@ -110,12 +110,14 @@ norms.groupby(["model", "regularization"]).agg(norm=("norm", "mean"), steps=("st
 # By the rules written in `data/reference/claims.csv`, at every λ. At the smoke profile learning is cut short, and they are not given.
 
 # %%
-learned = {q: [e for s in sweeps.values() for e in s.estimates("learned", q)] for q in ("match", "gap")}
+curves = {q: [s.estimates("learned", q) for s in sweeps.values()] for q in ("match", "gap")}
+curves["damage"] = [s.damage for s in sweeps.values()]
+judged = {q: {name: e for curve in each for name, e in curve.items()} for q, each in curves.items()}
 swept = [rows for _, rows in norms.groupby("model") if rows.regularization.nunique() > 1]
 rank = [spearmanr(rows.regularization, rows.norm).statistic for rows in swept]
-record.judge("C4", "match", learned["match"])
-record.judge("C4", "gap", learned["gap"])
-record.judge("C5", "gap", [e for s in sweeps.values() for e in s.damage])
+record.judge("C4", "match", judged["match"])
+record.judge("C4", "gap", judged["gap"])
+record.judge("C5", "gap", judged["damage"])
 record.judge("C6", "norm", [Estimate.exact(r, len(settings.synthesis.lambdas)) for r in rank])
 assert table.value.between(0, 2).all()
 assert (norms.norm > 0).all()

@@ -172,8 +172,10 @@ print(f"largest k with 95 % inside: {largest}; {singles}")
 
 # %%
 learned, convex = (table[table.noise == "learned"] for table in (deciding, line))
-record.judge("C15", "scale", estimates_of(learned) if eps == 0.03 else [])
-record.judge("C16", "convex", estimates_of(convex) if eps == 0.03 else [])
+scaled = dict(zip("s = " + learned.scale.map("{:g}".format), estimates_of(learned), strict=True))
+mixed = dict(zip("α = " + convex.alpha.map("{:g}".format), estimates_of(convex), strict=True))
+record.judge("C15", "scale", scaled if eps == 0.03 else [])
+record.judge("C16", "convex", mixed if eps == 0.03 else [])
 assert scales[scales.scale == 0].value.max() < 1e-6
 assert scales.value.between(0, 2).all()
 assert grid.value.between(0, 2).all()

@@ -28,9 +28,9 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 import nslib
-from nslib import jobs, plots, testable, trials
+from nslib import jobs, plots, tables, testable, trials
 from nslib.evaluate.comparison import mean_difference
-from nslib.finetune.result import at_equal_steps, over_seeds, slope_table
+from nslib.finetune.result import over_seeds, slope_table, without_decay
 from nslib.intervals import Estimate, estimates_of, share_estimate, t_estimate
 from nslib.report.reference import printed
 from nslib.traces import TRACED, traced
@@ -56,7 +56,7 @@ first[columns].round(4)
 
 # %% [markdown]
 # ## Figure 4
-# First the norm of the noise, and the steps that its learning took: weight decay shrinks the noise at every step, so a noise that is found sooner is also longer. Then top-1; shifted is the mean over a, v2, r, sketch and stylized. A norm is drawn at the number of updates of the model against which the noise was learned, as in the paper.
+# First the norm of the noise, and the steps that its learning took: every step shortens the noise, by descent far more than by weight decay, so a noise that is found sooner is also longer. Then top-1; shifted is the mean over a, v2, r, sketch and stylized. A norm is drawn at the number of updates of the model against which the noise was learned, as in the paper.
 
 # %%
 learned = rounds[rounds.objective == "nullspace"]
@@ -97,7 +97,7 @@ table5.round(4)
 # Finetuning is said to enlarge the approximate nullspace. A noise that the model was trained with says little about that, so new noises are learned against each model, and the way to the boundary is measured along them, along their permutations and along random directions. The starts are the same for every model, so that the second table can take differences start by start; one training seed lies behind each. Norms are measured on images of val; the noises are learned on images of train, some of which the models were finetuned on.
 
 # %%
-sizes = trials.eps_sets(bench, settings, list(TRACED), eps=settings.finetune.noise.eps)
+sizes = trials.eps_sets(bench, settings, {name: {} for name in TRACED}, eps=settings.finetune.noise.eps)
 summary = sizes.groupby(["model", "noise"], sort=False).norm.agg(value="mean", low="min", high="max").reset_index()
 figure, ax = plt.subplots(figsize=(4.6, 2.3))
 plots.bars(summary, ax, x="model").set(ylabel="norm at the boundary")
@@ -110,7 +110,7 @@ record.figure("eps_set", figure, sizes)
 summary.pivot(index="model", columns="noise", values="value").round(1)
 
 # %%
-farther = trials.eps_set_gains(sizes, [trials.BASE, "plain"])
+farther = tables.eps_set_gains(sizes, [trials.BASE, "plain"])
 record.table("eps_set_gains", farther)
 farther[farther.noise == "learned"].round(2)
 
@@ -128,16 +128,18 @@ cost.groupby("objective", sort=False).mean().drop(columns="seed").round(3)
 
 # %% [markdown]
 # ## All seeds
-# C7 counts the rounds after the first, whose noise is learned before finetuning; C8 takes all rounds; C9 the norms after the first round, whatever their gap. The slopes, relative to the mean: with several seeds their mean, in a t interval over them. Weight decay shrinks a noise at each step, so that fewer steps alone make it longer: `norm at equal steps` takes that out, by a regression on round and steps. The norm of random noise of the same ε is a control.
+# C7 counts the rounds after the first, whose noise is learned before finetuning; C8 takes all rounds; C9 the norms after the first round, whatever their gap. The slopes, relative to the mean: with several seeds their mean, in a t interval over them. Weight decay shortens a noise at each step, so that fewer steps alone make it longer: `norm without decay` gives back all that it can have taken. What is left, descent, and the steps it takes are nearly one quantity, since the start is of a fixed length and the search ends at the boundary: their correlation is printed below. The norm of random noise of the same ε is a control.
 
 # %%
 later, count = learned[learned["round"] > 0], int(seeds["nullspace"])
-quantities = [("nullspace", name) for name in ("norm", "steps", "norm at equal steps")]
-slopes = slope_table(at_equal_steps(rounds), [*quantities, ("random", "norm")])
+quantities = [("nullspace", name) for name in ("norm", "steps", "norm without decay")]
+slopes = slope_table(without_decay(rounds, settings.finetune.noise), [*quantities, ("random", "norm")])
 record.table("slopes", slopes)
 slopes.round(5)
 
 # %%
+together = later.groupby("seed").apply(lambda own: own.norm.corr(own.steps), include_groups=False).round(2)
+print(f"correlation of norm and steps after the first round, seed by seed: {together.tolist()}")
 learned.groupby("seed")[["norm", "steps", "gap_heldout", "converged"]].agg(["min", "max"]).round(4)
 
 # %% [markdown]
@@ -146,7 +148,7 @@ learned.groupby("seed")[["norm", "steps", "gap_heldout", "converged"]].agg(["min
 
 # %%
 base, tuned = trials.row(bench, settings, trials.BASE), trials.row(bench, settings, "nullspace")
-measured = [c for c in trials.shown({"base": base, "tuned": tuned}, settings.finetuning.columns) if c != "clean"]
+measured = [c for c in tables.shown({"base": base, "tuned": tuned}, settings.finetuning.columns) if c != "clean"]
 rise = [mean_difference(tuned, base, measured)] if measured else []
 fixed = trials.fixed_against_early(bench, settings)
 pd.DataFrame([{"columns": ", ".join(measured), **vars(r)} for r in rise]).round(2)
@@ -169,7 +171,7 @@ record.judge("C19", "fixed", fixed if whole and settings.finetuning.fixed_steps 
 assert (rounds.loss > 0).all()
 assert (cost[cost.objective == "plain"].noise == 0).all()
 precision = jobs.precision_of(bench, settings.finetune)
-record.save(missed_eps=trials.missed_eps({"nullspace": tuned}), jobs=jobs.provenance(settings), precision=precision)
+record.save(missed_eps=tables.missed_eps({"nullspace": tuned}), jobs=jobs.provenance(settings), precision=precision)
 record.summary()
 
 # %% [markdown]

@@ -27,7 +27,7 @@ overrides = {}  # settings by dotted name, such as {"suite.images": 500}
 import matplotlib.pyplot as plt
 
 import nslib
-from nslib import jobs, plots, testable, trials
+from nslib import jobs, plots, tables, testable, trials
 from nslib.analysis.attack_curves import attack_curves, pgd_hits, sanity_table
 from nslib.evaluate.comparison import mean_difference
 from nslib.evaluate.cue import cue_conflict_table
@@ -137,12 +137,12 @@ handling.round(1)
 # %%
 found = trials.rows(bench, settings, settings.finetuning.objectives)
 wide = trials.wide_rows(bench, settings, found)
-finetuned = trials.with_absent(trials.rows_table(found), settings.profile)
+finetuned = tables.with_absent(tables.rows_table(found), settings.profile)
 record.table("finetuned", finetuned)
 larger = trials.other_models(settings)
-record.table("finetuned_estimates", trials.rows_estimates({**found, **larger}))
+record.table("finetuned_estimates", tables.rows_estimates({**found, **larger}))
 if wide:
-    record.table("wide", trials.differences_to(wide, "plain"))
+    record.table("wide", tables.differences_to(wide, "plain"))
 finetuned.round(2)
 
 # %% [markdown]
@@ -156,7 +156,7 @@ record.table("table2", table2)
 for name in settings.models[1:]:
     plain, tuned = (f"{name} {objective}" for objective in trials.OF_OTHERS)
     pair = {plain: larger[plain], tuned: larger[tuned]}
-    record.table(f"gain_{name}", trials.gains_over(pair, plain, trials.shown(pair, settings.finetuning.columns)))
+    record.table(f"gain_{name}", tables.gains_over(pair, plain, tables.shown(pair, settings.finetuning.columns)))
 table2.round(1)
 
 # %% [markdown]
@@ -164,8 +164,8 @@ table2.round(1)
 # Each model minus `plain`, image by image: what finetuning alone does is taken out. Where an interval holds zero, the column does not tell the two apart. Of several seeds it is a t interval over them, wide with three; `half_images` is half the width of the interval over images alone. Training on attacks moves the columns by tens of points, so that its rows are in the table, and in the figure of notebook 07. One figure has what the claims speak of, the other the further controls and augmentations. The second table is NS minus the base model, of which C11 speaks: a column on which both are at zero (Patch-Fool, where a patch may take any colour) cannot rise.
 
 # %%
-against = trials.differences_to(found, "plain", wide)
-for which, drawn in trials.claimed_and_others(against).items():
+against = tables.differences_to(found, "plain", wide)
+for which, drawn in tables.claimed_and_others(against).items():
     by_seeds = drawn.groupby("seeds", sort=False).model.unique()
     told = "; ".join(f"{s} for {', '.join(models)}" for s, models in by_seeds.items())
     figure, panels = plots.panels(drawn, figsize=(7.2, 2.8))
@@ -175,7 +175,7 @@ for which, drawn in trials.claimed_and_others(against).items():
     told = f"{bench.model.name}, {plots.counts(drawn.n)} images a column, of c 100 minus its error; seeds of plain compared with: {told}; whiskers: 95 % of the paired difference, of several seeds over these too"
     plots.caption(figure, told)
     record.figure(f"against_plain{which}", figure, drawn if which else against)
-against_base = trials.differences_to({name: found[name] for name in (trials.BASE, "nullspace")}, trials.BASE)
+against_base = tables.differences_to({name: found[name] for name in (trials.BASE, "nullspace")}, trials.BASE)
 record.table("against_base", against_base)
 against_base.round(2)
 
@@ -185,14 +185,14 @@ against_base.round(2)
 
 # %%
 whole = testable.whole(settings) and not found[trials.BASE].missing
-shown = trials.shown(found, settings.finetuning.columns)
-record.judge("C11", "base", trials.column_gains(found["nullspace"], found[trials.BASE]) if whole else [])
+shown = tables.shown(found, settings.finetuning.columns)
+record.judge("C11", "base", tables.column_gains(found["nullspace"], found[trials.BASE]) if whole else [])
 gain = mean_difference(found["nullspace"], found["plain"], shown)
 record.judge("C11", "plain", gain if whole else [])
-half_width = trials.half_widths(against, settings.finetuning.seeded)
+half_width = tables.half_widths(against, settings.finetuning.seeded)
 assert sanity.holds.all(), sanity[~sanity.holds]
 assert handling.pixels.iloc[0] > handling.authors.iloc[0]
-facts = {"missing": base.missing, "sources": base.sources, "missed_eps": trials.missed_eps({**found, **larger})}
+facts = {"missing": base.missing, "sources": base.sources, "missed_eps": tables.missed_eps({**found, **larger})}
 record.save(**facts, half_width=half_width, jobs=jobs.provenance(settings))
 widest = ", ".join(f"{name} ± {half:.2f} points" for name, half in half_width.items())
 print(f"widest interval of a column without a costly attack, over {widest}")

@@ -29,7 +29,7 @@ from dataclasses import replace
 import matplotlib.pyplot as plt
 
 import nslib
-from nslib import jobs, plots, testable, trials
+from nslib import jobs, plots, tables, testable, trials
 from nslib.config import TABLE2
 from nslib.evaluate.comparison import mean_difference
 from nslib.report.reference import printed
@@ -49,11 +49,11 @@ found = {name: trials.row(bench, settings, name, seeds=1) for name in (trials.BA
 for eps in settings.finetuning.eps:
     noise = replace(settings.finetune.noise, eps=eps)
     found |= {f"{m} {eps:g}": trials.row(bench, settings, m, noise=noise, seeds=1) for m in ("nullspace", "random")}
-table4 = trials.rows_table(found)
+table4 = tables.rows_table(found)
 every = [f"{m} {eps:g}" for eps in printed("table4").eps.unique() for m in ("nullspace", "random")]
-shown = trials.with_absent(table4, settings.profile, every)
+shown = tables.with_absent(table4, settings.profile, every)
 record.table("table4", shown)
-record.table("estimates", trials.rows_estimates(found))
+record.table("estimates", tables.rows_estimates(found))
 shown.round(2)
 
 # %% tags=["nbval-check-output"]
@@ -66,8 +66,8 @@ printed("table4")
 # C13 is judged by the best ε minus the worst, paired image by image; that the two were chosen by their means widens the difference. C14 by NS minus `random` at each ε, without c.
 
 # %%
-columns = trials.shown(found, [c for c in settings.finetuning.columns if c in printed("table4")])
-gains = trials.gains_over(found, "plain", columns)
+columns = tables.shown(found, [c for c in settings.finetuning.columns if c in printed("table4")])
+gains = tables.gains_over(found, "plain", columns)
 gains[["model", "eps"]] = gains.model.str.split(" ", expand=True)
 figure, ax = plt.subplots(figsize=(4.0, 2.3))
 plots.differences(gains, ax, x="eps").set(xlabel="ε", ylabel="mean top-1 minus plain, points")
@@ -82,10 +82,10 @@ gains.round(2)
 
 # %%
 each = {name: trials.seed_rows(bench, settings, name) for name in ("plain", "nullspace", "random")}
-by_seed = trials.gains_by_seed(each, "plain", columns)
+by_seed = tables.gains_by_seed(each, "plain", columns)
 record.table("seeds", by_seed)
 without_c = [c for c in columns if c != "c"]
-over_random = trials.gains_by_seed({n: each[n] for n in ("nullspace", "random")}, "random", without_c)
+over_random = tables.gains_by_seed({n: each[n] for n in ("nullspace", "random")}, "random", without_c)
 record.table("seeds_over_random", over_random)
 over_random.round(2)
 
@@ -102,11 +102,12 @@ named = printed("table4")
 complete = set(named.eps) <= set(settings.finetuning.eps) and {c for c in named if c in TABLE2} <= set(columns)
 whole = testable.as_paper(settings.finetune) and complete
 best, worst = found[f"nullspace {tried[-1]}"], found[f"nullspace {tried[0]}"]
-against = [mean_difference(found[f"nullspace {e}"], found[f"random {e}"], without_c) for e in tried]
+pairs = {f"ε = {e:g}": (found[f"nullspace {e}"], found[f"random {e}"]) for e in tried}
+against = {told: mean_difference(*pair, without_c) for told, pair in pairs.items()}
 record.judge("C13", "eps", [mean_difference(best, worst, columns)] if whole else [])
 record.judge("C14", "random", against if whole else [])
 assert table4["mean"].between(0, 100).all()
-record.save(eps=list(settings.finetuning.eps), missed_eps=trials.missed_eps(found), jobs=jobs.provenance(settings))
+record.save(eps=list(settings.finetuning.eps), missed_eps=tables.missed_eps(found), jobs=jobs.provenance(settings))
 record.summary()
 
 # %% [markdown]

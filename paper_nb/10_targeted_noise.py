@@ -159,10 +159,9 @@ wide.assign(algebra=algebra).rename_axis(columns=None).round(6)
 
 # %%
 per_patch, per_pixel = (saliency.estimates(table, level=v, picture=saliency.ROUNDED) for v in ("patch", "pixel"))
-least = min(per_pixel, key=lambda e: e.low)
-print(
-    f"least alike of the maps of 8-bit pictures, pixel by pixel: {least.value:.3f} [{least.low:.3f}, {least.high:.3f}]"
-)
+method, least = min(per_pixel.items(), key=lambda named: named[1].low)
+spelled = f"{least.value:.3f} [{least.low:.3f}, {least.high:.3f}], by {method}"
+print(f"least alike of the maps of 8-bit pictures, pixel by pixel: {spelled}")
 record.judge("C17", "targeted", share_estimate(effect.match))
 record.judge("C17", "saliency", per_patch)
 assert (effect.pixels > 0.1).all()
@@ -171,5 +170,5 @@ record.save(null_dim=null.dim, least_per_pixel=vars(least), judges=told.drop(col
 record.summary()
 
 # %% [markdown]
-# To the model the disguised image is the source: its class, its confidence, and what it looks at. To us as well: it moves towards the target, but all 200 at `laptop` and `full` stay nearer to their source, as the nullspace holds little of a smooth difference. For a network with another first layer the noise is no nullspace noise; yet it mostly keeps its answer, as the table of judges says. The small CNN at `laptop` and DeiT at `imagenet-mini` each give another answer to 12.0 % of the disguised pictures, and as often, to 11.5 % and 12.5 %, where the noise is permuted, so that its direction has no part in it; the CNN at `gpu` does to 21 %, to 8 % of the permuted ones. The model itself, at `laptop` and `imagenet-mini`, answers differently to none, and to 6.5 % and 22.5 % under the permuted noise.
+# To the model the disguised image is the source: its class, its confidence, and what it looks at. To us as well: it moves towards the target, but all 200 at `laptop` and `full` stay nearer to their source, as the nullspace holds little of a smooth difference. For a network with another first layer the noise is no nullspace noise; yet it mostly keeps its answer, as the table of judges says. The small CNN at `laptop` and DeiT at `imagenet-mini` each give another answer to 12.0 % of the disguised pictures, and as often, to 12.0 % and 12.5 %, where the noise is permuted, so that its direction has no part in it; the CNN at `gpu` does to 21 %, to 8 % of the permuted ones. The model itself, at `laptop` and `imagenet-mini`, answers differently to none, and to 6.5 % and 22.5 % under the permuted noise.
 # Equal saliency says little more than equal tokens: most of the maps are functions of the tokens alone.

@@ -28,7 +28,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 import nslib
-from nslib import jobs, palette, plan, plots, search, trials
+from nslib import jobs, palette, plan, plots, search, tables, trials
 
 plots.use_style()
 settings = nslib.resolve(profile, run_name, overrides)
@@ -43,14 +43,14 @@ settings.models, settings.finetuning.seeded, settings.finetuning.seeds
 bench = nslib.open_bench(settings)
 names = [o for o in settings.finetuning.objectives if o in ("nullspace", "plain", "random", "permuted")]
 seeds = {name: trials.seed_rows(bench, settings, name) for name in names}
-pooled = {name: trials.pool_rows(each, name) for name, each in seeds.items()}
-columns = trials.shown(pooled, settings.finetuning.columns)
-by_seed = trials.gains_by_seed(seeds, "plain", columns)
+pooled = {name: tables.pool_rows(each, name) for name, each in seeds.items()}
+columns = tables.shown(pooled, settings.finetuning.columns)
+by_seed = tables.gains_by_seed(seeds, "plain", columns)
 record.table("seeds", by_seed)
 by_seed.round(2)
 
 # %%
-pairs = trials.gains_of(pooled, "nullspace", columns)
+pairs = tables.gains_of(pooled, "nullspace", columns)
 record.table("pairs", pairs)
 pairs.round(2)
 
@@ -62,7 +62,7 @@ noisy = [trials.seed_rounds(bench, settings, name).assign(objective=name) for na
 strength = pd.concat(noisy).groupby("objective", sort=False)[["norm", "gap_heldout"]].agg(["mean", "min", "max"])
 record.table("strength", strength.set_axis(strength.columns.map("_".join), axis=1).reset_index())
 single = [
-    trials.rows_estimates({name: each[i]}).assign(seed=i) for name, each in seeds.items() for i in range(len(each))
+    tables.rows_estimates({name: each[i]}).assign(seed=i) for name, each in seeds.items() for i in range(len(each))
 ]
 by_column = pd.concat(single, ignore_index=True)
 record.table("seeds_by_column", by_column)
@@ -78,7 +78,7 @@ by_column.pivot(index=["model", "seed"], columns="column", values="value").round
 # %%
 astray = plan.astray(bench)
 repaired = {name: trials.row(astray, settings, name, seeds=1) for name in (trials.BASE, "plain", "nullspace")}
-confound = trials.rows_table({"right mean and std": trials.row(bench, settings, trials.BASE), **repaired})
+confound = tables.rows_table({"right mean and std": trials.row(bench, settings, trials.BASE), **repaired})
 confound["model"] = ["base, its own mean and std", "base, ImageNet's", "plain from there", "nullspace from there"]
 record.table("normalisation", confound)
 confound.round(2)
@@ -90,16 +90,13 @@ confound.round(2)
 # %%
 beyond = plan.beyond(settings.finetune, depth=len(bench.model.vit.blocks))
 variants = {"nullspace": {}, "plain": {}, **(beyond if settings.finetuning.variants else {})}
-list(variants)
-
-# %%
 found = {
     name: trials.row(bench, settings, name.split(",")[0], seeds=1, **changes) for name, changes in variants.items()
 }
-options = trials.rows_table({trials.BASE: trials.row(bench, settings, trials.BASE), **found})
+options = tables.rows_table({trials.BASE: trials.row(bench, settings, trials.BASE), **found})
 last = {name: jobs.run(bench, settings, name.split(",")[0], **c).history[-1].noises for name, c in variants.items()}
 options["last norm"] = options.model.map({name: max(n.norm for n in noises) for name, noises in last.items() if noises})
-options = trials.with_absent(options, settings.profile, list(beyond))
+options = tables.with_absent(options, settings.profile, list(beyond))
 record.table("options", options)
 options.round(2)
 
@@ -108,7 +105,7 @@ options.round(2)
 # Each minus `plain` on the same images, mean over the columns, and below the figure each minus `nullspace`: what an option adds to it. `missed_eps` above: rounds whose noise was outside ε on held-out images.
 
 # %%
-gains = trials.gains_over(found, "plain", columns)
+gains = tables.gains_over(found, "plain", columns)
 figure, ax = plt.subplots(figsize=(5.6, 2.2))
 for row in gains.itertuples():
     reach = [[row.difference - row.difference_low], [row.difference_high - row.difference]]
@@ -121,12 +118,25 @@ plots.caption(
     f"{bench.model.name}, n = {gains.n.max()} images in all, one seed; whiskers: 95 % over images",
 )
 record.figure("side_by_side", figure, gains)
-record.table("options_estimates", trials.rows_estimates(found))
+record.table("options_estimates", tables.rows_estimates(found))
 
 # %%
-over_nullspace = trials.gains_over(found, "nullspace", columns)
+over_nullspace = tables.gains_over(found, "nullspace", columns)
 record.table("options_over_nullspace", over_nullspace)
 over_nullspace.round(2)
+
+# %% [markdown]
+# Does an option enlarge the ε set along noises that no model was trained with? As in notebook 05: learned anew against each model from the same starts, and beside them their permutations and random directions. How much farther the set reaches than after `plain`, or after `nullspace`; `n` counts the starts.
+
+# %%
+farther = pd.DataFrame()  # where the profile leaves the options out
+if settings.finetuning.variants:
+    noised = {name: changes for name, changes in variants.items() if "position" not in name}
+    sizes = trials.eps_sets(bench, settings, noised, eps=settings.finetune.noise.eps)
+    record.table("options_eps_set", sizes)
+    farther = tables.eps_set_gains(sizes, ["plain", "nullspace"])
+    record.table("options_eps_set_gains", farther)
+farther.round(2)
 
 # %% [markdown]
 # ## In which setting has learned noise room to act?
@@ -137,8 +147,8 @@ recipes = search.settings_table(bench, settings)
 record.table("search", recipes)
 print(search.place_of_settings(recipes, settings))
 if chosen := search.on_test(bench, settings, recipes):
-    gained = trials.gains_over(chosen, "plain", columns)
-    record.table("search_first", trials.rows_table(chosen))
+    gained = tables.gains_over(chosen, "plain", columns)
+    record.table("search_first", tables.rows_table(chosen))
     record.table("search_first_gain", gained)
     print("the first, on the images that are reported:", *gained.round(2).to_dict("records"))
 recipes.round(2)
@@ -146,7 +156,7 @@ recipes.round(2)
 # %%
 assert len(confound) == 4
 assert set(by_seed.model) == set(names) - {"plain"}
-missed = trials.missed_eps({**found, **pooled, "nullspace, wrong mean and std": repaired["nullspace"]})
+missed = tables.missed_eps({**found, **pooled, "nullspace, wrong mean and std": repaired["nullspace"]})
 record.save(seeds=settings.finetuning.seeds, missed_eps=missed, jobs=jobs.provenance(settings))
 by_seed.groupby("model").difference.describe().round(2)
 

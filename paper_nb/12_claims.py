@@ -76,10 +76,10 @@ record.figure("grid", figure, None)
 
 # %% [markdown]
 # ## Numbers
-# The estimate that decided, with its 95 % interval, the number of images or other units, the seeds, and the rule; the saved table also says which rules were changed after the first experiment, and how. `versions` tells records of one run apart that were made by different versions.
+# The estimate that decided, of several that have names with the one `of` which it is, its 95 % interval, the number of images or other units, the seeds, and the rule; the saved table also says which rules were changed after the first experiment, and how. `versions` tells records of one run apart that were made by different versions.
 
 # %%
-shown = ["claim", "part", "profile", "verdict", "value", "low", "high", "n", "seeds", "rule", "versions"]
+shown = ["claim", "part", "profile", "verdict", "of", "value", "low", "high", "n", "seeds", "rule", "versions"]
 record.table("numbers", claims[[*shown, "words", "testable at", "changed"]])
 numbers = claims.loc[claims.value.notna(), shown]
 numbers.assign(**{bound: numbers[bound].map(number) for bound in ("value", "low", "high")})

@@ -183,6 +183,15 @@ def test_the_worst_of_many_decides(monkeypatch, bound, operator, estimates, wors
     assert judge("C0", "x", estimates, profile="laptop").value == worst
 
 
+def test_of_several_with_names_the_one_that_decides_is_told(monkeypatch):
+    rule(monkeypatch, "low", ">", 0)
+    told = {"clean": at(2), "cw": at(0.05), "fgsm": at(0.05)}  # two alike: the first
+    assert judge("C0", "x", told, profile="laptop").of == "cw"
+    assert judge("C0", "x", {**told, "a": at(-1)}, profile="laptop").of == "a"
+    assert judge("C0", "x", [*told.values()], profile="laptop").of == ""
+    assert judge("C0", "x", {}, profile="laptop").verdict == "not testable"
+
+
 def test_verdict_tells_all_of_its_estimate(monkeypatch):
     rule(monkeypatch, "low", ">", 0.5)
     verdict = judge("C0", "x", Estimate(0.7, 0.6, 0.8, 40, seeds=3), profile="full")

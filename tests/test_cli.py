@@ -518,6 +518,23 @@ def test_finetune_may_be_told_what_another_objective_of_the_profile_refuses(call
     assert "warm_start must be 0 with permuted, got 1.5" in told
 
 
+@pytest.mark.parametrize(
+    ("objective", "asked", "expected"),
+    [
+        ("mixup", ("mixup=0", "cutmix=0.5"), ["mixup = 0.0 changes nothing of objective mixup, which trains with 0.8"]),
+        ("plain", ("noise.eps=0.1", "data.seed=1"), ["noise.eps = 0.1 changes nothing of objective plain"]),
+        ("nullspace", ("noise.eps=0.1", "mixup=0"), []),
+    ],
+)
+def test_finetune_says_what_it_was_set_in_vain(call, monkeypatch, objective, asked, expected):
+    def stop(vit, source, cfg, target, share, on_step):
+        raise ValueError("that is all")
+
+    monkeypatch.setattr("nslib.finetune.rounds.finetune_model", stop)
+    told = call("finetune", "--objective", objective, "--set", *asked)[2].splitlines()
+    assert [line for line in told if "objective" in line] == [f"nslib: {line}" for line in expected]
+
+
 def test_finetune_says_which_rounds_missed_eps(call, tmp_path):
     tiny = ("--set", "rounds=1", "steps=1", "batch=4", "pool=8", "heldout=4", "noise.batch=4", "noise.steps=1")
     with pytest.warns(UserWarning, match="did not reach eps"):

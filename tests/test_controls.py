@@ -57,7 +57,8 @@ def test_sweep_by_hand(vit, pool, clean):
     study = SynthesisStudy(lambdas=(0.0, 1.0), starts=2, noise=replace(NOISE, eps=None, steps=8))
     sweep = lambda_sweep(vit, pool, clean, study, seed=3)
     table = sweep.table.set_index(["regularization", "noise", "quantity"])
-    for strength, damage in zip(study.lambdas, sweep.damage, strict=True):
+    assert list(sweep.damage) == [f"{vit.name}, λ = {s}" for s in (0, 1)] == list(sweep.estimates("learned", "gap"))
+    for strength, damage in zip(study.lambdas, sweep.damage.values(), strict=True):
         cfg = replace(study.noise, regularization=strength)
         learned = [learn_noise(vit, pool, cfg, generator=generator(3 + i)).noise for i in range(2)]
         each = [control_directions(v, seed=3 + i) for i, v in enumerate(learned)]
@@ -74,7 +75,7 @@ def test_sweep_by_hand(vit, pool, clean):
         assert norms == pytest.approx([v.norm().item() for v in learned])
     assert (sweep.table.n == 30).all()
     assert (sweep.table.seeds == 2).all()
-    assert [e.value for e in sweep.estimates("learned", "gap")] == table.value[:, "learned", "gap"].tolist()
+    assert [e.value for e in sweep.estimates("learned", "gap").values()] == table.value[:, "learned", "gap"].tolist()
 
 
 def test_fresh_images_and_reach_by_hand(vit, pool, clean):

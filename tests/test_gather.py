@@ -68,6 +68,15 @@ def test_a_record_is_read_as_it_was_left():
     assert {"nslib", "torch", "timm", "commit"} <= stored.versions.keys()
 
 
+def test_of_several_with_names_the_one_that_decided_is_read():
+    estimates = {"λ = 1": Estimate.exact(0.99, 9), "λ = 2": Estimate.exact(0.97, 9)}
+    leave("02_noise_synthesis", ("C4", "match", estimates))
+    run = gather(RUN)
+    assert run.outdated == ()
+    (row,) = (r for r in claims_of(run).itertuples() if (r.claim, r.part) == ("C4", "match"))
+    assert (row.of, row.value) == ("λ = 2", 0.97)
+
+
 def test_notebooks_without_a_record_are_missing():
     leave("02_noise_synthesis")
     run = gather(RUN)

@@ -348,6 +348,8 @@ def test_eps_sets_are_kept_too(bench, folder, monkeypatch):
     monkeypatch.setattr(jobs, "reach_table", lambda *args, **kwargs: pytest.fail("measured again"))
     again = jobs.eps_set(bench, KEEPING, "plain", eps=0.03)
     assert again.equals(table)
+    with pytest.raises(pytest.fail.Exception, match="measured again"):
+        jobs.eps_set(bench, KEEPING, "plain", eps=0.03, lr=1e-2)  # another model
 
 
 def test_only_the_rows_of_the_study_are_repeated(bench, folder):

@@ -106,7 +106,7 @@ def shown(run=RUN, links=None) -> Page:
 def rows_of_claims(page: Page) -> list[str]:
     """One string a line of the verdict table."""
     text = page.text.split("judged in ")[1].split(" The rules were written down")[0]
-    return re.split(r" (?=C\d+ [a-z]+ ?[✓✗○–] )", text)
+    return re.split(r" (?=C\d+ [a-z]+ ?[✓≈✗○–] )", text)
 
 
 # One file
@@ -217,6 +217,13 @@ def test_a_listed_profile_whose_settings_do_not_test_a_claim_is_told():
     at = "Testable at: full, gpu, imagenet"
     assert f"{at}, but not with the settings or data of this run. rule changed since" in told["C11", "base"]
     assert f"{at}. rule changed since" in told["C10", "rise"]
+
+
+def test_the_one_that_decided_is_named_below_its_value():
+    columns = {"clean": Estimate(2, 1, 3, 4000), "cw": Estimate(0.2, -5, 5, 200)}
+    leave("06_robustness", ("C11", "base", columns), profile="full")
+    (line,) = (line for line in rows_of_claims(shown()) if line.startswith("C11 base"))
+    assert "≈ not shown 0.2 [-5, 5] cw 200 1" in line
 
 
 @pytest.mark.parametrize(

@@ -111,10 +111,10 @@ def correlation_table(
 
 def estimates(
     table: pd.DataFrame, *, level: str = "patch", picture: str = ROUNDED, pair: str = SOURCE
-) -> list[Estimate]:
-    """The estimates of a `correlation_table`, one a method."""
+) -> dict[str, Estimate]:
+    """The estimates of a `correlation_table`, by method."""
     rows = table[(table.level == level) & (table.picture == picture) & (table.pair == pair)]
-    return estimates_of(rows)
+    return dict(zip(rows.method, estimates_of(rows), strict=True))
 
 
 def _maps(model: StagedViT, images: Tensor, labels: Tensor, method: str) -> Tensor:

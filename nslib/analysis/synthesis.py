@@ -16,16 +16,23 @@ from nslib.staged import StagedViT
 
 @dataclass(frozen=True)
 class Sweep:
-    """Figure 3 in numbers. One row a lambda, kind of noise and quantity; norms; permuted minus learned, by lambda."""
+    """Figure 3 in numbers. One row a lambda, kind of noise and quantity; norms; permuted minus learned.
+
+    Estimates go by the names of model and lambda: `shapes_vit, λ = 2`.
+    """
 
     table: pd.DataFrame  # model, regularization, noise, quantity, value, low, high, n, seeds
     norms: pd.DataFrame  # model, regularization, start, norm, gap_batch (of the last batch), steps
-    damage: list[Estimate]  # paired difference of gaps on the same images, permuted minus learned
+    damage: dict[str, Estimate]  # paired difference of gaps on the same images, permuted minus learned
 
-    def estimates(self, noise: str, quantity: str) -> list[Estimate]:
-        """Estimates of one curve, by lambda."""
+    def estimates(self, noise: str, quantity: str) -> dict[str, Estimate]:
+        """Estimates of one curve, by name."""
         rows = self.table[(self.table.noise == noise) & (self.table.quantity == quantity)]
-        return estimates_of(rows)
+        return dict(zip(map(_named, rows.model, rows.regularization), estimates_of(rows), strict=True))
+
+
+def _named(model: str, strength: float) -> str:
+    return f"{model}, λ = {strength:g}"
 
 
 def lambda_sweep(model: StagedViT, pool: Pool, clean: CleanPass, study: SynthesisStudy, *, seed: int) -> Sweep:
@@ -36,7 +43,7 @@ def lambda_sweep(model: StagedViT, pool: Pool, clean: CleanPass, study: Synthesi
 
     Source: arXiv:2403.10476, Section 3.3, Eq. (4), Figure 3.
     """
-    rows, norms, damage = [], [], []
+    rows, norms, damage = [], [], {}
     own = pool.train[: len(clean)]
     for strength in study.lambdas:
         cfg = replace(study.noise, regularization=strength)
@@ -46,7 +53,7 @@ def lambda_sweep(model: StagedViT, pool: Pool, clean: CleanPass, study: Synthesi
         key = {"model": model.name, "regularization": strength}
         rows += [key | row for kind, found in kinds.items() for row in _rows(kind, found, study.starts)]
         difference = kinds["permuted"].gap - kinds["learned"].gap
-        damage.append(mean_estimate(difference.cpu(), seeds=study.starts))
+        damage[_named(model.name, strength)] = mean_estimate(difference.cpu(), seeds=study.starts)
         norms += [
             key | {"start": i, "norm": found.norm, "gap_batch": found.gap_batch, "steps": found.steps}
             for i, found in enumerate(learned)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
-from nslib.cli.options import Setting, absolute_weights, check_out, settings_of, show
+from nslib.cli.options import Setting, absolute_weights, check_out, overrides, settings_of, show
 
 _EVALUATED = ("suite.", "data.", "surrogate", "pretrain.", "models", "weights", "seed", "device")  # settings
 
@@ -147,6 +148,7 @@ def finetune(
     from nslib.experiment import barely_trained, open_model
     from nslib.finetune.cost import cost_told
     from nslib.finetune.estimate import estimate
+    from nslib.finetune.objectives import unheeded
     from nslib.finetune.rounds import finetune_model
     from nslib.models import reset_head
     from nslib.processes import processes
@@ -159,7 +161,12 @@ def finetune(
     settings = barely_trained(settings) if dry_run else settings
     cfg = settings.finetune
     path = Path(target or runs_path("finetune") / settings.profile / f"{model}_{cfg.objective}.safetensors")
+    prefix = "finetune."
+    named = [name.removeprefix(prefix) for name in overrides(set, within="finetune") if name.startswith(prefix)]
     with processes(settings.device) as (share, place):
+        if share.rank == 0:
+            for told in unheeded(cfg, named):
+                print(f"nslib: {told}", file=sys.stderr)
         vit = open_model(replace(settings, device=str(place)))
         if num_classes:
             reset_head(vit, num_classes, seed=settings.seed)

@@ -6,7 +6,7 @@ part of the recipe that depends on the scale of a loss, treats all alike: `plain
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -201,3 +201,14 @@ def with_recipe(cfg: FinetuneConfig) -> FinetuneConfig:
     unset = (name for name in recipe if getattr(cfg, name) == getattr(FinetuneConfig, name))
     reset = {name: attrgetter(name)(FinetuneConfig) for name in idle(cfg.objective)}
     return overridden(cfg, reset | {name: recipe[name] for name in unset})
+
+
+def unheeded(cfg: FinetuneConfig, names: Collection[str]) -> list[str]:
+    """In words, which of these settings, by dotted name, `with_recipe` gives another value than they were given."""
+    taken, found = with_recipe(cfg), []
+    for name in names:
+        given, used = attrgetter(name)(cfg), attrgetter(name)(taken)
+        if given != used:
+            instead = "" if name in idle(cfg.objective) else f", which trains with {used}"
+            found.append(f"{name} = {given} changes nothing of objective {cfg.objective}{instead}")
+    return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict
@@ -15,7 +14,7 @@ import pandas as pd
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from nslib.config import FinetuneConfig
+from nslib.config import FinetuneConfig, NoiseConfig
 from nslib.finetune.cost import STANDARD_TRAINING
 from nslib.finetune.state import Place, Round, rounds_of
 from nslib.intervals import slope_estimate
@@ -117,23 +116,20 @@ def over_seeds(rounds: pd.DataFrame, quantity: str) -> pd.DataFrame:
     return known.agg(value="mean", low="min", high="max").reset_index()
 
 
-def at_equal_steps(rounds: pd.DataFrame) -> pd.DataFrame:
-    """Rounds with a further column `norm at equal steps`: the norm less what a shorter or longer search makes of it.
+def without_decay(rounds: pd.DataFrame, cfg: NoiseConfig) -> pd.DataFrame:
+    """Rounds with a further column `norm without decay`: the norm before all that weight decay can have taken of it.
 
-    What a step makes is that of least squares of the norm on round and steps, after the first round, for each objective
-    and seed; the mean number of steps makes nothing. Empty where there are fewer than four such rounds.
+    AdamW shrinks a noise by lr * weight_decay at each step, lr falling to 0 by a cosine. What descent added later was
+    shrunk less often, so that this is a bound.
 
     Args:
         rounds: as of `over_seeds`.
+        cfg: with which the noises were learned.
     """
-    rounds = rounds.reset_index(drop=True).assign(**{"norm at equal steps": math.nan})
-    for _, own in rounds[(rounds["round"] > 0) & rounds.norm.notna()].groupby(["objective", "seed"]):
-        if len(own) > 3:
-            steps = own.steps - own.steps.mean()
-            design = np.column_stack([np.ones(len(own)), own["round"], steps])
-            (_, _, of_a_step), *_ = np.linalg.lstsq(design, own.norm, rcond=None)
-            rounds.loc[own.index, "norm at equal steps"] = own.norm - of_a_step * steps
-    return rounds
+    rates = cfg.lr * (1 + np.cos(np.pi * np.arange(cfg.steps) / cfg.steps)) / 2
+    left = np.cumprod([1, *(1 - rates * cfg.weight_decay)])
+    kept = rounds.steps.map(lambda steps: left[round(steps)], na_action="ignore")
+    return rounds.assign(**{"norm without decay": rounds.norm / kept})
 
 
 def slope_table(rounds: pd.DataFrame, of: Sequence[tuple[str, str]]) -> pd.DataFrame:

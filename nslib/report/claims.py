@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -25,7 +25,8 @@ _BOUNDS = {"value": "value", "low": "high", "high": "low"}  # each with the othe
 class Verdict:
     """What became of one part of a claim. The estimate is the one that decided: the worst of those judged.
 
-    One without an interval, such as of a single seed, has no low and high.
+    One without an interval, such as of a single seed, has no low and high. `of` is what it is of, such as a column,
+    where several that have names were judged.
     """
 
     claim: str
@@ -38,6 +39,7 @@ class Verdict:
     high: float | None = None
     n: int = 0
     seeds: int = 0
+    of: str = ""
 
 
 def read_claims() -> pd.DataFrame:
@@ -48,7 +50,10 @@ def read_claims() -> pd.DataFrame:
     return pd.read_csv(data_path("reference", "claims.csv"), dtype={"part": str}, keep_default_na=False)
 
 
-def judge(claim: str, part: str, estimates: Estimate | Sequence[Estimate], *, profile: str) -> Verdict:
+Judged = Estimate | Sequence[Estimate] | Mapping[str, Estimate]
+
+
+def judge(claim: str, part: str, estimates: Judged, *, profile: str) -> Verdict:
     """Apply a claim's written rule to estimates; with several of them it must hold for every one.
 
     Where the rule asks one end of an interval to lie beyond a threshold and that does not, the claim is `not shown` if
@@ -56,7 +61,7 @@ def judge(claim: str, part: str, estimates: Estimate | Sequence[Estimate], *, pr
 
     Args:
         claim: such as `C5`; part: of the claim, as in claims.csv.
-        estimates: none at all means not testable with this model or data.
+        estimates: one, several, or several by name; none at all means not testable with this model or data.
         profile: where the numbers were made; a claim that cannot be tested there is `not testable`.
     Raises:
         KeyError: no such claim or part.
@@ -72,7 +77,8 @@ def judge(claim: str, part: str, estimates: Estimate | Sequence[Estimate], *, pr
         raise ValueError(f"claims.csv, {claim}.{part}: bound must be one of {sorted(_BOUNDS)} and operator one of "
                          f"{sorted(_OPERATORS)}, got {row.bound!r} and {row.operator!r}")  # fmt: skip
     rule = f"{row.bound} {row.operator} {row.threshold:g}"
-    estimates = [estimates] if isinstance(estimates, Estimate) else list(estimates)
+    named = estimates if isinstance(estimates, Mapping) else {}
+    estimates = [estimates] if isinstance(estimates, Estimate) else list(named.values() or estimates)
     if not estimates or profile not in row.profiles.split():
         return Verdict(claim, part, UNTESTABLE, row.statistic, rule)
     if not all(math.isfinite(getattr(e, row.bound)) for e in estimates):
@@ -84,7 +90,8 @@ def judge(claim: str, part: str, estimates: Estimate | Sequence[Estimate], *, pr
     deciding = refuted or missed or estimates
     worst = max(deciding, key=lambda e: _excess(row.operator, getattr(e, row.bound), row.threshold))
     low, high = (None if math.isnan(end) else end for end in (worst.low, worst.high))
-    return Verdict(claim, part, verdict, row.statistic, rule, worst.value, low, high, worst.n, worst.seeds)
+    of = next((name for name, e in named.items() if e is worst), "")
+    return Verdict(claim, part, verdict, row.statistic, rule, worst.value, low, high, worst.n, worst.seeds, of)
 
 
 def _excess(op: str, value: float, threshold: float) -> float:

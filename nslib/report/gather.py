@@ -189,15 +189,16 @@ def gather_all(*roots: Path, without: str = "") -> list[GatheredRun]:
     )
 
 
-_TOLD = ("verdict", "value", "low", "high", "n", "seeds", "statistic", "rule")
+_TOLD = ("verdict", "of", "value", "low", "high", "n", "seeds", "statistic", "rule")
 
 
 def claims_of(run: GatheredRun | None) -> pd.DataFrame:
     """A line for each part of each claim: the run's verdict, or `not run` where the claim's notebook has none.
 
-    Columns: claim, part, words, profile (the run name), verdict, value, low, high, n, seeds, statistic (what the value
-    is), rule (as applied), versions (label of the record's group), testable at (profiles, by claims.csv), notebook,
-    cell (its heading there), changed (when and how the rule was, since the first experiment).
+    Columns: claim, part, words, profile (the run name), verdict, of (which of several decided), value, low, high, n,
+    seeds, statistic (what the value is), rule (as applied), versions (label of the record's group), testable at
+    (profiles, by claims.csv), notebook, cell (its heading there), changed (when and how the rule was, since the first
+    experiment).
     """
     records = {r.name: r for r in run.records} if run else {}
     labels = {name: group.label for group in run.groups for name in group.records} if run else {}
@@ -245,6 +246,7 @@ def _judged_again(verdict: Verdict, config: dict[str, Any]) -> Verdict | None:
         again = judge(v.claim, v.part, estimates, profile=config["profile"])
     except (KeyError, ValueError):
         return None
+    again = replace(again, of=v.of)
     return replace(again, statistic=v.statistic, rule=v.rule) if v.value is None else again
 
 

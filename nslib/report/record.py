@@ -6,7 +6,7 @@ import json
 import re
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from io import BytesIO
@@ -17,8 +17,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from PIL import Image
 
-from nslib.intervals import Estimate
-from nslib.report.claims import Verdict, judge
+from nslib.report.claims import Judged, Verdict, judge
 from nslib.report.gather import short_hash
 from nslib.runtime import atomic_path, figures_path, run_record, to_json, write_text
 from nslib.settings import Settings
@@ -76,7 +75,7 @@ class Record:
             yield partial
         self._files = [f for f in self._files if f != file] + [file]
 
-    def judge(self, claim: str, part: str, estimates: Estimate | Sequence[Estimate]) -> Verdict:
+    def judge(self, claim: str, part: str, estimates: Judged) -> Verdict:
         """Apply the claim's written rule and keep the verdict; of a cell that is run twice the last one."""
         verdict = judge(claim, part, estimates, profile=self.settings.profile)
         self.verdicts = [v for v in self.verdicts if (v.claim, v.part) != (claim, part)] + [verdict]
@@ -84,7 +83,7 @@ class Record:
 
     def summary(self) -> pd.DataFrame:
         """The verdicts so far, rounded for reading."""
-        columns = ["claim", "part", "verdict", "rule", "value", "low", "high", "n", "seeds"]
+        columns = ["claim", "part", "verdict", "rule", "of", "value", "low", "high", "n", "seeds"]
         return pd.DataFrame([asdict(v) for v in self.verdicts], columns=columns).round(4)
 
     def save(self, **facts) -> dict:
