@@ -34,6 +34,7 @@ _HOME = {
     "finetune_model": "nslib.finetune.rounds",
     "load_checkpoint": "nslib.finetune.checkpoints",
     "compare_protocols": "nslib.evaluate.comparison",
+    "differences": "nslib.evaluate.comparison",
     "paired_difference": "nslib.evaluate.metrics",
     "open_bench": "nslib.experiment",
     "Record": "nslib.report.record",

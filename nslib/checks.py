@@ -16,13 +16,18 @@ def require(holds: bool, name: str, expected: str, received: object) -> None:
 def require_each(config: object, names: tuple[str, ...], holds: Callable[..., bool], expected: str) -> None:
     """Refuse settings of these names for whose values this does not hold."""
     for name in names:
-        require(holds(getattr(config, name)), name, expected, getattr(config, name))
+        value = getattr(config, name)
+        try:
+            held = holds(value)
+        except TypeError:  # a text, say, where a number is meant
+            held = False
+        require(held, name, expected, value)
 
 
 def require_counts(config: object, *names: str, least: int = 1) -> None:
     """Refuse settings of these names that are no whole numbers, below the least or beyond 31 bits."""
     for name, value in ((name, getattr(config, name)) for name in names):
-        whole = isinstance(value, Integral)
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
         expected = "a whole number" if not whole else f">= {least}" if value < least else "below 2^31"
         require(whole and least <= value < 2**31, name, expected, value)
 

@@ -140,6 +140,7 @@ class FinetuneConfig:
     sam_rho: float = 0.05
 
     def __post_init__(self):
+        require(isinstance(self.noise, NoiseConfig), "noise", "a NoiseConfig", self.noise)
         require_counts(self, "rounds", "steps", "batch", "pool", "heldout", "noises", "groups")
         require_counts(self, "checkpoint_every", "attack_steps")
         require_counts(self, "seed", "block", least=0)
@@ -256,6 +257,8 @@ class SuiteConfig:
     seed: int = 0  # of corruptions and of the attacks' random starts
 
     def __post_init__(self):
+        named = isinstance(self.columns, tuple | list) and len(self.columns) > 0
+        require(named, "columns", "names of columns, such as ('clean', 'fgsm')", self.columns)
         require_counts(self, "images", "costly_images", "batch", "pgd_steps", "cw_steps")
         require_counts(self, "patchfool_steps", "patchfool_patches")
         require_counts(self, "first", "c_images", least=0)

@@ -22,6 +22,7 @@ SHAPES_VIT = "shapes_vit"  # the model that ships with the package
 _SHAPES_VIT_ARCHITECTURE = dict(img_size=48, patch_size=12, embed_dim=128, depth=6, num_heads=4, num_classes=10)
 _PICKLES = {".pt", ".pth", ".bin", ".tar", ".pkl", ".ckpt"}
 _NORMALISATION = "normalisation"  # in the metadata of a file of weights: mean and std as JSON
+_CLASSES = "classes"  # there too: the names of a head's own classes
 
 
 def build_model(name: str, *, num_classes: int | None = None, img_size: int | None = None, **kwargs) -> StagedViT:
@@ -175,7 +176,9 @@ def _with_weights(model: StagedViT, path: Path, *, any_head: bool) -> StagedViT:
             f"{path} ({size} bytes) is truncated or no safetensors file ({error}): fetch it again"
         ) from error
     normalisation = json.loads(metadata.get(_NORMALISATION, "{}"))
-    return put_weights(model, state, path, any_head=any_head, normalisation=normalisation)
+    model = put_weights(model, state, path, any_head=any_head, normalisation=normalisation)
+    model.classes = tuple(json.loads(metadata.get(_CLASSES, "[]")))
+    return model
 
 
 def put_weights(
@@ -231,7 +234,7 @@ def check_target(target: Path | None) -> None:
 
 
 def save_weights(model: StagedViT, path: Path) -> None:
-    """Write weights that timm loads, and in the file's metadata the mean and std behind which they stand.
+    """Write weights that timm loads, and in the file's metadata mean, std and, of a head's own classes, the names.
 
     Raises:
         OSError: the file cannot be written; what was there before is kept.
@@ -239,11 +242,13 @@ def save_weights(model: StagedViT, path: Path) -> None:
     normalisation = json.dumps({key: getattr(model, key).flatten().tolist() for key in ("mean", "std")})
     state = {name: w.cpu().contiguous() for name, w in model.vit.state_dict().items()}
     with atomic_path(path) as partial:
-        save_file(state, partial, metadata={_NORMALISATION: normalisation})
+        classes = {_CLASSES: json.dumps(model.classes)} if model.classes else {}
+        save_file(state, partial, metadata={_NORMALISATION: normalisation, **classes})
 
 
 def reset_head(model: StagedViT, num_classes: int, *, seed: int = 0) -> None:
-    """Give a model an untrained head, in place; one that has this number of classes already keeps its own.
+    """Give a model an untrained head, in place; one that has this number of classes already keeps its own, for classes
+    of whatever names.
 
     Raises:
         ValueError: num_classes below 1.
@@ -251,6 +256,7 @@ def reset_head(model: StagedViT, num_classes: int, *, seed: int = 0) -> None:
     if num_classes < 1:
         raise ValueError(f"num_classes must be >= 1, got {num_classes}")
     if num_classes == model.num_classes:
+        model.classes = ()
         return
     device = model.device
     with torch.random.fork_rng(devices=[]):  # drawn on the CPU, the same for every device

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,10 +38,13 @@ def notebook_folder() -> Path:
 def find_notebooks(names: list[str]) -> list[Path]:
     """Notebooks by name (`02_noise_synthesis`) or number (`02`), all numbered ones without names.
 
+    Copies of them count for nothing: what JupyterLab's "Duplicate" and nbconvert leave in the folder has a `-` or a `.`
+    in its name.
+
     Raises:
         ValueError: no such notebook.
     """
-    known = {p.stem: p for p in sorted(notebook_folder().glob("[0-9]*.ipynb")) if ".partial" not in p.name}
+    known = {p.stem: p for p in sorted(notebook_folder().glob("[0-9]*.ipynb")) if re.fullmatch(r"\w+", p.stem)}
     if not known:
         raise ValueError(f"no notebooks in {notebook_folder()}: make them from their sources with `make notebooks`")
     chosen = []
@@ -83,6 +87,7 @@ def reads_records(cells: list[nbformat.NotebookNode]) -> bool:
 def execute_sources() -> None:
     """Write each `paper_nb/*.ipynb` anew from its paired .py, executed at its own defaults, the smoke profile."""
     import jupytext  # a third of a second, which running the notebooks does without
+    from jupytext.config import load_jupytext_config
 
     for source in sorted(notebook_folder().glob("*.py")):
         notebook = jupytext.read(source)
@@ -90,6 +95,8 @@ def execute_sources() -> None:
         NotebookClient(notebook, kernel_name="python3", resources=folder, record_timing=False, config=KERNELS).execute()
         for number, cell in enumerate(notebook.cells):
             cell["id"] = f"{source.stem}-{number:02}"  # stable: a diff shows what changed
+        if config := load_jupytext_config(str(source)):  # as JupyterLab writes it: saving there changes nothing
+            notebook.metadata["jupytext"] = {"notebook_metadata_filter": config.notebook_metadata_filter}
         write_notebook(notebook, source.with_suffix(".ipynb"))
         print(source.with_suffix(".ipynb").name, flush=True)
 

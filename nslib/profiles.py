@@ -264,9 +264,15 @@ def resolve(profile: str, run_name: str = "", overrides: dict[str, Any] | None =
     """
     if profile not in PROFILES:
         raise ValueError(f"profile must be one of {', '.join(PROFILES)}, got {profile!r}")
-    if run_name and (Path(run_name).name != run_name or run_name == ".."):
+    overrides = overrides or {}
+    if not isinstance(overrides, dict) or not all(isinstance(name, str) for name in overrides):
+        raise ValueError(
+            'overrides must be settings by dotted name, such as {"images": 500}, with papermill '
+            f"-y '{{overrides: {{images: 500}}}}', got {overrides!r}"
+        )
+    if run_name and not (isinstance(run_name, str) and Path(run_name).name == run_name.strip() and run_name != ".."):
         raise ValueError(f"run_name must name one folder, which goes under figures/ and runs/, got {run_name!r}")
-    chosen = {**PROFILES[profile], **(_real_input(overrides or {}) if profile in REAL else overrides or {})}
+    chosen = {**PROFILES[profile], **(_real_input(overrides) if profile in REAL else overrides)}
     return overridden(Settings(profile=profile, run_name=run_name or profile), chosen)
 
 

@@ -22,6 +22,7 @@ def noise_bar(cfg: NoiseConfig) -> Iterator[Callable]:
             bar.refresh() if step % 10 == 0 else None
 
         yield on_step
+        bar.total = bar.n  # else a notebook keeps it, red, as one that failed
 
 
 _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"  # no rate of updates: searches lie between them
@@ -78,3 +79,4 @@ def finetune_bar(cfg: FinetuneConfig, label: str = "finetune", *, disable: bool 
             bar.refresh()
 
         yield on_step
+        bar.total = bar.n  # else a notebook keeps it, red, as one that failed

@@ -22,6 +22,7 @@ from papermill.exceptions import PapermillExecutionError
 from nslib.notebooks import KERNELS, find_notebooks, longest_first, read_cells, reads_records, write_notebook
 from nslib.profiles import resolve
 from nslib.report.gather import figure_folders, short_hash
+from nslib.report.record import displaced
 from nslib.runtime import (
     data_path,
     figures_path,
@@ -92,6 +93,8 @@ def reproduce(
     first = [notebook for notebook in notebooks if notebook not in last]
     for notebook in notebooks:
         _check_parameters(notebook, parameters)
+        if told := displaced(notebook.stem, settings):
+            print(told, flush=True)
         if force:
             _marker(runs_path(settings.run_name), notebook).unlink(missing_ok=True)
     run = bound(

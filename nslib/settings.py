@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from nslib.checks import require_counts
+from nslib.checks import require, require_counts
 from nslib.config import (
     ApproximateStudy,
     ClosureStudy,
@@ -59,6 +59,7 @@ class Settings:
 
     def __post_init__(self):
         require_counts(self, "pool", "heldout", "images")
+        require(len(self.models) > 0, "models", "at least one, such as shapes_vit", self.models)
         study = self.finetuning
         for objective in study.objectives:
             replace(self.finetune, objective=objective)  # refuses what one of them cannot be combined with
@@ -96,7 +97,10 @@ def _overridden(part: Any, paths: Mapping[str, list[str]], values: Mapping[str, 
     chosen: dict[str, Any] = {}
     deeper: dict[str, dict[str, list[str]]] = {}
     for name, (head, *rest) in paths.items():
-        if head not in known or bool(rest) != is_dataclass(known[head]):
+        if head in known and is_dataclass(known[head]) and not rest:
+            inside = ", ".join(f"{name}.{f.name}" for f in fields(known[head])[:3])
+            raise ValueError(f"{name} is a group of settings: name those in it, such as {inside}")
+        if head not in known or (rest and not is_dataclass(known[head])):
             raise ValueError(f"no setting {name!r}: {type(part).__name__} has {', '.join(known)}{_near(name)}")
         if rest:
             deeper.setdefault(head, {})[name] = rest

@@ -55,6 +55,7 @@ class StagedViT(nn.Module):
         parts, values = self.built
         self.architecture: dict = {"heads": heads, "global_pool": vit.global_pool, "vit": parts, "values": values}
         self.stored_dtype: torch.dtype | None = None  # of the patch embedding in the file that weights came from
+        self.classes: tuple[str, ...] = ()  # of a head that was trained on a folder of one's own: its names, in order
         channels = vit.patch_embed.proj.in_channels
         if not vit.patch_embed.num_patches:
             sizes = f"{vit.patch_embed.img_size}, a patch {vit.patch_embed.patch_size}"
@@ -142,11 +143,12 @@ class StagedViT(nn.Module):
         """Put an untrained head of so many classes in the place of its own, which is no change that a key has to tell:
         the tensors do."""
         self.vit.reset_classifier(num_classes)
-        self.built = _built(self.vit)
+        self.built, self.classes = _built(self.vit), ()
 
     def built_as(self, model: StagedViT) -> Self:
         """Take over how another model was built and read, of whose ViT this one is made; returns itself."""
-        self.architecture, self.built, self.stored_dtype = model.architecture, model.built, model.stored_dtype
+        self.architecture, self.built, self.classes = model.architecture, model.built, model.classes
+        self.stored_dtype = model.stored_dtype
         return self
 
     def identity(self) -> dict[str, Any]:
@@ -175,11 +177,14 @@ class StagedViT(nn.Module):
         """Refuse what is no batch of images for this model; for the boundaries, not for inner loops.
 
         Raises:
-            ValueError: wrong number of dimensions, channels or size, or values outside [0, 1].
+            ValueError: no tensor; wrong number of dimensions, channels or size, or values outside [0, 1].
         """
+        if not isinstance(images, Tensor):
+            raise ValueError(f"images must be a tensor, got a {type(images).__name__}: torch.as_tensor(images)")
         want, got = self.image_shape, tuple(images.shape)
         if got[1:] != want:
             remedy = "resize first" if got[1:2] == want[:1] else f"it takes {want[0]} channels"
+            remedy = "one image is a batch too, images.unsqueeze(0)" if got == want else remedy
             raise ValueError(f"images must be (B, {', '.join(map(str, want))}) for {self.name}, got {got}: {remedy}")
         if len(images) and not (images.amin() >= 0 and images.amax() <= 1):
             span = f"[{images.amin():.3g}, {images.amax():.3g}]"
@@ -204,12 +209,14 @@ class StagedViT(nn.Module):
             have, need = f"{noise.dtype} on {noise.device}", f"{weight.dtype} on {weight.device}"
             raise ValueError(f"noise must be {need} as the model is, got {have}: use noise.to(model_device, dtype)")
 
-    def check_precision(self) -> None:
-        """Refuse weights in half precision, in which neither a noise nor an update of a model is found.
+    def check_learning(self) -> None:
+        """Refuse what finds neither a noise nor an update: weights in half precision, and inference mode.
 
         Raises:
-            ValueError: they have less than 32 bits.
+            ValueError: weights of less than 32 bits; it is called under torch.inference_mode.
         """
+        if torch.is_inference_mode_enabled():
+            raise ValueError("learning needs gradients: call it outside torch.inference_mode()")
         dtype = self.vit.patch_embed.proj.weight.dtype
         if dtype.itemsize < 4:
             raise ValueError(f"{self.name} has weights of {dtype}, need float32: model.float()")
@@ -224,7 +231,7 @@ class StagedViT(nn.Module):
             raise ValueError(f"{self.name} is in training mode: call model.eval() first")
 
 
-_OWN = {"name", "block", "architecture", "built", "stored_dtype"}  # attributes of a `StagedViT`, told elsewhere
+_OWN = {"name", "block", "architecture", "built", "stored_dtype", "classes"}  # of a `StagedViT`, told elsewhere
 
 
 def _known(value: Any) -> bool:
@@ -237,9 +244,16 @@ def _built(vit: nn.Module) -> tuple[str, str]:
     return repr(vit), short(settings_of(vit))
 
 
+_STEPS = {step: getattr(VisionTransformer, step) for step in ("forward", "forward_features")}
+
+
 def _check_architecture(vit: nn.Module, name: str) -> None:
     if not isinstance(vit, VisionTransformer):
         raise TypeError(f"{name} is a {type(vit).__name__}: {EXPECTED}")
+    own = [step for step in ("forward", "forward_features") if getattr(type(vit), step) is not _STEPS[step]]
+    if own:
+        raise TypeError(f"{name} is a {type(vit).__name__} with a {own[0]} of its own, which is never called here: put "
+                        "what it does into a block, or into a class that inherits from StagedViT")  # fmt: skip
     if not vit.global_pool:
         raise TypeError(f"{name} has a head that pools no tokens: make it with global_pool='token' or 'avg'")
     stem = vit.patch_embed

@@ -6,7 +6,7 @@
 #       format_name: percent
 #       format_version: '1.3'
 #   kernelspec:
-#     display_name: Python 3
+#     display_name: Python 3 (ipykernel)
 #     language: python
 #     name: python3
 # ---
@@ -93,12 +93,13 @@ ratio.round(3)
 # The norm at which the ray along a direction first leaves the set, on fresh images; whiskers: smallest and largest start. The controls are the same noise permuted and a Gaussian direction. Each ε has noises of its own, so that the bars of two ε are of different rays: one for a larger ε may be shorter.
 
 # %%
-reach = reach_table(lab.model, lab.clean[: study.reach_images], noises, seed=settings.seed)
+judges = lab.clean[: study.reach_images]
+reach = reach_table(lab.model, judges, noises, seed=settings.seed)
 summary = reach_summary(reach)
 figure, ax = plt.subplots(figsize=(4.0, 2.3))
 plots.bars(summary, ax, x="eps").set(xlabel="ε", ylabel="norm at the boundary")
 plots.legend_above(figure, ax)
-plots.caption(figure, f"n = {study.reach_images} images; bars: {plots.mean_of(study.starts)}")
+plots.caption(figure, f"n = {len(judges)} images; bars: {plots.mean_of(study.starts)}")
 record.figure("reach", figure, reach)
 summary.round(2)
 

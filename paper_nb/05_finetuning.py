@@ -6,7 +6,7 @@
 #       format_name: percent
 #       format_version: '1.3'
 #   kernelspec:
-#     display_name: Python 3
+#     display_name: Python 3 (ipykernel)
 #     language: python
 #     name: python3
 # ---
@@ -16,7 +16,7 @@
 #
 # **Claims.** C7, second half: from the first round on noise always gets below ε. C8: so it does in every round. C9: its norm grows. C10: robustness rises with it. C18: a run costs about eight epochs, most of it spent on noise. C19: without early stopping the result is much the same.
 #
-# *Paper: Sections 4, 5.4 and Appendices B and C, Eqs. (6)-(8), Algorithm 1, Fig. 4, Table 5, arXiv:2403.10476.* NS is nullspace finetuning. Each round learns a noise against the model as it is now, then trains the model on clean and noisy tokens. Beside it stand the same recipe without noise (`plain`) and with random noise of the same ε (`random`): same images, same order, same number of updates. Without early stopping (C19) each noise takes `finetuning.fixed_steps` steps, the paper's 3,000 at `full`.
+# *Paper: Sections 4, 5.4 and Appendices B and C, Eqs. (6)-(8), Algorithm 1, Fig. 4, Table 5, arXiv:2403.10476.* NS is nullspace finetuning. Each round learns a noise against the model as it is now, from `finetune.pool` fixed images on which no model is trained (the paper draws training batches), until it is inside ε on `finetune.heldout` others; then it trains the model on clean and noisy tokens. Beside it stand the same recipe without noise (`plain`) and with random noise of the same ε (`random`): same images, same order, same number of updates. Without early stopping (C19) each noise takes `finetuning.fixed_steps` steps, the paper's 3,000 at `full`.
 
 # %% tags=["parameters"]
 profile = "smoke"  # smoke, laptop, full, gpu, imagenet or imagenet_small
@@ -138,8 +138,8 @@ record.table("slopes", slopes)
 slopes.round(5)
 
 # %%
-together = later.groupby("seed").apply(lambda own: own.norm.corr(own.steps), include_groups=False).round(2)
-print(f"correlation of norm and steps after the first round, seed by seed: {together.tolist()}")
+together = ", ".join(f"{own.norm.corr(own.steps):.2f}" for _, own in later.groupby("seed"))
+print(f"correlation of norm and steps after the first round, seed by seed: {together}")
 learned.groupby("seed")[["norm", "steps", "gap_heldout", "converged"]].agg(["min", "max"]).round(4)
 
 # %% [markdown]

@@ -6,7 +6,7 @@
 #       format_name: percent
 #       format_version: '1.3'
 #   kernelspec:
-#     display_name: Python 3
+#     display_name: Python 3 (ipykernel)
 #     language: python
 #     name: python3
 # ---
@@ -102,7 +102,7 @@ named = printed("table4")
 complete = set(named.eps) <= set(settings.finetuning.eps) and {c for c in named if c in TABLE2} <= set(columns)
 whole = testable.as_paper(settings.finetune) and complete
 best, worst = found[f"nullspace {tried[-1]}"], found[f"nullspace {tried[0]}"]
-pairs = {f"ε = {e:g}": (found[f"nullspace {e}"], found[f"random {e}"]) for e in tried}
+pairs = {f"ε = {e}": (found[f"nullspace {e}"], found[f"random {e}"]) for e in tried}
 against = {told: mean_difference(*pair, without_c) for told, pair in pairs.items()}
 record.judge("C13", "eps", [mean_difference(best, worst, columns)] if whole else [])
 record.judge("C14", "random", against if whole else [])

@@ -6,7 +6,7 @@
 #       format_name: percent
 #       format_version: '1.3'
 #   kernelspec:
-#     display_name: Python 3
+#     display_name: Python 3 (ipykernel)
 #     language: python
 #     name: python3
 # ---
@@ -16,7 +16,7 @@
 #
 # Pick a model, an image, a kind of noise and its scale, and see the image, the prediction and the gap change at once.
 #
-# *Paper: Sections 3.1-3.3, Appendices D and F, arXiv:2403.10476.* This notebook judges no claim; it is for looking. Where nobody can move a widget, as under papermill and nbval, it shows still pictures.
+# *Paper: Sections 3.1-3.3, Appendices D and F, arXiv:2403.10476.* This notebook judges no claim; it is for looking. Where nobody can move a widget, as under papermill and nbval, it shows still pictures. Saved with the widgets it loses them: `git checkout paper_nb/explore.*` brings them back.
 
 # %% tags=["parameters"]
 profile = "smoke"  # smoke, laptop, full, gpu, imagenet or imagenet_small

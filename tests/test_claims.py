@@ -239,6 +239,20 @@ def test_of_a_cell_that_is_run_twice_the_last_verdict_counts(folders):
     assert record.summary()[["claim", "value"]].to_dict("list") == {"claim": ["C5", "C6"], "value": [1, 1]}
 
 
+def test_a_record_in_the_place_of_one_with_other_settings_is_told(folders):
+    Record("02_noise_synthesis", resolve("laptop", "mine")).save()
+    Record("02_noise_synthesis", resolve("laptop", "mine"))
+    Record("02_noise_synthesis", resolve("laptop", "other", {"images": 9}))
+    Record("03_approximate_nullspace", resolve("laptop", "mine", {"images": 9}))
+    with pytest.warns(UserWarning, match=r"figures/mine has results of 02_noise_synthesis .*\(images 2000, now 9\)"):
+        Record("02_noise_synthesis", resolve("laptop", "mine", {"images": 9})).save()
+    Record("02_noise_synthesis", resolve("laptop", "mine", {"images": 9}))
+    Record("02_noise_synthesis", resolve("laptop", "mine"))  # back to the profile's own
+    changes = {"images": 8, "pool": 7, "heldout": 6, "patch.images": 5}
+    with pytest.warns(UserWarning, match="heldout 512, now 6; images 9, now 8; patch.images 64, now 5 and 1 more"):
+        Record("02_noise_synthesis", resolve("laptop", "mine", changes))
+
+
 def test_record_keeps_verdicts_files_and_how_they_were_made(folders):
     record = Record("02_noise_synthesis", resolve("laptop", "mine"))
     record.judge("C5", "gap", [at(1), at(0.2)])

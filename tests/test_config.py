@@ -72,7 +72,7 @@ def test_unknown_profile(profile):
         resolve(profile)
 
 
-@pytest.mark.parametrize("name", ["../evil", "a/b", "..", "/tmp"])
+@pytest.mark.parametrize("name", ["../evil", "a/b", "..", "/tmp", " "])
 def test_run_name_that_is_a_path(name):
     with pytest.raises(ValueError, match=f"run_name must name one folder, .*, got '{re.escape(name)}'"):
         resolve("smoke", name)
@@ -83,7 +83,11 @@ def test_run_name_that_is_a_path(name):
     [
         ("imags", "no setting 'imags': Settings has profile, .*images"),
         ("synthesis.noise.step", "no setting 'synthesis.noise.step': NoiseConfig has limit, .*steps"),
-        ("synthesis", "no setting 'synthesis'"),  # a group is no value
+        (
+            "synthesis",
+            "synthesis is a group of settings: name those in it, such as synthesis.lambdas, synthesis.starts",
+        ),
+        ("synthesis.noise", "synthesis.noise is a group of settings: .* such as synthesis.noise.limit"),
         ("images.count", "no setting 'images.count'"),
         ("noise.steps", "no setting 'noise.steps': Settings has .*near it: .*finetune.noise.steps"),
         ("imagse", "near it: images"),
@@ -95,9 +99,21 @@ def test_unknown_setting(name, told):
         resolve("laptop", overrides={name: 1})
 
 
+@pytest.mark.parametrize("overrides", ['{"images": 5}', ["images"], {1: 2}])
+def test_overrides_that_are_none(overrides):
+    with pytest.raises(ValueError, match=r"overrides must be settings by dotted name, .* with papermill -y .*, got"):
+        resolve("laptop", overrides=overrides)
+
+
+def test_a_run_name_that_is_no_text():
+    with pytest.raises(ValueError, match=r"run_name must name one folder, .*, got 3"):
+        resolve("laptop", 3)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "told"),
     [
+        ("models", [], "models must be at least one"),
         ("images", "many", "setting images must be a int such as 2000, got 'many'"),
         ("images", 2.5, "setting images must be a int"),
         ("images", True, "setting images must be a int"),

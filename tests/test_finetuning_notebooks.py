@@ -76,7 +76,7 @@ def test_07_tells_the_seeds_compared_and_judges_no_unfinished_model(execute):
     assert "seeds of each: 1;" in cells["figure"].get_supxlabel()
     assert cells["curves"].model.unique().tolist() == ["base", "plain", "nullspace", "madry"]
     assert cells["gains"].side.tolist() == ["natural", "adversarial"]
-    assert (cells["rivals"], cells["judging"]) == (["madry"], [])
+    assert (cells["rivals"], cells["judging"]) == (["madry"], {})
     assert record["facts"]["missed_eps"] == {"nullspace": 0}
 
 

@@ -19,9 +19,10 @@ from nslib.data.source import open_source
 from nslib.data.transforms import eval_transform
 from nslib.evaluate.suite import evaluate_model
 from nslib.finetune.rounds import finetune_model
-from nslib.models import load_model
+from nslib.models import load_model, reset_head
 from nslib.pretrain import accuracy
-from nslib.staged import StagedViT
+from nslib.staged import StagedViT, renormalised
+from nslib.store import model_digest
 
 
 def test_wnids_are_the_thousand_in_order():
@@ -412,6 +413,33 @@ def test_finetuning_and_measuring_on_classes_of_ones_own(own_classes):
     found = evaluate_model(again, open_source(source.cfg, again), suite, progress=False)
     assert list(found.hits) == ["clean"]
     assert set(found.missing) == {"a", "damagenet"}
+
+
+def test_a_head_keeps_the_names_of_the_classes_that_it_was_finetuned_for(own_classes, tmp_path):
+    """Another folder of as many classes is refused, and one with some of them is labelled by name, not by place."""
+    cfg = FinetuneConfig(rounds=1, steps=1, batch=4, pool=4, heldout=2, objective="plain", noise=NoiseConfig(steps=2))
+    model, target = make_vit(num_classes=3), tmp_path / "weights.safetensors"
+    source = open_source(DataConfig(kind="folder", root=str(own_classes)), model)
+    assert finetune_model(model, source, cfg, target=target).model.classes == ("cat", "dog", "emu")
+    assert finetune_model(model, source, cfg, target=target).model.classes == ("cat", "dog", "emu")  # from the file
+    assert model.classes == ()
+    tuned = load_model(model.name, target, img_size=32, embed_dim=48, depth=2, num_heads=3)
+    assert tuned.classes == renormalised(tuned, mean=(0.4,) * 3, std=(0.3,) * 3).classes == ("cat", "dog", "emu")
+    assert model_digest(tuned) == model_digest(finetune_model(model, source, cfg).model)  # a name changes no logit
+
+    shutil.rmtree(own_classes / "train")
+    shutil.rmtree(own_classes / "val" / "cat")
+    some = open_source(source.cfg, tuned)
+    assert sorted(some.take("val", 2).labels.tolist()) == [1, 2]
+    assert some.names() == ["cat", "dog", "emu"]
+
+    (own_classes / "val" / "dog").rename(own_classes / "val" / "fox")
+    told = r"val has 1 classes \(fox\) that are none of those the model was finetuned for \(cat, dog, emu, ...\): name"
+    with pytest.raises(ValueError, match=told):
+        open_source(source.cfg, tuned)
+    reset_head(tuned, 3)  # the same head, for other classes
+    with pytest.raises(ValueError, match="holds 2 classes and the head of the model has 3"):
+        open_source(source.cfg, tuned)
 
 
 @pytest.mark.real

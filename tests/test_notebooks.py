@@ -1,6 +1,7 @@
 """The notebooks as files: paired, short, tagged, executed; and the check of their outputs bites."""
 
 import re
+import shutil
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ from conftest import ROOT
 from nslib.report.claims import read_claims
 
 FOLDER = ROOT / "paper_nb"
-NOTEBOOKS = sorted(p for p in FOLDER.glob("*.ipynb") if ".partial" not in p.name)
+NOTEBOOKS = sorted(p for p in FOLDER.glob("*.ipynb") if re.fullmatch(r"\w+", p.stem))  # copies do not count
 SOURCES = sorted(FOLDER.glob("*.py"))
 EACH = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 CHECKED = FOLDER / "01_patch_nullspace.ipynb"
@@ -42,6 +43,23 @@ def test_source_and_notebook_say_the_same(path):
     for a, b in zip(cells, source, strict=True):
         assert a.source == b.source
         assert a.metadata.get("tags", []) == b.metadata.get("tags", [])
+
+
+@EACH
+def test_jupyterlab_leaves_both_files_as_they_are(path, tmp_path):
+    """Opened and saved by its contents manager, which pairs the two: else a record made there has a changed commit."""
+    lab = pytest.importorskip("jupytext.sync_contentsmanager")
+    server = pytest.importorskip("jupyter_server.services.contents.largefilemanager")
+    both = [path, path.with_suffix(".py")]
+    (tmp_path / "paper_nb").mkdir()
+    for file in (ROOT / "pyproject.toml", *both):
+        shutil.copy(file, tmp_path / file.relative_to(ROOT))
+    manager = lab.build_sync_jupytext_contents_manager_class(server.LargeFileManager)(root_dir=str(tmp_path))
+    model = manager.get(f"paper_nb/{path.name}")
+    model["content"]["metadata"]["kernelspec"]["display_name"] = "Python 3 (ipykernel)"  # what the kernel calls itself
+    manager.save(model, f"paper_nb/{path.name}")
+    for file in both:
+        assert (tmp_path / "paper_nb" / file.name).read_text() == file.read_text()
 
 
 @EACH

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from timm.models import VisionTransformer
 from torch.nn import functional as F
 
+from nslib.attacks.gradient import fgsm
 from nslib.attacks.surrogate import load_surrogate
 from nslib.config import DataConfig, FinetuneConfig, NoiseConfig, SuiteConfig
 from nslib.data.shapes import Batch
@@ -53,6 +54,7 @@ class Altered(ShapesSource):
 WRONG = {
     "two columns of labels": (lambda x, y: Batch(x, y[:, None].expand(-1, 2)), r"labels \(\d+,\) of integers, got"),
     "labels that are fractions": (lambda x, y: Batch(x, y.float()), "torch.float32$"),
+    "arrays": (lambda x, y: Batch(x.numpy(), y.numpy()), "must be tensors, got ndarray and ndarray: torch.as_tensor"),
     "too few": (lambda x, y: Batch(x[:-1], y[:-1]), r"was asked for \d+ images"),
     "levels": (lambda x, y: Batch(255 * x, y), r"images must lie in \[0, 1\], got"),
     "whole numbers": (lambda x, y: Batch((255 * x).byte(), y), "got images .* torch.uint8"),
@@ -481,3 +483,68 @@ def test_what_changes_no_result_is_not_told():
     other.vit.blocks[0].attn.fused_attn = False
     other.vit.blocks[0].register_full_backward_hook(lambda *_: None).remove()
     assert model_digest(first) == model_digest(other.train())
+
+
+@pytest.mark.parametrize("step", ["forward", "forward_features"])
+def test_a_vit_with_a_step_of_its_own_is_refused(step):
+    """The stages call parts of the ViT: what it does in that step would be left out."""
+    kind = type("Louder", (VisionTransformer,), {step: lambda self, x, **kwargs: getattr(super(), step)(x)})
+    vit = kind(img_size=24, patch_size=12, embed_dim=24, depth=1, num_heads=2, num_classes=10)
+    with pytest.raises(TypeError, match=f"is a Louder with a {step} of its own, which is never called here"):
+        StagedViT(vit, mean=HALF, std=HALF)
+
+
+def test_learning_in_inference_mode_is_refused(model):
+    source = open_source(DataConfig(), model)
+    pool = make_pool(model, source.take("train", 6).images, heldout=2)
+    with torch.inference_mode():
+        for learn in (
+            lambda: learn_noise(model, pool, TINY.noise, generator=generator(0)),
+            lambda: finetune_model(model, source, TINY),
+        ):
+            with pytest.raises(ValueError, match="learning needs gradients: call it outside"):
+                learn()
+
+
+LOSSES = {
+    "one for each image": (lambda m, v, c: F.cross_entropy(m(v.images), v.targets, reduction="none"), r"got \(4,\)"),
+    "a number": (lambda m, v, c: 1.0, "got float"),
+    "without gradient": (lambda m, v, c: F.cross_entropy(m(v.images), v.targets).detach(), r"got \(\)"),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_that_is_none(model, monkeypatch, name):
+    loss, told = LOSSES[name]
+    monkeypatch.setitem(OBJECTIVES, "mine", Objective(loss))
+    with pytest.raises(ValueError, match=f"the loss of objective mine must be a scalar with a gradient, {told}"):
+        finetune_model(model, open_source(DataConfig(), model), replace(TINY, objective="mine"))
+
+
+def test_attacks_take_images_of_numpys_type(model):
+    images, labels = open_source(DataConfig(), model).take("val", 4)
+    found = fgsm(model, images.double(), labels, eps=4 / 255)
+    assert torch.equal(found, fgsm(model, images, labels, eps=4 / 255))
+
+
+def test_what_is_no_batch_of_images(model):
+    images = open_source(DataConfig(), model).take("val", 4).images
+    with pytest.raises(ValueError, match=r"one image is a batch too, images.unsqueeze\(0\)"):
+        make_pool(model, images[0], heldout=1)
+    with pytest.raises(ValueError, match="images must be a tensor, got a ndarray"):
+        make_pool(model, images.numpy(), heldout=1)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: FinetuneConfig(lr="1e-4"), "lr must be > 0 and finite, got '1e-4'"),
+        (lambda: FinetuneConfig(noise={"steps": 3}), "noise must be a NoiseConfig, got {'steps': 3}"),
+        (lambda: FinetuneConfig(rounds=True), "rounds must be a whole number, got True"),
+        (lambda: SuiteConfig(columns="clean"), "columns must be names of columns, such as .*, got 'clean'"),
+        (lambda: SuiteConfig(columns=()), r"columns must be names of columns, such as .*, got \(\)"),
+    ],
+)
+def test_configurations_of_the_wrong_kind(make, told):
+    with pytest.raises(ValueError, match=told):
+        make()

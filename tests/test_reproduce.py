@@ -19,7 +19,9 @@ import nslib.notebooks as files
 import nslib.reproduce as runner
 from nslib.notebooks import find_notebooks
 from nslib.profiles import resolve
+from nslib.report.record import portable
 from nslib.reproduce import DONE, FAILED, LEFT, SKIPPED, reproduce
+from nslib.runtime import to_json
 
 PARAMETERS = 'profile = "smoke"\nrun_name = ""\noverrides = {}'
 RECORD = """
@@ -98,6 +100,23 @@ def test_second_run_skips_what_is_done(place, capsys):
 
     assert statuses(reproduce(["01"], "smoke", force=True)) == [DONE]
     assert len(place.log()) == 3
+
+
+def test_results_of_other_settings_are_not_written_over_unseen(place, capsys):
+    """The record of this notebook's other run is there, with the settings of its profile."""
+    place.add("01_first")
+    record = place.figures / "smoke" / "records" / "01_first.json"
+    record.parent.mkdir(parents=True)
+    for overrides, told in (
+        ({}, ""),
+        ({"images": 9}, "figures/smoke has results of 01_first with other settings (images 256, now 9): they are"),
+    ):
+        record.write_text(to_json({"config": portable(resolve("smoke")), "verdicts": []}))
+        reproduce([], "smoke", overrides=overrides)
+        first = capsys.readouterr().out.splitlines()[0]
+        assert first.startswith(told or "[1/1] 01_first")
+    reproduce([], "smoke", run_name="other", overrides={"images": 9})
+    assert "written over" not in capsys.readouterr().out
 
 
 def test_a_forced_run_that_was_stopped_is_gone_on_with(place):
@@ -459,7 +478,8 @@ def test_key_follows_what_the_environment_chooses(key, monkeypatch):
 def test_notebooks_by_name_and_number(place):
     for name in ("01_a", "01b_c", "02_b", "explore"):
         place.add(name)
-    (place.notebooks / "02_b.partial.ipynb").touch()
+    for copied in ("02_b.partial", "02_b.nbconvert", "01_a-Copy1"):
+        (place.notebooks / f"{copied}.ipynb").touch()
 
     def found(*names):
         return [p.stem for p in find_notebooks(list(names))]

@@ -66,6 +66,8 @@ def under_attack(model: nn.Module, images: Tensor, labels: Tensor) -> Iterator[A
     _check_images(model, images)
     with torch.inference_mode(False), torch.enable_grad(), frozen(model):
         target, images, labels = Target(model), images.detach().clone(), labels.clone()
+        if images.dtype == torch.float64:  # as arrays of numpy are
+            images = images.to(next((p.dtype for p in model.parameters()), images.dtype))
         with torch.no_grad():
             num_classes = target(images[:1]).shape[1]
         _check_labels(labels, len(images), num_classes)

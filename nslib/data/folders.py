@@ -162,20 +162,32 @@ def label_of(subset: str = "imagenet-1k") -> dict[str, int]:
     return {wnid: place[wnid] for wnid in wnids(subset)}
 
 
-def own_labels(root: str | Path, num_classes: int) -> dict[str, int]:
+def own_labels(root: str | Path, num_classes: int, known: Sequence[str] = ()) -> dict[str, int]:
     """The class folders of train, or of val where there is no train, each with its place by name.
 
     They are the classes of a model that has not those of ImageNet, as in torchvision.datasets.ImageFolder.
 
+    Args:
+        known: names of the classes that the head was trained for, where it knows them: these are then the labels, and
+            the folder may have any of them.
     Raises:
         FileNotFoundError: there are none.
-        ValueError: they are not as many as the classes of the model's head.
+        ValueError: they are not as many as the classes of the model's head, or others.
     Warns:
         UserWarning: they are 1,000, and may be taken for ImageNet's.
     """
     folder, classes = _class_folders(root)
     if not classes:
         raise FileNotFoundError(f"no classes in {folder}: expected {_OWN_LAYOUT}")
+    if known:
+        others = [path.name for path in classes if path.name not in known]
+        if others:
+            raise ValueError(
+                f"{folder} has {len(others)} classes ({', '.join(others[:3])}) that are none of those the model was "
+                f"finetuned for ({', '.join(known[:3])}, ...): name the folders so, or give it other classes by "
+                f"nslib.models.reset_head (nslib finetune --num-classes {len(classes)})"
+            )
+        return {name: label for label, name in enumerate(known)}
     if len(classes) != num_classes:
         raise ValueError(
             f"{folder} holds {len(classes)} classes and the head of the model has {num_classes}: make the model with "

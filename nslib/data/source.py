@@ -27,6 +27,8 @@ _KEPT_OPEN = 12  # splits whose file names are kept: those of all 75 parts of Im
 class Source(Protocol):
     """A data set for one model.
 
+    Finetuning takes pick, count, names and identity of `train`; evaluation all of these methods.
+
     Splits are `train`, `val`, `v2`, `a`, `r`, `sketch`, `stylized`. Folders have `damagenet`, `cue_conflict` and
     `c/<corruption>/<severity>` too, and `val:a`, `val:r`: the images of `val` that are of the classes of `a`, of `r`.
     """
@@ -78,6 +80,9 @@ def checked(batch: Batch, n: int, model: StagedViT) -> Batch:
         ValueError: not n images with a label each, or a value that is no image's or no class of the model.
     """
     images, labels = batch
+    if not (isinstance(images, Tensor) and isinstance(labels, Tensor)):
+        got = f"{type(images).__name__} and {type(labels).__name__}"
+        raise ValueError(f"images and labels of a data set must be tensors, got {got}: torch.as_tensor of each")
     if len(images) != n or labels.shape != (n,) or labels.is_floating_point() or not images.is_floating_point():
         got = f"images {tuple(images.shape)} {images.dtype} with labels {tuple(labels.shape)} {labels.dtype}"
         raise ValueError(f"the data set was asked for {n} images in [0, 1] with labels ({n},) of integers, got {got}")
@@ -155,15 +160,15 @@ class FolderSource:
     """An ImageNet-style folder and its family; each split is opened when first asked for.
 
     Labels are those of ImageNet for a model with its 1,000 classes. For any other, or 1,000 folders of other names, the
-    class folders of train are its classes, and there is no family.
+    class folders of train are its classes, or those that its weights were finetuned for, and there is no family.
 
     Raises:
         FileNotFoundError, ValueError: as `own_labels`.
     """
 
     def __init__(self, cfg: DataConfig, model: StagedViT):
-        imagenet = of_imagenet(cfg.root, model.num_classes)
-        self.labels = None if imagenet else own_labels(cfg.root, model.num_classes)
+        imagenet = not model.classes and of_imagenet(cfg.root, model.num_classes)
+        self.labels = None if imagenet else own_labels(cfg.root, model.num_classes, model.classes)
         self.cfg, self.model = cfg, model
         self._opened: dict[str, ImageFiles] = {}
         self._counts: dict[str, int] = {}
@@ -248,6 +253,11 @@ class FolderSource:
             self._first_part = self._first_part or images
             check_same_images(images, self._first_part)
         return images
+
+
+def own_classes(source: Source) -> tuple[str, ...]:
+    """Names of the classes of a folder of one's own, in the order of their labels; none of any other data set."""
+    return tuple(source.labels or ()) if isinstance(source, FolderSource) else ()
 
 
 def _heir(source: Source, known: type) -> dict[str, str]:

@@ -176,7 +176,7 @@ class Bench:
 # fit, giving up any at random keeps a share of them, and giving up that one would keep none.
 @cachetools.cached(
     cachetools.RRCache(2**32, choice=Random(0).choice, getsizeof=lambda levels: levels.nbytes),
-    key=lambda bench, *part: digest([bench.identity("val"), bench.suite.seed, *part]),
+    key=lambda bench, *part: digest([bench.identity("val"), bench.model.image_shape, bench.suite.seed, *part]),
 )
 def _corrupted(bench: Bench, name: str, severity: int, start: int, stop: int) -> Tensor:
     images, _ = bench.take("val", start, stop)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from nslib.config import FinetuneConfig
-from nslib.data.source import Source
+from nslib.data.source import Source, own_classes
 from nslib.finetune.board import Board
 from nslib.finetune.cost import metered
 from nslib.finetune.draws import draws, number, seeded
@@ -109,7 +109,7 @@ def finetune_model(
     Source: arXiv:2403.10476, Eqs. (6)-(8), Algorithm 1.
     """
     model.check_frozen_use()
-    model.check_precision()
+    model.check_learning()
     target = Path(target).expanduser() if target else None
     check_target(target)
     objective, cfg = recipe_of(cfg)
@@ -120,14 +120,16 @@ def finetune_model(
     with only_maker(target, share):
         share.mean(torch.zeros(1, device=model.device))  # no process looks before the first may
         saved = StateFile(target, going_on, writes=share.rank == 0)
-        done = finished(target, model, asked, begun=saved.begun)
+        own = deepcopy(model)
+        own.classes = own_classes(source)
+        done = finished(target, own, asked, begun=saved.begun)
         share.check_agreed("a finished model" if done else "none", target)  # no process leaves before all have looked
         if done:
             saved.remove()  # a kill after the record was written has left it
             return Finetuned(*done)
 
         stream = Stream(source, model, cfg, share)
-        trainer = Trainer(deepcopy(model), objective, cfg, share)
+        trainer = Trainer(own, objective, cfg, share)
         place = saved.restore(trainer)
         log = Log(target, place, writes=saved.writes)
         share.check_agreed(_words(place, saved), target)  # no process saves before all have looked

@@ -95,6 +95,9 @@ class Trainer:
         """Fill the gradients with those of the whole batch; returns this process's loss."""
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.objective.loss(self.model, view, self.cfg)
+        if not (isinstance(loss, Tensor) and loss.ndim == 0 and loss.requires_grad):
+            got = f"{tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise ValueError(f"the loss of objective {self.cfg.objective} must be a scalar with a gradient, got {got}")
         loss.backward()
         if self.share.count > 1:
             gradients = [p.grad for p in self.parameters if p.grad is not None]

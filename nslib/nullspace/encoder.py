@@ -105,7 +105,7 @@ def learn_noise(
     Source: arXiv:2403.10476, Eq. (4) with regularization, Eqs. (7)-(8) without.
     """
     model.check_frozen_use()
-    model.check_precision()
+    model.check_learning()
     for name, part in zip(Pool._fields, pool, strict=True):
         if not len(part):
             raise ValueError(f"the pool's {name} part is empty: it needs at least one image")

@@ -17,10 +17,12 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from PIL import Image
 
+from nslib.profiles import PROFILES
 from nslib.report.claims import Judged, Verdict, judge
+from nslib.report.conditions import setting_differences
 from nslib.report.gather import short_hash
 from nslib.runtime import atomic_path, figures_path, run_record, to_json, write_text
-from nslib.settings import Settings
+from nslib.settings import Settings, overridden
 
 
 class Record:
@@ -36,6 +38,8 @@ class Record:
         self.verdicts: list[Verdict] = []
         self._files: list[str] = []
         self._started = time.monotonic()
+        if told := displaced(notebook, settings):
+            warnings.warn(told, stacklevel=2)
 
     def table(self, name: str, table: pd.DataFrame) -> None:
         """Save a table as CSV, six significant digits."""
@@ -100,6 +104,27 @@ class Record:
         told = without_paths(json.loads(to_json(record)), self.settings)
         write_text(self.folder / "records" / f"{self.notebook}.json", to_json(told) + "\n")
         return record
+
+
+def displaced(notebook: str, settings: Settings) -> str:
+    """In words, that settings other than the profile's own put new results in the place of some without; else empty."""
+    path = figures_path(settings.run_name) / "records" / f"{notebook}.json"
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))["config"]
+    except (OSError, ValueError, KeyError, TypeError):  # none, or a damaged one
+        return ""
+    of_profile = overridden(Settings(settings.profile, settings.run_name), PROFILES[settings.profile])
+    now, own = (json.loads(to_json(portable(s))) for s in (settings, of_profile))
+    changed = {d.name for d in setting_differences({"own": own, "now": now})}
+    values = {d.name: [v for v, _ in d.values] for d in setting_differences({"there": there, "now": now})}
+    told = [f"{name} {v[0]}, now {v[1]}" for name, v in values.items() if name in changed and None not in v]
+    if not told:
+        return ""
+    more = f" and {len(told) - 3} more" if told[3:] else ""
+    return (
+        f"figures/{settings.run_name} has results of {notebook} with other settings ({'; '.join(told[:3])}{more}): "
+        "they are written over, unless run_name names another folder"
+    )
 
 
 def without_paths(told: Any, settings: Settings) -> Any:
