@@ -257,8 +257,7 @@ class SuiteConfig:
     seed: int = 0  # of corruptions and of the attacks' random starts
 
     def __post_init__(self):
-        named = isinstance(self.columns, tuple | list) and len(self.columns) > 0
-        require(named, "columns", "names of columns, such as ('clean', 'fgsm')", self.columns)
+        require(not isinstance(self.columns, str), "columns", "several names, such as ('clean', 'fgsm')", self.columns)
         require_counts(self, "images", "costly_images", "batch", "pgd_steps", "cw_steps")
         require_counts(self, "patchfool_steps", "patchfool_patches")
         require_counts(self, "first", "c_images", least=0)

@@ -527,6 +527,21 @@ def test_attacks_take_images_of_numpys_type(model):
     assert torch.equal(found, fgsm(model, images, labels, eps=4 / 255))
 
 
+class Only:
+    """A source of which nothing but these methods is there."""
+
+    def __init__(self, source, *methods):
+        for method in methods:
+            setattr(self, method, getattr(source, method))
+
+
+def test_the_methods_of_a_source_that_finetuning_and_evaluation_ask_for(model):
+    source = open_source(DataConfig(), model)
+    finetune_model(model, Only(source, "take", "pick", "count", "identity"), TINY)
+    rest = ("take", "count", "missing", "named", "classes", "identity")
+    assert evaluate_model(model, Only(source, *rest), CLEAN, progress=False).hits.keys() == {"clean"}
+
+
 def test_what_is_no_batch_of_images(model):
     images = open_source(DataConfig(), model).take("val", 4).images
     with pytest.raises(ValueError, match=r"one image is a batch too, images.unsqueeze\(0\)"):
@@ -541,8 +556,7 @@ def test_what_is_no_batch_of_images(model):
         (lambda: FinetuneConfig(lr="1e-4"), "lr must be > 0 and finite, got '1e-4'"),
         (lambda: FinetuneConfig(noise={"steps": 3}), "noise must be a NoiseConfig, got {'steps': 3}"),
         (lambda: FinetuneConfig(rounds=True), "rounds must be a whole number, got True"),
-        (lambda: SuiteConfig(columns="clean"), "columns must be names of columns, such as .*, got 'clean'"),
-        (lambda: SuiteConfig(columns=()), r"columns must be names of columns, such as .*, got \(\)"),
+        (lambda: SuiteConfig(columns="clean"), "columns must be several names, such as .*, got 'clean'"),
     ],
 )
 def test_configurations_of_the_wrong_kind(make, told):

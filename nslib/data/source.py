@@ -27,7 +27,7 @@ _KEPT_OPEN = 12  # splits whose file names are kept: those of all 75 parts of Im
 class Source(Protocol):
     """A data set for one model.
 
-    Finetuning takes pick, count, names and identity of `train`; evaluation all of these methods.
+    Finetuning asks for take, pick, count and identity of `train`; evaluation for all but pick and names.
 
     Splits are `train`, `val`, `v2`, `a`, `r`, `sketch`, `stylized`. Folders have `damagenet`, `cue_conflict` and
     `c/<corruption>/<severity>` too, and `val:a`, `val:r`: the images of `val` that are of the classes of `a`, of `r`.
