@@ -306,7 +306,7 @@ def test_pretrained_folder_gives_the_pretrained_model():
 
 @pytest.mark.parametrize(
     ("shape", "remedy"),
-    [((2, 1, 32, 32), "it takes 3 channels"), ((2, 3, 32, 48), "resize first"), ((3, 32, 32), "it takes 3 channels")],
+    [((2, 1, 32, 32), "it takes 3 channels"), ((2, 3, 32, 48), "resize first"), ((3, 32, 32), "one image is a batch")],
 )
 def test_images_of_another_shape(vit, shape, remedy):
     with pytest.raises(ValueError, match=rf"images must be \(B, 3, 32, 32\) .*got \({shape[0]}, .*: {remedy}"):
