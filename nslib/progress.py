@@ -12,9 +12,17 @@ from nslib.config import FinetuneConfig, NoiseConfig
 
 
 @contextmanager
+def _passing(**settings) -> Iterator[tqdm]:
+    """A bar that is gone when its work has ended well, also early: a notebook keeps one that is not full, in red."""
+    with tqdm(leave=False, **settings) as bar:
+        yield bar
+        bar.total = bar.n
+
+
+@contextmanager
 def noise_bar(cfg: NoiseConfig) -> Iterator[Callable]:
     """A bar for `learn_noise(..., on_step=...)` that shows the gap on the batch and the norm."""
-    with tqdm(total=cfg.steps, desc="noise", leave=False) as bar:
+    with _passing(total=cfg.steps, desc="noise") as bar:
 
         def on_step(step: int, trace) -> None:
             bar.n = step
@@ -22,7 +30,6 @@ def noise_bar(cfg: NoiseConfig) -> Iterator[Callable]:
             bar.refresh() if step % 10 == 0 else None
 
         yield on_step
-        bar.total = bar.n  # else a notebook keeps it, red, as one that failed
 
 
 _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"  # no rate of updates: searches lie between them
@@ -60,7 +67,7 @@ def finetune_bar(cfg: FinetuneConfig, label: str = "finetune", *, disable: bool 
 
     It shows round, loss and time left, and of the noise step, gap, norm and loss.
     """
-    with tqdm(total=cfg.rounds * cfg.steps, desc=label, leave=False, disable=disable, bar_format=_BAR) as bar:
+    with _passing(total=cfg.rounds * cfg.steps, desc=label, disable=disable, bar_format=_BAR) as bar:
         told: dict[str, str] = {}
         left = _TimeLeft(cfg)
 
@@ -79,4 +86,3 @@ def finetune_bar(cfg: FinetuneConfig, label: str = "finetune", *, disable: bool 
             bar.refresh()
 
         yield on_step
-        bar.total = bar.n  # else a notebook keeps it, red, as one that failed

@@ -244,13 +244,11 @@ def _built(vit: nn.Module) -> tuple[str, str]:
     return repr(vit), short(settings_of(vit))
 
 
-_STEPS = {step: getattr(VisionTransformer, step) for step in ("forward", "forward_features")}
-
-
 def _check_architecture(vit: nn.Module, name: str) -> None:
     if not isinstance(vit, VisionTransformer):
         raise TypeError(f"{name} is a {type(vit).__name__}: {EXPECTED}")
-    own = [step for step in ("forward", "forward_features") if getattr(type(vit), step) is not _STEPS[step]]
+    steps = ("forward", "forward_features")
+    own = [step for step in steps if getattr(type(vit), step) is not getattr(VisionTransformer, step)]
     if own:
         raise TypeError(f"{name} is a {type(vit).__name__} with a {own[0]} of its own, which is never called here: put "
                         "what it does into a block, or into a class that inherits from StagedViT")  # fmt: skip

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ def finished(
     """Model, history and record of a run that is done with these settings already; None where none is done.
 
     Args:
+        model: into which the weights are loaded.
         begun: there is a saved state: weights without a record are then those of a run that was killed between both.
     Raises:
         ValueError: the target was made with other settings, its record does not tell how, or it is damaged; it is
@@ -49,12 +49,11 @@ def finished(
             f"{target} is there, and {path.name} is no record of a finetuning ({type(error).__name__}): {remedy}"
         ) from error
     check_same(target, config, settings, remedy=remedy)
-    made = deepcopy(model)
     try:
-        made.vit.load_state_dict(load_file(target))
+        model.vit.load_state_dict(load_file(target))
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"{target} is damaged ({first_line(error)}): {remedy}") from error
-    return made.eval().requires_grad_(True), history, record
+    return model.eval().requires_grad_(True), history, record
 
 
 def write_result(
