@@ -145,18 +145,19 @@ def wide_row(bench: Bench, settings: Settings, objective: str) -> Evaluation:
 
     Of the first seed: what its difference to another model lacks in seeds it has in images.
     """
-    suite = wide_suite(settings)
-
-    def measure(model: StagedViT) -> dict[str, Any]:
-        return {"evaluation": packed(evaluate_model(model, bench.source, suite, surrogate=bench.surrogate))}
-
-    return unpacked(_kept_of(bench, settings, objective, "wide", _measurement(bench, suite), measure)["evaluation"])
+    return _measured(bench, settings, objective, "wide", wide_suite(settings))
 
 
 def base_row(bench: Bench, settings: Settings) -> Evaluation:
     """The columns of the model before finetuning, on the same images as those of every run."""
-    found = evaluate_model(bench.model, bench.source, row_suite(settings), surrogate=bench.surrogate)
-    return replace(found, model=BASE, fixed=True)
+    return replace(_measured(bench, settings, BASE, "row", row_suite(settings)), model=BASE, fixed=True)
+
+
+def _measured(bench: Bench, settings: Settings, objective: str, kind: str, suite: SuiteConfig) -> Evaluation:
+    def measure(model: StagedViT) -> dict[str, Any]:
+        return {"evaluation": packed(evaluate_model(model, bench.source, suite, surrogate=bench.surrogate))}
+
+    return unpacked(_kept_of(bench, settings, objective, kind, _measurement(bench, suite), measure)["evaluation"])
 
 
 def eps_set(bench: Bench, settings: Settings, objective: str, *, eps: float, **changes) -> pd.DataFrame:

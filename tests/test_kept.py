@@ -252,6 +252,19 @@ def test_a_wide_row_is_measured_once_on_images_that_begin_with_those_of_the_tabl
         jobs.wide_row(bench, more, "plain")
 
 
+def test_the_row_before_finetuning_is_measured_once(bench, folder, monkeypatch):
+    first = jobs.base_row(bench, KEEPING)
+    assert [file.stem for file in folder.iterdir()] == [f"{bench.model.name}_base_seed0_row"]
+    images, labels = bench.take("val", 0, 6)
+    assert first.hits["clean"][""].tolist() == (bench.model(images).argmax(1) == labels).tolist()
+    monkeypatch.setattr(jobs, "evaluate_model", lambda *args, **kwargs: pytest.fail("measured again"))
+    again = jobs.base_row(bench, replace(KEEPING, finetune=replace(KEEPING.finetune, steps=3)))
+    assert (again.model, again.fixed, again.seeds) == ("base", True, 1)
+    assert all(again.hits[c][v].tolist() == h.tolist() for c, vs in first.hits.items() for v, h in vs.items())
+    with pytest.raises(ValueError, match=r"base_seed0_row\.json was made from other inputs: suite\.images"):
+        jobs.base_row(bench, replace(KEEPING, finetuning=replace(KEEPING.finetuning, images=7)))
+
+
 def test_a_column_that_is_none_is_told_before_anything_is_trained(bench, folder, monkeypatch):
     monkeypatch.setattr(jobs, "finetuned", lambda *args, **kwargs: pytest.fail("trained"))
     settings = replace(KEEPING, finetuning=replace(KEEPING.finetuning, columns=("clean", "v3")))
@@ -405,7 +418,7 @@ def test_the_first_of_the_search_is_reported_with_all_seeds(bench, folder):
     assert [found[name].seeds for name in ("plain", "nullspace")] == [2, 2]
     configs = [json.loads(file.read_text())["config"] for file in folder.iterdir()]
     assert {c["data"]["train"]["images"] for c in configs} == {KEEPING.finetune.pool + KEEPING.finetune.heldout + 6}
-    assert sorted(c["suite"]["first"] for c in configs) == [0] * 4 + [study.search_first] * 2
+    assert sorted(c["suite"]["first"] for c in configs) == [0] * 5 + [study.search_first] * 2  # the base row too
     assert {c["suite"]["images"] for c in configs if not c["suite"]["first"]} == {KEEPING.finetuning.images}
 
 

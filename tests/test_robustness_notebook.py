@@ -322,9 +322,9 @@ def test_the_notebook_at_gpu_has_rows_of_its_second_model(monkeypatch, tmp_path)
         *(f"{models[1]} {row}" for row in ("base", "plain", "nullspace")),
     ]
     kept = sorted(path.stem for path in (tmp_path / "gpu" / "records" / "jobs").glob("*.json"))
-    assert kept == [f"{models[1]}_{o}_seed0" for o in ("nullspace", "plain")] + [
-        f"{models[0]}_{o}_seed{seed}" for o in ("nullspace", "plain") for seed in range(2)
-    ]
+    second = [f"{models[1]}_{row}" for row in ("base_seed0_row", "nullspace_seed0", "plain_seed0")]
+    first = [f"{models[0]}_{o}_seed{seed}" for o in ("nullspace", "plain") for seed in range(2)]
+    assert kept == [*second, f"{models[0]}_base_seed0_row", *first]
 
 
 def test_pgd_takes_steps_of_a_quarter_of_its_budget(vit, monkeypatch):
