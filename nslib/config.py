@@ -30,7 +30,7 @@ class DataConfig:
     cue_conflict: str = ""
 
     def __post_init__(self):
-        require_counts(self, "seed", least=0)
+        require_counts(self, "seed", "images", least=0)
 
     def paths(self) -> dict[str, str]:
         """The folders that are set, by the name of their setting."""
@@ -261,10 +261,10 @@ class SuiteConfig:
         require_counts(self, "images", "costly_images", "batch", "pgd_steps", "cw_steps")
         require_counts(self, "patchfool_steps", "patchfool_patches")
         require_counts(self, "first", "c_images", least=0)
-        for name in ("fgsm_eps", "pgd_eps", "autoattack_eps", "transfer_eps", "patchfool_bound"):
-            value = (self.patchfool_bound or 0) if name == "patchfool_bound" else getattr(self, name)
-            require(value is not None and 0 <= value <= 1, name, "in [0, 1], 8-bit levels divided by 255", value)
-        require(self.cw_budget >= 0, "cw_budget", ">= 0", self.cw_budget)
+        told = "in [0, 1], 8-bit levels divided by 255"
+        require_each(self, ("fgsm_eps", "pgd_eps", "autoattack_eps", "transfer_eps"), lambda v: 0 <= v <= 1, told)
+        require_each(self, ("patchfool_bound",), lambda v: v is None or 0 <= v <= 1, told)
+        require_each(self, ("cw_budget",), lambda v: v >= 0, ">= 0")
         require(self.protocol in ("pixels", "authors"), "protocol", "pixels or authors", self.protocol)
 
 

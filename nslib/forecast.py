@@ -13,9 +13,9 @@ from nslib.analysis.epsilon import STOPPING
 from nslib.evaluate.bench import Bench
 from nslib.evaluate.suite import dry_run
 from nslib.experiment import barely_trained, open_bench
-from nslib.finetune.estimate import Estimate, estimate
+from nslib.finetune.estimate import Needs, estimate
 from nslib.jobs import config_of, row_suite, wide_suite
-from nslib.plan import planned
+from nslib.plan import beyond, planned
 from nslib.settings import Settings
 from nslib.traces import TRACED, trace_suite
 from nslib.trials import OF_OTHERS, of_wide
@@ -50,7 +50,7 @@ def forecast(settings: Settings) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def _from_scratch(settings: Settings, plain: Estimate, *, whole: bool) -> list[dict[str, Any]]:
+def _from_scratch(settings: Settings, plain: Needs, *, whole: bool) -> list[dict[str, Any]]:
     """The model itself, and beside the first the strangers of notebook 13, which `open_stranger` trains."""
     own, study = settings.pretrain, settings.fingerprint
     trainings = [("training from scratch", 1, own.steps * own.batch)]
@@ -93,12 +93,15 @@ def _of_model(bench: Bench, settings: Settings, models: Counter[str], *, whole: 
 
 
 def _searches(settings: Settings) -> list[tuple[str, Any, int]]:
-    """Of notebooks 02 to 05: name, what has the settings of the noise, and how many noises are learned."""
+    """Of notebooks 02 to 05 and 11: name, what has the settings of the noise, and how many noises are learned."""
     sweep, sets, closure = settings.synthesis, settings.approximate, settings.closure
-    fresh = (1 + len(TRACED)) * settings.finetuning.fresh  # base, and those that 05 looks at
+    fresh = settings.finetuning.fresh
+    options = beyond(settings.finetune, depth=1) if settings.finetuning.variants else {}
+    of_11 = sum(name.startswith("nullspace") for name in options)
     return [
         ("noises of 02", sweep, len(sweep.lambdas) * sweep.starts),
         ("noises of 03", sets, len(sets.eps) * sets.starts * len(STOPPING)),
         ("noises of 04", closure, closure.noises),
-        ("eps sets of 05", settings.finetune, fresh),
+        ("eps sets of 05", settings.finetune, (1 + len(TRACED)) * fresh),  # base, and those that 05 looks at
+        *([("eps sets of 11", settings.finetune, of_11 * fresh)] if of_11 else []),
     ]

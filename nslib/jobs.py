@@ -121,7 +121,7 @@ def run(bench: Bench, settings: Settings, objective: str, *, seed: int = 0, **ch
     trace = trace_key(settings) if cfg.objective in TRACED else None
     inputs = {**_inputs(bench), **_training(bench, cfg), "trace": trace, **_measurement(bench, row_suite(settings))}
     found = kept(_file(bench, settings, cfg), inputs, compute)
-    return Job(rounds_of(found["history"]), found["cost"], unpacked(found["evaluation"]))
+    return Job(rounds_of(found["history"]), found["cost"], unpacked(found["evaluation"], settings.finetuning.columns))
 
 
 def config_of(settings: Settings, objective: str, seed: int = 0, **changes) -> FinetuneConfig:
@@ -157,7 +157,8 @@ def _measured(bench: Bench, settings: Settings, objective: str, kind: str, suite
     def measure(model: StagedViT) -> dict[str, Any]:
         return {"evaluation": packed(evaluate_model(model, bench.source, suite, surrogate=bench.surrogate))}
 
-    return unpacked(_kept_of(bench, settings, objective, kind, _measurement(bench, suite), measure)["evaluation"])
+    found = _kept_of(bench, settings, objective, kind, _measurement(bench, suite), measure)
+    return unpacked(found["evaluation"], suite.columns)
 
 
 def eps_set(bench: Bench, settings: Settings, objective: str, *, eps: float, **changes) -> pd.DataFrame:

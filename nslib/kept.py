@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,18 @@ from typing import Any
 import numpy as np
 
 from nslib.config import ApproximateStudy, FinetuneConfig, SuiteConfig
-from nslib.evaluate.columns import COLUMNS
+from nslib.evaluate.columns import BESIDE, COLUMNS
 from nslib.evaluate.suite import Evaluation
 from nslib.finetune.objectives import idle
 from nslib.makers import only_maker
-from nslib.runtime import figures_path, run_record, to_json, write_text
+from nslib.runtime import figures_path, plain_values, run_record, to_json, write_text
 from nslib.store import differences, sweep, timeless
 
 _taken: dict[Path, None] = {}  # files whose results this process has used
 _PLACE = {column: place for place, column in enumerate(COLUMNS)}
 _SUITE = SuiteConfig(cw_early_stop=True)  # how the code was before there was this setting
 _REACH = {"reach": ApproximateStudy(), "reach_version": 1}
-_DEFAULTS = json.loads(to_json({"finetune": FinetuneConfig(), "suite": _SUITE, "trace": _SUITE, **_REACH}))
+_DEFAULTS = plain_values({"finetune": FinetuneConfig(), "suite": _SUITE, "trace": _SUITE, **_REACH})
 
 
 def jobs_path(run_name: str) -> Path:
@@ -54,7 +54,7 @@ def kept(path: Path | None, inputs: dict[str, Any], compute: Callable[[], dict[s
     """
     if path is None:
         return compute()
-    now = timeless(json.loads(to_json(inputs)))
+    now = timeless(plain_values(inputs))
     with only_maker(path):
         sweep(path)
         if path.is_file():
@@ -95,9 +95,9 @@ def read_kept(path: Path) -> dict[str, Any]:
 def _comparable(made: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     """The inputs of a file as they would be named now: other parts, and settings that are idle now, tell nothing."""
     filled = _filled({name: value for name, value in made.items() if name in now}, _DEFAULTS, now)
-    for part in {"finetune", "trace", "suite"} & filled.keys():
+    for part in {"finetune", "trace", "suite", "columns", "shown"} & filled.keys():
         asked, old = now[part], filled[part]
-        if asked and old:
+        if isinstance(asked, dict) and isinstance(old, dict):
             filled[part] = {name: value for name, value in old.items() if name in asked}
             for name in idle(asked.get("objective", "")):
                 head, _, rest = name.partition(".")
@@ -125,14 +125,20 @@ def packed(evaluation: Evaluation) -> dict[str, Any]:
     return {f.name: getattr(evaluation, f.name) for f in fields(evaluation)} | {"hits": hits}
 
 
-def unpacked(plain: dict[str, Any]) -> Evaluation:
-    """The evaluation that `packed` has packed, its columns in the order of all tables: JSON has sorted them."""
+def unpacked(plain: dict[str, Any], columns: Collection[str]) -> Evaluation:
+    """The evaluation that `packed` has packed, in the order of all tables: JSON has sorted its columns.
+
+    Args:
+        columns: that are asked for; of others only those that stand beside them are there.
+    """
+    asked = {*columns, *(BESIDE[c] for c in columns if c in BESIDE)}
     hits = {
         column: {
             variant: np.unpackbits(np.frombuffer(base64.b64decode(h["bits"]), np.uint8), count=h["n"]).astype(bool)
             for variant, h in variants.items()
         }
         for column, variants in sorted(plain["hits"].items(), key=lambda item: _PLACE.get(item[0], len(_PLACE)))
+        if column in asked
     }
     return Evaluation(**plain | {"hits": hits})
 

@@ -36,7 +36,7 @@ def only_maker(target: Path | None, share: Share = ALONE) -> Iterator[None]:
         yield
         return
     lock = _lock_of(target)
-    holding = awaited(lock, target) if share.count == 1 else locked(lock, timeout=0)
+    holding = awaited(lock, target) if share.count == 1 else locked(lock, timeout=1)  # `held` takes it for a moment
     with ExitStack() as stack:
         try:
             stack.enter_context(holding)

@@ -18,7 +18,7 @@ from nslib.runtime import pick_device
 from nslib.settings import Settings
 from nslib.staged import renormalised
 from nslib.traces import TRACED
-from nslib.trials import OF_OTHERS, of_wide
+from nslib.trials import OF_OTHERS, of_wide, seeds_of
 from nslib.workers import KILLED, threads, workers
 
 _OF_EPS = ("nullspace", "random")  # measured at every eps of the study
@@ -51,7 +51,7 @@ def planned(settings: Settings, *, depth: int) -> list[Planned]:
     first, *others = settings.models
     study, own = settings.finetuning, settings.finetune
     objectives = dict.fromkeys((*study.objectives, *TRACED))
-    found = [Planned(first, o, seed) for o in objectives for seed in range(study.seeds if o in study.seeded else 1)]
+    found = [Planned(first, o, seed) for o in objectives for seed in range(seeds_of(settings, o))]
     noises = [replace(own.noise, eps=eps) for eps in study.eps if eps != own.noise.eps]
     found += [Planned(first, o, changes={"noise": noise}) for noise in noises for o in _OF_EPS]
     if study.fixed_steps:

@@ -34,7 +34,7 @@ from multiprocessing import parent_process
 import torch
 from torch import Tensor
 
-from nslib.runtime import pick_device
+from nslib.runtime import optional, pick_device
 
 _ended: list[int] = []  # groups of this process: torch cannot make another from the same store
 _PATIENCE = timedelta(days=7)  # of one process for the others: a costly attack on some images may take hours
@@ -100,17 +100,11 @@ def processes(device: str = "auto") -> Iterator[tuple[Share, torch.device]]:
         return
     if _ended:
         raise RuntimeError("the group of processes ended with the first block: put all that computes into one `with`")
-    try:
-        from accelerate import Accelerator
-        from accelerate.utils import InitProcessGroupKwargs, gather_object
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{started} processes need accelerate: pip install 'nslib[distributed]'", name="accelerate"
-        ) from error
+    accelerate = optional("accelerate", "distributed")
     if device != "cpu" and torch.cuda.is_available():  # else each would look at the first GPU, and hold memory there
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    waiting = InitProcessGroupKwargs(timeout=_PATIENCE)
-    accelerator = Accelerator(cpu=pick_device(device).type != "cuda", kwargs_handlers=[waiting])
+    waiting = accelerate.utils.InitProcessGroupKwargs(timeout=_PATIENCE)
+    accelerator = accelerate.Accelerator(cpu=pick_device(device).type != "cuda", kwargs_handlers=[waiting])
     if accelerator.num_processes != started:
         raise RuntimeError(
             f"{started} processes were started and accelerate found {accelerator.num_processes}: start with torchrun"
@@ -119,7 +113,7 @@ def processes(device: str = "auto") -> Iterator[tuple[Share, torch.device]]:
         torch.set_num_threads(1)  # in a child forked by a notebook whose threads it does not have, more would hang
     try:
         mean = lambda tensor: accelerator.reduce(tensor, "mean")  # noqa: E731
-        yield Share(accelerator.process_index, started, mean, gather_object), accelerator.device
+        yield Share(accelerator.process_index, started, mean, accelerate.utils.gather_object), accelerator.device
     finally:
         accelerator.end_training()
         _ended.append(started)

@@ -281,7 +281,7 @@ def _real_input(overrides: dict[str, Any]) -> dict[str, Any]:
     environment = {"data.root": os.environ.get("NSLIB_IMAGENET"), "weights": os.environ.get("NSLIB_WEIGHTS")}
     chosen = {k: v for k, v in environment.items() if v} | overrides
     weights = chosen.get("weights", "")
-    if weights in ("", *WEIGHTS) or not (folder := Path(weights)).is_dir():
+    if weights in ("", *WEIGHTS) or not (folder := Path(weights).expanduser()).is_dir():
         return chosen
     surrogate = chosen.get("surrogate", _IMAGENET["surrogate"])
     if "surrogate_weights" not in chosen and surrogate and (folder / f"{surrogate}.safetensors").is_file():

@@ -27,7 +27,8 @@ def noise_bar(cfg: NoiseConfig) -> Iterator[Callable]:
         def on_step(step: int, trace) -> None:
             bar.n = step
             bar.set_postfix(gap=f"{trace.gap[-1]:.4f}", norm=f"{trace.norm[-1]:.1f}", refresh=False)
-            bar.refresh() if step % 10 == 0 else None
+            if step % 10 == 0:
+                bar.refresh()
 
         yield on_step
 

@@ -21,6 +21,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from nslib.notebooks import KERNELS, find_notebooks, longest_first, read_cells, reads_records, write_notebook
 from nslib.profiles import resolve
+from nslib.report.claims import HOLDS, UNTESTABLE
 from nslib.report.gather import figure_folders, short_hash
 from nslib.report.record import displaced
 from nslib.runtime import (
@@ -239,7 +240,7 @@ def _told(path: Path) -> tuple[int, int, int] | None:
     if not whole:
         return None
     missed = record.get("facts", {}).get("missed_eps", {})
-    return verdicts.count("holds"), len(verdicts) - verdicts.count("not testable"), sum(missed.values())
+    return verdicts.count(HOLDS), len(verdicts) - verdicts.count(UNTESTABLE), sum(missed.values())
 
 
 def _closing_table(outcomes: list[Outcome]) -> str:
@@ -272,7 +273,7 @@ def _inputs_digest(settings: Settings) -> str:
     """Settings as resolved, contents of the weights, names and sizes of the images."""
     h = hashlib.sha256(to_json(settings).encode())
     files = sorted(data_path("checkpoints").glob("*.safetensors"))
-    for weights in map(Path, (settings.weights, settings.surrogate_weights)):
+    for weights in (Path(name).expanduser() for name in (settings.weights, settings.surrogate_weights)):
         files += [weights] if weights.is_file() else whole_files(weights, "*.safetensors") if weights.is_dir() else []
     for path in files:
         h.update(hashlib.sha256(path.read_bytes()).digest())

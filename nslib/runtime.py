@@ -17,6 +17,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -169,6 +170,11 @@ def packaged(package: str, extra: str, *parts: str) -> Path:
     return Path(spec.origin).parent.joinpath(*parts)
 
 
+def plain_values(value: Any) -> Any:
+    """A value as it comes back from JSON: dataclasses as dictionaries, tuples as lists, paths as texts."""
+    return json.loads(to_json(value))
+
+
 def write_text(path: Path, text: str) -> Path:
     """Write a text file atomically and return its path."""
     with atomic_path(path) as partial:
@@ -218,7 +224,7 @@ def run_record(config, **facts) -> dict:
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
-        "config": json.loads(to_json(config)),
+        "config": plain_values(config),
         "versions": versions(),
         "commit": commit(),
         "hardware": {

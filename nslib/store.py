@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nslib.description import hooks_of, settings_of, short
-from nslib.runtime import atomic_path, in_store, to_json, unwritable
+from nslib.runtime import atomic_path, in_store, plain_values, to_json, unwritable
 
 _ENTRY, _TENSORS = "entry.json", "tensors.safetensors"
 
@@ -186,7 +186,7 @@ def check_same(path: Path, made: dict[str, Any], now: Any, *, remedy: str) -> No
     Raises:
         ValueError: names the file and each difference.
     """
-    told = differences(timeless(made), timeless(json.loads(to_json(now))))
+    told = differences(timeless(made), timeless(plain_values(now)))
     if told:
         raise ValueError(f"{path} was made with other settings: {'; '.join(told)}; {remedy}")
 

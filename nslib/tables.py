@@ -51,10 +51,9 @@ def rows_table(found: Mapping[str, Evaluation]) -> pd.DataFrame:
     base, noisy = found[BASE].hits if BASE in found else {}, _noisy(found)
     lines = []
     for name, evaluation in found.items():
-        columns = [c for c in TABLE2 if c in evaluation.hits]
-        line = table2_row(evaluation, columns)
+        line = table2_row(evaluation)
         cells = {"model": name, "seeds": evaluation.seeds}
-        for column in columns:
+        for column in (c for c in TABLE2 if c in line):
             cells[column] = line[column]
             if column == "c" and not evaluation.published_c and "c" in base:
                 cells[f"c / {BASE}"] = corruption_ratio(evaluation.hits["c"], base["c"])

@@ -53,11 +53,12 @@ def seed_rounds(bench: Bench, settings: Settings, objective: str) -> pd.DataFram
 
 def seed_jobs(bench: Bench, settings: Settings, objective: str, seeds: int = 0, **changes) -> list[Job]:
     """The runs of each seed; arguments as of `row`."""
-    seeds = seeds or _seeds_of(settings, objective, **changes)
+    seeds = seeds or seeds_of(settings, objective, **changes)
     return [run(bench, settings, objective, seed=seed, **changes) for seed in range(seeds)]
 
 
-def _seeds_of(settings: Settings, objective: str, **changes) -> int:
+def seeds_of(settings: Settings, objective: str, **changes) -> int:
+    """How many seeds the study gives a recipe: several where it names the objective and nothing is changed."""
     study = settings.finetuning
     repeated = objective in study.seeded and config_of(settings, objective, **changes) == config_of(settings, objective)
     return study.seeds if repeated else 1
@@ -65,7 +66,7 @@ def _seeds_of(settings: Settings, objective: str, **changes) -> int:
 
 def rows(bench: Bench, settings: Settings, objectives: Sequence[str]) -> dict[str, Evaluation]:
     """Rows of several objectives by name, the base model's first; those that the study leaves out are not there."""
-    seeds = {o: _seeds_of(settings, o) for o in objectives if o in settings.finetuning.objectives}
+    seeds = {o: seeds_of(settings, o) for o in objectives if o in settings.finetuning.objectives}
     wanted = [(o, seed) for o, count in seeds.items() for seed in range(count)]
     jobs = {(o, seed): run(bench, settings, o, seed=seed) for o, seed in in_turn(bench, settings, wanted)}
     each = {o: [_row_of(jobs[o, s], config_of(settings, o).noise.eps) for s in range(n)] for o, n in seeds.items()}
@@ -75,7 +76,7 @@ def rows(bench: Bench, settings: Settings, objectives: Sequence[str]) -> dict[st
 def of_wide(settings: Settings) -> list[str]:
     """Objectives of the study that have one seed, and those that they are compared with; none where it is not asked."""
     study = settings.finetuning
-    single = [o for o in study.objectives if _seeds_of(settings, o) == 1]
+    single = [o for o in study.objectives if seeds_of(settings, o) == 1]
     return [o for o in study.objectives if o in {*OF_OTHERS, *single}] if single and study.wide_images else []
 
 

@@ -222,12 +222,14 @@ def test_folders_come_from_the_environment_at_imagenet_only(weights, monkeypatch
     assert resolve("laptop") == Settings()
 
 
-def test_models_of_a_folder_keep_the_order_of_the_profile(tmp_path):
+def test_models_of_a_folder_keep_the_order_of_the_profile(tmp_path, monkeypatch):
     """Several notebooks look at the first alone, and the larger model's patches have hardly a nullspace."""
     small, base = resolve("imagenet").models
     for name in (base, "vit_a.y", small):
         (tmp_path / f"{name}.safetensors").touch()
     assert resolve("imagenet", overrides={"weights": str(tmp_path)}).models == (small, base, "vit_a.y")
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    assert resolve("imagenet", overrides={"weights": f"~/{tmp_path.name}"}).models == (small, base, "vit_a.y")
 
 
 def test_rows_of_one_seed_are_not_compared_on_fewer_images_than_the_table_has():

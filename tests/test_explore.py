@@ -325,7 +325,7 @@ def test_panel_tells_that_a_model_cannot_be_opened(subject, error):
 
 def test_panel_without_ipywidgets(explorer, monkeypatch):
     monkeypatch.setitem(sys.modules, "ipywidgets", None)
-    with pytest.raises(ModuleNotFoundError, match=r"the panel needs ipywidgets: pip install 'nslib\[lab\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"this needs ipywidgets: pip install 'nslib\[lab\]'"):
         panel(explorer)
 
 

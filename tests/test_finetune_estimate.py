@@ -78,6 +78,8 @@ def test_a_large_search_needs_more_than_a_small_update(model, source):
         for b in (2, 40)
     )
     assert large > 4 * small
+    grouped = replace(CFG, batch=2, pool=40, noise=replace(CFG.noise, batch=40), groups=2)
+    assert estimate(model, source, grouped).memory["activations"] < 0.6 * large  # each searches on its half
 
 
 def test_activations_grow_with_the_batch(model, source):

@@ -26,7 +26,9 @@ def test_forecast_by_hand():
     assert table.noise_steps["noises of 02"] == 2 * 7
     assert table.noise_steps["noises of 03"] == 2 * 2 * 2 * 11
     assert table.noise_steps["noises of 04"] == 4 * 5
-    assert table.noise_steps["eps sets of 05"] == 4 * settings.finetune.noise.steps
+    fresh, steps = settings.finetuning.fresh, settings.finetune.noise.steps
+    assert table.noise_steps["eps sets of 05"] == 4 * fresh * steps  # base, nullspace, plain, random
+    assert table.noise_steps["eps sets of 11"] == 4 * fresh * steps  # of the four options
     assert table.images["finetune: plain"] == 4 * 8
     assert table.noise_steps["finetune: random"] == 0
     assert table.runs["evaluate: rows of 06 to 08, 11"] == finetunings(settings).total() + 1

@@ -40,7 +40,7 @@ def test_hits_come_back_bit_by_bit():
     generator = np.random.default_rng(0)
     hits = {"clean": {"": generator.random(13) < 0.5}, "c": {f"fog/{s}": generator.random(8) < 0.5 for s in (1, 2)}}
     before = Evaluation("vit", hits, {"a": "no folder"})
-    after = unpacked(json.loads(json.dumps(packed(before), sort_keys=True)))
+    after = unpacked(json.loads(json.dumps(packed(before), sort_keys=True)), ("c", "clean"))
     assert list(after.hits) == ["clean", "c"]  # as in every table
     assert (after.model, after.missing, after.published_c) == ("vit", {"a": "no folder"}, False)
     for column, variants in hits.items():
@@ -250,6 +250,20 @@ def test_a_wide_row_is_measured_once_on_images_that_begin_with_those_of_the_tabl
     more = replace(settings, finetuning=replace(study, wide_images=11))
     with pytest.raises(ValueError, match=r"plain_seed0_wide\.json was made from other inputs: suite\.images"):
         jobs.wide_row(bench, more, "plain")
+
+
+def test_columns_that_are_no_longer_asked_for_or_cannot_be_shown_here_do_not_count(bench, folder, monkeypatch):
+    """A library may be missing here that was there when the file was made."""
+    first = jobs.run(bench, KEEPING, "plain").evaluation
+    assert list(first.hits) == ["clean", "fgsm", "a"]
+    monkeypatch.setattr(jobs, "finetuned", lambda *args, **kwargs: pytest.fail("trained again"))
+    fewer = replace(KEEPING, finetuning=replace(KEEPING.finetuning, columns=("clean", "a")))
+    assert list(jobs.run(bench, fewer, "plain").evaluation.hits) == ["clean", "a"]
+    monkeypatch.setitem(COLUMNS, "fgsm", replace(COLUMNS["fgsm"], library="a_library_that_is_not_here"))
+    assert list(jobs.run(bench, KEEPING, "plain").evaluation.hits) == list(first.hits)
+    more = replace(KEEPING, finetuning=replace(KEEPING.finetuning, columns=("clean", "fgsm", "a", "sketch")))
+    with pytest.raises(ValueError, match=r"columns\.sketch was None, is 1"):
+        jobs.run(bench, more, "plain")
 
 
 def test_the_row_before_finetuning_is_measured_once(bench, folder, monkeypatch):

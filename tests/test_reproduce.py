@@ -418,6 +418,15 @@ def test_images_behind_a_link_are_part_of_the_key(tmp_path):
     assert runner._inputs_digest(settings) != before
 
 
+def test_weights_in_the_home_folder_are_part_of_the_key(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "one.safetensors").write_bytes(b"weights")
+    settings = resolve("laptop", overrides={"weights": "~/one.safetensors"})
+    before = runner._inputs_digest(settings)
+    (tmp_path / "one.safetensors").write_bytes(b"others")
+    assert runner._inputs_digest(settings) != before
+
+
 def test_key_is_that_of_source_and_not_of_outputs(place, key):
     before = key()
     assert key() == before

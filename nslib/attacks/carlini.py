@@ -11,6 +11,8 @@ from nslib.attacks.budget import lengths
 from nslib.attacks.target import under_attack
 from nslib.runtime import optional
 
+SEARCHES = 6  # values of the weight c
+
 
 class Nearest(NamedTuple):
     """Images (B, C, H, W) and their l2 distance (B,) to the clean ones: 0 where the model was wrong from the start,
@@ -25,7 +27,7 @@ def carlini_wagner(
     images: Tensor,
     labels: Tensor,
     *,
-    searches: int = 6,
+    searches: int = SEARCHES,
     steps: int = 50,
     lr: float = 0.01,
     start: float = 0.1,

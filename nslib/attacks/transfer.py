@@ -9,6 +9,8 @@ from torch.nn import functional as F
 from nslib.attacks.budget import check_budget, project, seal
 from nslib.attacks.target import under_attack
 
+STEPS = 10
+
 
 def transfer_set(
     surrogate: nn.Module,
@@ -16,7 +18,7 @@ def transfer_set(
     labels: Tensor,
     *,
     eps: float,
-    steps: int = 10,
+    steps: int = STEPS,
     decay: float = 1.0,
     smoothing: int = 7,
     batch: int = 128,

@@ -20,7 +20,7 @@ _ALL = (reproduce, prepare, report, evaluate, finetune, pretrain, nulldim, noise
 COMMANDS = {command.__name__: command for command in _ALL}
 _PLACES = ("NSLIB_STORE", "NSLIB_FIGURES", "NSLIB_IMAGENET", "NSLIB_WEIGHTS")
 # Mistakes, told as they are
-_OF_USERS = (ValueError, TypeError, KeyError, OSError, FloatingPointError, OverflowError, ImportError)
+_OF_USERS = (ValueError, TypeError, OSError, FloatingPointError, OverflowError, ImportError)
 _SIGPIPE = getattr(signal, "SIGPIPE", 13)  # Windows has none
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from nslib.data.shapes import Batch
@@ -115,7 +115,7 @@ class ImageFiles:
             with Image.open(path) as image:
                 deep = image.mode[0] in "IF"  # 16 bits and more, which `convert` would cut off at 255
                 return None if deep else self.transform(image.convert("RGB"))
-        except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError):
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
             return None
 
 

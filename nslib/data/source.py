@@ -279,8 +279,8 @@ def open_source(cfg: DataConfig, model: StagedViT) -> Source:
         ValueError: neither `shapes` nor `folder`, folders set and yet `shapes`, a folder without a root, or a model
             that does not fit the data.
     """
-    if cfg.images < 0 or (cfg.images and cfg.kind == "folder"):
-        raise ValueError(f"data.images must be >= 0, and 0 for a folder, which holds what it holds, got {cfg.images}")
+    if cfg.images and cfg.kind == "folder":
+        raise ValueError(f"data.images must be 0 for a folder, which holds what it holds, got {cfg.images}")
     channels, taken = model.image_shape[0], {"shapes": (3,), "folder": (1, 3)}.get(cfg.kind, ())
     if taken and channels not in taken:
         raise ValueError(f"{model.name} takes images of {channels} channels, {cfg.kind} has {span(taken)}: give a data "

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from nslib.attacks.authors import attack_normalised
 from nslib.attacks.auto import FEWEST, auto_attack
-from nslib.attacks.carlini import carlini_wagner
+from nslib.attacks.carlini import SEARCHES, carlini_wagner
 from nslib.attacks.gradient import fgsm, pgd
 from nslib.attacks.patchfool import patch_fool
+from nslib.attacks.transfer import STEPS as TRANSFER_STEPS
 from nslib.attention_maps import has_maps
 from nslib.config import SuiteConfig
 from nslib.data.corruptions import CORRUPTIONS, SEVERITIES, SMALLEST
@@ -188,7 +189,7 @@ COLUMNS: dict[str, Column] = {
         _carlini,
         settings=("cw_budget", "cw_steps", "cw_early_stop"),
         costly=True,
-        passes=lambda s: 6 * s.cw_steps * (1 + BACKWARD),
+        passes=lambda s: SEARCHES * s.cw_steps * (1 + BACKWARD),
         library="foolbox",
     ),
     "fgsm": _attacked(_fgsm, settings=("fgsm_eps", "protocol"), passes=lambda s: 2 + BACKWARD),
@@ -206,7 +207,9 @@ COLUMNS: dict[str, Column] = {
         unfit=_of_few_classes,
         version=2,
     ),
-    "damagenet": Column("damagenet", _damagenet, settings=_TRANSFER, passes=lambda s: 1 + 10 * (1 + BACKWARD)),
+    "damagenet": Column(
+        "damagenet", _damagenet, settings=_TRANSFER, passes=lambda s: 1 + TRANSFER_STEPS * (1 + BACKWARD)
+    ),
     "a": _shown("a"),
     "clean_a": _shown("val:a"),
     "c": Column(

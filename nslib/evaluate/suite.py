@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,7 +21,7 @@ from nslib.evaluate.columns import BESIDE, COLUMNS, Part, check_columns, hits_of
 from nslib.evaluate.metrics import BY_CUE, Hits, corruption_error, mce, per_image
 from nslib.intervals import Estimate, mean_estimate, share_estimate
 from nslib.processes import ALONE, Share
-from nslib.runtime import generator, to_json
+from nslib.runtime import generator
 from nslib.staged import StagedViT
 from nslib.store import cached, model_digest
 
@@ -200,7 +199,7 @@ def _inputs(bench: Bench, part: Part) -> dict[str, Any]:
     elif part.column == "c" and not bench.published("c"):
         made = {"corruptions": CORRUPTIONS_VERSION}
     version = {} if column.version == 1 else {"column_version": column.version}
-    return {"part": part._asdict(), "settings": json.loads(to_json(settings)), "data": data, **made, **version}
+    return {"part": part._asdict(), "settings": settings, "data": data, **made, **version}
 
 
 def _own(part: Part) -> list[str]:

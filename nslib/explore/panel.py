@@ -12,6 +12,7 @@ from IPython.display import Image
 from nslib.explore.drawing import png
 from nslib.explore.subject import KINDS, SCALES
 from nslib.explore.view import Choice, Explorer
+from nslib.runtime import optional
 
 
 def has_front_end() -> bool:
@@ -34,10 +35,7 @@ def panel(explorer: Explorer) -> Any:
     Raises:
         ModuleNotFoundError: ipywidgets is not installed.
     """
-    try:
-        import ipywidgets as widgets
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("the panel needs ipywidgets: pip install 'nslib[lab]'", name=error.name) from error
+    widgets = optional("ipywidgets", "lab")
     low, high = SCALES
     last = len(explorer.subject(explorer.models[0]).images) - 1
     start = Choice(explorer.models[0])

@@ -30,8 +30,8 @@ _TRIED = 2  # the first noise step and the first update are slower; after a roun
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """Needs of a run of which no noise is inside eps before its last step.
+class Needs:
+    """What a run needs of which no noise is inside eps before its last step.
 
     Units are those of `Meter`, bytes those of one process. Held-out tests on the way and the way to the boundary of a
     warm start are not counted: a few passes over the held-out images a round. Groups are taken to be of equal size.
@@ -50,7 +50,7 @@ class Estimate:
     train: int | None  # images of split train
 
     def lines(self) -> list[str]:
-        """The estimate in words."""
+        """They in words."""
         cfg, at_most = self.cfg, "without early stops " if self.noise_steps else ""
         parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in self.memory.items())
         return [
@@ -64,7 +64,7 @@ class Estimate:
         ]
 
 
-def estimate(model: StagedViT, source: Source, cfg: FinetuneConfig, *, share: Share = ALONE) -> Estimate:
+def estimate(model: StagedViT, source: Source, cfg: FinetuneConfig, *, share: Share = ALONE) -> Needs:
     """Images, steps, forward passes, memory and hours of `finetune_model` with these arguments.
 
     Reads the pool and the images of three updates, and writes nothing.
@@ -85,8 +85,8 @@ def estimate(model: StagedViT, source: Source, cfg: FinetuneConfig, *, share: Sh
     if cuda:
         torch.cuda.reset_peak_memory_stats(model.device)
     (done,) = finetune_model(model, source, tried, share=share, on_step=watch).history
+    allocated = torch.cuda.max_memory_allocated(model.device) if cuda else 0
     memory = _memory(model, cfg, share)
-    peak = torch.cuda.max_memory_allocated(model.device) if cuda else sum(memory.values())
 
     update = times["update", _TRIED] - times["update", _TRIED - 1]
     step = times["noise", _TRIED] - times["noise", _TRIED - 1] if objective.learns else 0.0
@@ -95,7 +95,7 @@ def estimate(model: StagedViT, source: Source, cfg: FinetuneConfig, *, share: Sh
     depth = len(model.vit.blocks)
     passes = 2 * step_images(cfg.noise, cfg.pool // cfg.groups, share) if searches else 0  # there and back
     step_units = passes * (depth - cfg.block) / depth
-    return Estimate(
+    return Needs(
         cfg=cfg,
         images=cfg.rounds * cfg.steps * cfg.batch,
         noise_steps=cfg.rounds * searches * cfg.noise.steps,
@@ -105,7 +105,7 @@ def estimate(model: StagedViT, source: Source, cfg: FinetuneConfig, *, share: Sh
         update_seconds=update,
         hours=cfg.rounds * (done.noise_seconds + further * step + cfg.steps * update) / 3600,
         memory=memory,
-        peak=peak,
+        peak=allocated or sum(memory.values()),
         train=source.count("train"),
     )
 
@@ -124,7 +124,7 @@ def _memory(model: StagedViT, cfg: FinetuneConfig, share: Share) -> dict[str, in
             trainer.update(images.to(weight), labels, noise, draws(cfg.seed, "attack", 0))
 
     def search() -> None:
-        images = step_images(cfg.noise, cfg.pool, share) // share.count
+        images = step_images(cfg.noise, cfg.pool // cfg.groups, share) // share.count
         tokens = torch.zeros(images, *trainer.model.token_shape).to(weight)
         with frozen(trainer.model), computing_in(precision, model.device):
             trainer.model.logits_from_tokens(tokens + noise.clone().requires_grad_()).sum().backward()

@@ -16,7 +16,7 @@ from nslib.finetune.noises import NoiseFacts, Search
 from nslib.finetune.objectives import with_recipe
 from nslib.finetune.updates import Trainer
 from nslib.models import save_weights
-from nslib.runtime import to_json
+from nslib.runtime import plain_values, to_json
 from nslib.staged import StagedViT
 from nslib.store import check_same, load_state, save_state, sweep
 
@@ -70,7 +70,7 @@ class StateFile:
         self.path = target and target.with_suffix(".training.pt")
         self.search_path = target and target.with_suffix(".search.pt")
         self.good_path = target and target.with_suffix(".good.safetensors")
-        self.settings = json.loads(to_json(settings))
+        self.settings = plain_values(settings)
         self.writes = writes and target is not None
         self._told = ""
         self._empty = False  # nothing lies in the saved state yet but the settings

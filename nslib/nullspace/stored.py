@@ -48,6 +48,7 @@ def stored_noise(model: StagedViT, pool: Pool, cfg: NoiseConfig, *, seed: int) -
         return asdict(learned)
 
     values = cached("noise", inputs, compute, version=VERSION)
-    under_way.unlink(missing_ok=True)
+    if under_way.is_file():  # else a store that may only be read will do
+        under_way.unlink()
     noise = values["noise"].to(model.device)
     return LearnedNoise(**values | {"noise": noise, "trace": Trace(**values["trace"])})

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -66,26 +67,26 @@ class GatheredRun:
         """Records of notebooks that are no longer there, whose verdicts count nowhere."""
         return tuple(r.name for r in self.records if not r.by_command and r.name not in self.titles)
 
-    @property
+    @cached_property
     def contested(self) -> dict[str, tuple[str, ...]]:
         """Files that several records list, and these records: a later run wrote over an earlier one's file."""
         owners = {file: self._listing(file) for file in self._files}
         return {file: names for file, names in owners.items() if len(names) > 1}
 
-    @property
+    @cached_property
     def absent(self) -> tuple[str, ...]:
         """Files that a record lists and that are not there. PDFs of pictures, which old records have, do not count."""
         gone = [file for file in self._files if not (self.folder / file).is_file()]
         return tuple(f for f in gone if not (f.endswith(".pdf") and (self.folder / f).with_suffix(".png").is_file()))
 
-    @property
+    @cached_property
     def altered(self) -> tuple[str, ...]:
         """Files that are not those that their record left; of a record without hashes, or contested, none is told."""
         left = {file: told for r in self.records for file, told in r.hashes.items() if file not in self.contested}
         there = (f for f in sorted(left) if (self.folder / f).is_file())
         return tuple(f for f in there if short_hash(self.folder / f) != left[f])
 
-    @property
+    @cached_property
     def outdated(self) -> tuple[str, ...]:
         """Verdicts that claims.csv does not ask of their notebook, or that its rule, applied again, does not give."""
         claims = read_claims()
@@ -97,7 +98,7 @@ class GatheredRun:
             if (v.claim, v.part, r.name) not in asked or _judged_again(v, r.config) != v
         )
 
-    @property
+    @cached_property
     def kept(self) -> dict[tuple[str, ...], tuple[str, ...]]:
         """Names of records that rest on the same kept results of other commits than their own, and those commits."""
         found: dict[tuple[str, ...], list[str]] = {}
@@ -108,17 +109,17 @@ class GatheredRun:
                 found.setdefault(tuple(commits), []).append(record.name)
         return {tuple(names): commits for commits, names in found.items()}
 
-    @property
+    @cached_property
     def groups(self) -> tuple[VersionGroup, ...]:
         """The records by the versions that made them."""
         return version_groups({r.name: r.versions for r in self.records})
 
-    @property
+    @cached_property
     def differences(self) -> tuple[SettingDifference, ...]:
         """Settings that are not the same in all records."""
         return setting_differences({r.name: r.config for r in self.records})
 
-    @property
+    @cached_property
     def _files(self) -> list[str]:
         return sorted({file for r in self.records for file in r.files})
 

@@ -21,7 +21,7 @@ from nslib.profiles import PROFILES
 from nslib.report.claims import Judged, Verdict, judge
 from nslib.report.conditions import setting_differences
 from nslib.report.gather import short_hash
-from nslib.runtime import atomic_path, figures_path, run_record, to_json, write_text
+from nslib.runtime import atomic_path, figures_path, plain_values, run_record, to_json, write_text
 from nslib.settings import Settings, overridden
 
 
@@ -101,9 +101,9 @@ class Record:
             hashes={file: short_hash(self.folder / file) for file in sorted(self._files)},
             facts=facts,
         )
-        told = without_paths(json.loads(to_json(record)), self.settings)
+        told = without_paths(plain_values(record), self.settings)
         write_text(self.folder / "records" / f"{self.notebook}.json", to_json(told) + "\n")
-        return record
+        return told
 
 
 def displaced(notebook: str, settings: Settings) -> str:
@@ -114,7 +114,7 @@ def displaced(notebook: str, settings: Settings) -> str:
     except (OSError, ValueError, KeyError, TypeError):  # none, or a damaged one
         return ""
     of_profile = overridden(Settings(settings.profile, settings.run_name), PROFILES[settings.profile])
-    now, own = (json.loads(to_json(portable(s))) for s in (settings, of_profile))
+    now, own = (plain_values(portable(s)) for s in (settings, of_profile))
     changed = {d.name for d in setting_differences({"own": own, "now": now})}
     values = {d.name: [v for v, _ in d.values] for d in setting_differences({"there": there, "now": now})}
     told = [f"{name} {v[0]}, now {v[1]}" for name, v in values.items() if name in changed and None not in v]

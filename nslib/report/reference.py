@@ -36,11 +36,10 @@ def beside_table2(*evaluations: Evaluation) -> pd.DataFrame:
     """
     rows = []
     for evaluation in evaluations:
-        shown = [c for c in TABLE2 if c in evaluation.hits]
-        row = table2_row(evaluation, shown)
-        if len(shown) < len(TABLE2) or not evaluation.published_c:
+        row = table2_row(evaluation)
+        if not row.keys() >= {*TABLE2} or not evaluation.published_c:
             row.pop("average")  # of other columns than the printed one, or with an error that is no mCE
-        if "c" in shown and not evaluation.published_c:
+        if "c" in row and not evaluation.published_c:
             row["corruption error"] = row.pop("c")
         rows.append({"model": evaluation.model, "source": "ours", "seeds": evaluation.seeds, **row})
     ours = pd.DataFrame(rows, columns=["model", "source", "seeds", *TABLE2, "average", "corruption error"])
