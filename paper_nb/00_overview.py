@@ -59,7 +59,7 @@ linear.round(3)
 
 # %% [markdown]
 # ## A vision transformer
-# The same, with a trained ViT in the place of the matrix. `PatchNullspace` reads the weights of its patch embedding. Noise from there and noise of the same norm from the orthogonal complement are equally strong; only the second moves the model. On one image at this strength that is little, and most answers stay: notebook 01 counts them, and raises the strength.
+# The same, with a trained ViT in the place of the matrix. `PatchNullspace` reads the weights of its patch embedding. Noise from there and noise of the same norm from the orthogonal complement are equally strong; only the second moves the model. At this strength most answers stay all the same; at `full` 94 % do, at twice it 61 %, at twenty times 17 % (n = 64), as the table `amplitude` of notebook 01 says. Pictures are shown clipped to [0, 1]; the model is given them as they are.
 
 # %%
 lab = open_experiment(settings)

@@ -63,7 +63,7 @@ dimensions
 
 # %% [markdown]
 # ## Figure 2: noise that leaves everything as it was
-# The title of a picture tells the largest absolute value of its noise, by default half the range of a pixel. The largest change of any logit is at the level of rounding, in 32 and in 64 bits.
+# The title of a picture tells the largest absolute value of its noise, by default half the range of a pixel. The sum is shown clipped to [0, 1], and given to the model as it is; notebook 09 has noise that stays inside. The largest change of any logit is at the level of rounding, in 32 and in 64 bits.
 
 # %%
 generator = torch.Generator().manual_seed(settings.seed)

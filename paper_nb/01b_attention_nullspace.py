@@ -112,7 +112,7 @@ spectrum.groupby(["model", "block"]).agg(null_dim=("null", "sum"), smallest=("va
 
 # %% [markdown]
 # ## What a block leaves of it
-# W as large as the tokens it is added to. When constructed heads replace the block's own, the first two stages are exact: heads of full rank do not see w, so biases do no harm. LayerNorm, applied after W is added, rescales each token, which changes the heads' outputs; and the block's output carries W itself through the residual path. `smallest` is the direction that the real heads see least, `random` the control.
+# W as large as the tokens it is added to. When constructed heads replace the block's own, the first two stages are exact: heads of full rank do not see w, so biases do no harm. LayerNorm, applied after W is added, rescales each token, and its centring and weights turn w, which changes the heads' outputs; and the block's output carries W itself through the residual path. `smallest` is the direction that the real heads see least, `random` the control.
 
 # %%
 images = [open_source(settings.data, model).take("val", 8).images for model in models]
@@ -148,5 +148,5 @@ record.save(null_dims=spectrum.groupby(["model", "block"]).null.sum().reset_inde
 record.summary()
 
 # %% [markdown]
-# Proposition 1 holds for heads made to meet its conditions, and each condition is needed by its proof, though not by the invariance itself.
-# It says nothing about trained blocks as they stand: their heads are not symmetric, and a W added before LayerNorm and the residual path shows in the block's output. The nullspace of the later notebooks is approximate and learned for that reason.
+# Proposition 1 holds for heads made to meet its conditions, and each condition is needed by its proof, though (1) and (3) not by the invariance itself.
+# It says nothing about trained blocks as they stand: their heads are not symmetric (least asymmetry .53 on shapes, .21 on ViT-Ti, .19 on DeiT-Ti; medians .93, .82, .72), and a W added before LayerNorm and the residual path shows in the block's output. The nullspace of the later notebooks is approximate and learned for that reason.

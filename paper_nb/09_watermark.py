@@ -94,7 +94,7 @@ photographs.credit_table()
 
 # %% [markdown]
 # ## How strong may the mark be?
-# `nullspace` is the legal solution; `nearest level` the same, each pixel rounded for itself; `clipped` the closed form cut to [0, 1]; `permuted` the control, the change of `nullspace` with the pixels of every patch in another order; `blend` the mark laid over without any nullspace; `JPEG 95` the legal solution saved as such. `value`: predictions unchanged; `confidence` and `logits`: the mean over images of how far the confidence in the answer before, and the logit that moves most, move. The price of invisibility to the model: PSNR to the plain blend, in dB, capped at 100, where two pictures are equal.
+# `nullspace` is the legal solution; `nearest level` the same, each pixel rounded for itself; `clipped` the closed form cut to [0, 1]; `permuted` the control, the change of `nullspace` with the pixels of every patch in another order; `blend` the mark laid over without any nullspace; `JPEG 95` the legal solution saved as such. `value`: predictions unchanged; `confidence` and `logits`: the mean over images of how far the confidence in the answer before, and the logit that moves most, move. The price of invisibility to the model: PSNR to the plain blend, in dB, capped at 100, where two pictures are equal. Where lines coincide the later in the legend covers the earlier.
 
 # %%
 draws = generator(settings.seed)
@@ -142,5 +142,5 @@ record.save(null_dim=null.dim, strength=strength)
 record.summary()
 
 # %% [markdown]
-# The mark survives 256 levels and a PNG file, and the prediction with it; JPEG moves pixels in directions that the model sees.
+# The mark survives 256 levels and a PNG file, and the prediction with it; JPEG moves pixels in directions that the model sees: at quality 95 and strength .3 it changes no prediction at `full`, .5 % at `gpu`, 4.0 % on ViT-Ti, at strength 1 2.5, 3.0 and 8.5 % (n = 200).
 # What can be shown is limited by what the model sees: of a smooth mark only the edges and the fine structure are left.

@@ -171,4 +171,4 @@ record.summary()
 
 # %% [markdown]
 # To the model the disguised image is the source: its class, its confidence, and what it looks at. To us as well: it moves towards the target, but all 200 at `laptop` and `full` stay nearer to their source, as the nullspace holds little of a smooth difference. For a network with another first layer the noise is no nullspace noise; yet it mostly keeps its answer, as the table of judges says. The small CNN at `laptop` and DeiT at `imagenet-mini` each give another answer to 12.0 % of the disguised pictures, and as often, to 12.0 % and 12.5 %, where the noise is permuted, so that its direction has no part in it; the CNN at `gpu` does to 21 %, to 8 % of the permuted ones. The model itself, at `laptop` and `imagenet-mini`, answers differently to none, and to 6.5 % and 22.5 % under the permuted noise.
-# Equal saliency says little more than equal tokens: most of the maps are functions of the tokens alone.
+# Equal saliency says little more than equal tokens: summed over patches every map here is a function of the tokens alone, pixel by pixel three of six are.
