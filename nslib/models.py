@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -106,7 +107,8 @@ def load_model(
 def _from_hub(name: str, kwargs: dict) -> StagedViT:
     if name == SHAPES_VIT:
         raise ValueError(
-            f"{SHAPES_VIT} is not on a hub: pass weights (--weights) shipped, random or a safetensors file"
+            f"{SHAPES_VIT} is not on a hub: name a model that is (--model TAG), or pass weights (--weights) shipped, "
+            "random or a safetensors file"
         )
     build_model(name, **kwargs)  # an unknown name is told apart from a network that is down
     try:
@@ -122,7 +124,8 @@ def _from_hub(name: str, kwargs: dict) -> StagedViT:
 
 def first_line(error: Exception) -> str:
     """What an error says, in short; its kind where it says nothing."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # torch colours some of its words
+    return next(iter(plain.strip().splitlines()), type(error).__name__)
 
 
 def _shortest_type(weight: Tensor) -> torch.dtype:

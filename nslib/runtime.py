@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import logging
@@ -101,6 +102,9 @@ def generator(seed: int):
     return torch.Generator().manual_seed(seed)
 
 
+_FULL = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG")} - {None}  # Windows has no quota
+
+
 @contextmanager
 def atomic_path(final: Path) -> Iterator[Path]:
     """Yield a temporary path beside `final` that takes its name only when the block ends without an error.
@@ -123,10 +127,9 @@ def atomic_path(final: Path) -> Iterator[Path]:
         finally:
             partial.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:  # safetensors wraps a full disk in an error of its own
-        raise OSError(
-            f"{final} could not be written ({error}): make room; what was there before is kept; if there is room, "
-            "take a folder in which files can be made"
-        ) from error
+        full = isinstance(error, SafetensorError) or error.errno in _FULL
+        remedy = "make room" if full else "take a folder in which files can be made"
+        raise OSError(f"{final} could not be written ({error}): {remedy}; what was there before is kept") from error
 
 
 def whole_files(folder: Path, pattern: str) -> list[Path]:

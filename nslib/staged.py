@@ -268,6 +268,17 @@ def _check_architecture(vit: nn.Module, name: str) -> None:
         raise TypeError(f"{name} pads its images to whole patches: make it with an img_size that they divide")
 
 
+def check_staged(model: object) -> None:
+    """Refuse a model that is not wrapped.
+
+    Raises:
+        TypeError: so it is.
+    """
+    if not isinstance(model, StagedViT):
+        raise TypeError(f"model must be a StagedViT, got {type(model).__name__}: wrap a ViT of timm as "
+                        "nslib.StagedViT(vit, mean=..., std=...)")  # fmt: skip
+
+
 def renormalised(model: StagedViT, *, mean: tuple[float, ...], std: tuple[float, ...]) -> StagedViT:
     """A copy of a model behind another mean and std of each channel, in evaluation mode.
 

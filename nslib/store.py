@@ -230,6 +230,8 @@ def differences(made: dict[str, Any], now: dict[str, Any], prefix: str = "") -> 
         old, new = made.get(name), now.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
             told += differences(old, new, f"{prefix}{name}.")
+        elif old != new and name == "files" and None not in (old, new):
+            told.append(f"{prefix}files: the images are others, have other names or other sizes")
         elif old != new:
             told.append(f"{prefix}{name} was {old!r}, is {new!r}")
     return told

@@ -21,7 +21,7 @@ from nslib.analysis.pictures import read_picture, write_picture
 from nslib.cli import main
 from nslib.cli.options import overrides
 from nslib.data.shapes import render
-from nslib.models import load_model, weights_path
+from nslib.models import load_model, save_weights, weights_path
 from nslib.reproduce import DONE, FAILED, LEFT, SKIPPED, Outcome
 
 
@@ -105,11 +105,14 @@ def paper(monkeypatch):
         ),
         (("reproduce", "--profile", "imagenet_small", "--imagenet", "x"), "--imagenet: no folder x; expected one with"),
         (("evaluate", "--set", "images=50"), "images changes nothing of this command, which reads suite., data., sur"),
+        (("evaluate", "--set", "images=50"), "models, weights, seed, device: take suite.images or data.images"),
         (
             ("evaluate", "--model", "vit_tiny_patch16_224", "--weights", "random", "--columns", "clean"),
             "shapes has 10 classes and the head of vit_tiny_patch16_224 1000: name images of its own classes (",
         ),
         (("finetune", "--set", "epochs=3"), "no setting 'finetune.epochs'"),
+        (("finetune", "--set", "finetune.rounds=0"), "rounds must be >= 1, got 0"),
+        (("finetune", "--model", "vit_base_patch16_siglip_224", "--weights", "random"), "has no classifier: give it"),
         (("pretrain", "--set", "data.seed=7"), "data.seed changes nothing of this command, which reads pretrain."),
         (("disguise", "--source", "a.png", "--target", "b.png", "--out", "c.png"), "no picture at a.png"),
         (("evaluate", "--protocol", "paper"), "protocol must be pixels or authors, got 'paper'"),
@@ -427,6 +430,17 @@ def test_evaluate_against_a_model_of_other_classes(call, tmp_path):
     assert "answers with 5 classes and shapes_vit with 10: only models of the same classes can be compared" in errors
 
 
+def test_evaluate_against_a_model_of_as_many_other_classes(call, tmp_path):
+    for name, first in (("own", "a"), ("other", "b")):
+        model = load_model(weights="random")
+        model.classes = (first, *map(str, range(9)))
+        save_weights(model, tmp_path / f"{name}.safetensors")
+    pair = ("--weights", str(tmp_path / "own.safetensors"), "--against", str(tmp_path / "other.safetensors"))
+    code, _, errors = call("evaluate", *pair, "--columns", "clean", "--set", "suite.images=4")
+    assert code == 2
+    assert "was finetuned for class b where shapes_vit was for a: only models of the same classes" in errors
+
+
 def test_evaluate_against_another_model(call, tmp_path):
     out = tmp_path / "row.csv"
     other = str(tmp_path / "other.safetensors")
@@ -533,6 +547,19 @@ def test_finetune_says_what_it_was_set_in_vain(call, monkeypatch, objective, ask
     monkeypatch.setattr("nslib.finetune.rounds.finetune_model", stop)
     told = call("finetune", "--objective", objective, "--set", *asked)[2].splitlines()
     assert [line for line in told if "objective" in line] == [f"nslib: {line}" for line in expected]
+
+
+@pytest.mark.parametrize(("ema", "told"), [(0.9, ""), (0.99, "ema = 0.99 leaves 67 % of the starting weights")])
+def test_finetune_says_when_an_average_hardly_moves(call, tmp_path, ema, told):
+    tiny = (f"ema={ema}", "rounds=1", "steps=40", "batch=2", "pool=2", "heldout=2")
+    code, printed, errors = call(
+        "finetune", "--objective", "plain", "--target", str(tmp_path / "w.safetensors"), "--set", *tiny
+    )
+    assert code == 0
+    assert told in errors
+    assert ("starting weights" in errors) == bool(told)
+    assert "takes images (3, 48, 48) less mean [0.5, 0.5, 0.5] over std [0.5, 0.5, 0.5]" in printed
+    assert "split train: 4 images for the noise, the others for the updates" in printed
 
 
 def test_finetune_says_which_rounds_missed_eps(call, tmp_path):

@@ -117,6 +117,7 @@ def test_each_setting_counts_after_one_set_or_several(call, monkeypatch, given):
         ("closure.spans=(1, 2)", (1, 2)),
         ("weights=2024_01", "2024_01"),  # a number in Python, and here a folder
         ("weights=8/255", "8/255"),
+        ("finetune.clip=inf", float("inf")),
         ('weights="a, b"', "a, b"),
     ],
 )
@@ -163,8 +164,17 @@ def test_finetune_dry_run_only_tells(call, tmp_path):
     code, printed = call("finetune", "--dry-run", "--target", "w.safetensors", *tiny)
     assert code == 0
     told = [line.split(":")[0] for line in printed.splitlines()]
-    assert told == ["images", "noise steps", "forward passes", "cost", "memory of a process, GB", "hours"]
+    assert told == [
+        "images",
+        "split train",
+        "noise steps",
+        "forward passes",
+        "cost",
+        "memory of a process, GB",
+        "hours",
+    ]
     assert "images: 24, in 3 rounds of 2 updates of 4" in printed
+    assert "split train: 12 images for the noise, the others for the updates" in printed
     assert "noise steps: without early stops 150" in printed
     assert list(tmp_path.iterdir()) == []
 

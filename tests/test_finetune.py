@@ -821,6 +821,18 @@ def test_noise_that_is_not_finite_is_told_by_round_and_step(model, source):
     assert same(error.value.model, model)
 
 
+def test_what_is_no_model_or_no_data_set(model, source):
+    with pytest.raises(TypeError, match=r"must be a StagedViT, got VisionTransformer: wrap a ViT of timm as nslib"):
+        finetune_model(model.vit, source, CFG)
+    with pytest.raises(TypeError, match=r"got a DataConfig: nslib\.open_source\(cfg, model\) opens it"):
+        finetune_model(model, DataConfig(), CFG)
+
+
+def test_the_record_tells_what_a_loader_has_to_know(model, source, tmp_path):
+    made = finetune_model(model, source, replace(CFG, objective="plain"), target=tmp_path / "w.safetensors")
+    assert made.record["takes"] == {"images": [3, 24, 24], "mean": [0.5] * 3, "std": [0.5] * 3, "classes": []}
+
+
 def test_training_mode(model, source):
     with pytest.raises(ValueError, match=r"call model\.eval\(\) first"):
         finetune_model(model.train(), source, CFG)

@@ -69,6 +69,28 @@ def test_prefixes_and_places(model, tmp_path, prefix, key):
     assert found.mean.flatten().tolist() == [0.5] * 3  # the tag's own, as the file has none
 
 
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module._orig_mod.", "backbone.", "net.model."])
+@pytest.mark.parametrize("key", ["model_ema", "state_dict"])
+def test_prefixes_of_other_tools(model, tmp_path, prefix, key):
+    state = renamed(model.vit.state_dict(), prefix)
+    found = load_checkpoint(save(tmp_path / "c.pth", {key: state, "epoch": 3}), "shapes_vit", **TINY)
+    assert all(torch.equal(w, model.vit.state_dict()[n]) for n, w in found.vit.state_dict().items())
+
+
+def test_a_named_normalisation_beside_a_named_model(model, tmp_path):
+    layer = {"normalize.mean": torch.tensor(MEAN), "normalize.std": torch.tensor(STD)}
+    path = save(tmp_path / "c.pth", layer | renamed(model.vit.state_dict(), "model."))
+    found = load_checkpoint(path, "shapes_vit", **TINY)
+    assert found.mean.flatten().tolist() == pytest.approx(MEAN)
+    assert all(torch.equal(w, model.vit.state_dict()[n]) for n, w in found.vit.state_dict().items())
+
+
+def test_an_adapter_is_to_be_merged_first(model, tmp_path):
+    state = model.vit.state_dict() | {"blocks.0.attn.qkv.lora_A.default.weight": torch.ones(2, 24)}
+    with pytest.raises(ValueError, match="holds an adapter beside the weights: merge it into them first"):
+        read_checkpoint(save(tmp_path / "c.pth", state))
+
+
 def test_average_that_was_not_kept(model, tmp_path):
     path = save(tmp_path / "c.pth", {"state_dict": model.vit.state_dict(), "state_dict_ema": None})
     assert load_checkpoint(path, "shapes_vit", **TINY)(random_images(model, 1)).shape == (1, 10)

@@ -103,7 +103,7 @@ def test_a_copy_of_a_data_set_has_other_times_and_is_no_other_input(path):
     kept(path, inputs("abc", "first"), lambda: {"value": 1})
     assert "times" not in path.read_text()
     assert kept(path, inputs("abc", "copied"), lambda: {"value": 2}) == {"value": 1}
-    with pytest.raises(ValueError, match=r"data\.val\.files was 'abc', is 'other'"):
+    with pytest.raises(ValueError, match=r"data\.val\.files: the images are others, have other names"):
         kept(path, inputs("other", "first"), lambda: {"value": 2})
 
 

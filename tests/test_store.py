@@ -304,9 +304,9 @@ def test_of_a_link_what_it_points_to_is_replaced(tmp_path):
 
 
 def test_no_room_for_even_a_name(tmp_path):
-    """As where a disk has no inode left, or a folder is a file: told as a full disk is."""
+    """A folder is a file: no room would help."""
     (tmp_path / "folder").write_text("a file")
-    with pytest.raises(OSError, match=r"numbers\.json could not be written \(.*\): make room; what was there"):
+    with pytest.raises(OSError, match=r"numbers\.json could not be written \(.*\): take a folder in which"):
         write_text(tmp_path / "folder" / "numbers.json", "{}")
 
 

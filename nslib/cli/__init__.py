@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import warnings
 from pathlib import Path
 
 import tyro
@@ -27,6 +28,7 @@ _SIGPIPE = getattr(signal, "SIGPIPE", 13)  # Windows has none
 def main() -> int:
     """Run a command; mistakes of the user are one line, not a traceback."""
     _name_places_in_full()
+    warnings.formatwarning = lambda message, *where, **_: f"nslib: {message}\n"  # a line of code tells a user nothing
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # else every kernel prints the debugger's warning
     try:
         status = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="nslib", description=__doc__)

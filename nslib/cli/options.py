@@ -80,9 +80,11 @@ def overrides(settings: Given, *, within: str = "", reads: tuple[str, ...] = (""
         if not equals:
             raise ValueError(f"--set takes NAME=VALUE, such as in --help, got {item!r}")
         name = name.strip()
-        name = name if name.startswith("data.") else prefix + name  # on which images, any task may be told
+        name = name if name.startswith(("data.", prefix)) else prefix + name  # on which images, any task may be told
         if _hint(name) and not name.startswith(reads):
-            raise ValueError(f"{name} changes nothing of this command, which reads {', '.join(reads)}: leave it out")
+            near = [part + name for part in reads if _hint(part + name)]
+            told = f"take {' or '.join(near)}" if near else "leave it out"
+            raise ValueError(f"{name} changes nothing of this command, which reads {', '.join(reads)}: {told}")
         chosen[name] = _value(text, _hint(name))
     return {name: _placed(name, value) for name, value in chosen.items()}
 
@@ -113,8 +115,8 @@ def _value(text: str, hint: Any) -> Any:
 
 
 def _read(text: str) -> Any:
-    """JSON or Python where it can be read as such, a fraction such as 8/255 as its value, else the text itself."""
-    for read in (json.loads, literal_eval, _fraction):
+    """JSON or Python where it can be read as such, 8/255 and inf as their values, else the text itself."""
+    for read in (json.loads, literal_eval, _fraction, float):
         with suppress(ValueError, SyntaxError, ZeroDivisionError):
             return read(text)
     return text

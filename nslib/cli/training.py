@@ -102,6 +102,8 @@ def evaluate(
             base = evaluate_model(other.model, other.source, settings.suite, surrogate=other.surrogate, share=share)
             base = replace(base, model=Path(against).stem)
             table = table.merge(differences(found, base).drop(columns=["n", "seeds"]), on="column", how="left")
+            ratio = f"ratio to {base.model}"
+            table = table.drop(columns=[ratio] if table[ratio].isna().all() else [])  # it is of corruptions alone
     if share.rank == 0:
         show(table)
         if path:
@@ -146,10 +148,11 @@ def finetune(
     """
     from nslib.data.source import open_source
     from nslib.experiment import barely_trained, open_model
-    from nslib.finetune.cost import cost_told
+    from nslib.finetune.cost import cost_told, split_told
     from nslib.finetune.estimate import estimate
     from nslib.finetune.objectives import unheeded
     from nslib.finetune.rounds import finetune_model
+    from nslib.finetune.updates import average_told
     from nslib.models import reset_head
     from nslib.processes import processes
     from nslib.progress import finetune_bar
@@ -165,7 +168,7 @@ def finetune(
     named = [name.removeprefix(prefix) for name in overrides(set, within="finetune") if name.startswith(prefix)]
     with processes(settings.device) as (share, place):
         if share.rank == 0:
-            for told in unheeded(cfg, named):
+            for told in filter(None, (*unheeded(cfg, named), average_told(cfg))):
                 print(f"nslib: {told}", file=sys.stderr)
         vit = open_model(replace(settings, device=str(place)))
         if num_classes:
@@ -181,6 +184,9 @@ def finetune(
     if share.rank == 0:
         record, units = done.record, done.record["units"]
         print(f"{path}: {record['minutes']} minutes, {cfg.rounds} rounds of {cfg.steps} updates")
+        mean, std = ([round(v, 4) for v in part.flatten().tolist()] for part in (done.model.mean, done.model.std))
+        print(f"takes images {done.model.image_shape} less mean {mean} over std {std}: timm has to be told so")
+        print(split_told(cfg, source.count("train")))
         print(f"forward passes: {units['noise']:,.0f} for noise, {units['updates']:,.0f} for updates")
         print(f"cost: {cost_told(sum(units.values()), source.count('train'))}")
         for number in record["missed_eps"]:

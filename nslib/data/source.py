@@ -97,11 +97,15 @@ def checked(batch: Batch, n: int, model: StagedViT) -> Batch:
 
 
 def check_classes(source: Source, model: StagedViT) -> None:
-    """Refuse a head with more classes than the shapes. Folders label by all of ImageNet-1k, however few they hold.
+    """Refuse a model without a head, or with more classes than the shapes. Folders label by all of ImageNet-1k, however
+    few they hold.
 
     Raises:
         ValueError: so it is.
     """
+    if not model.num_classes:
+        raise ValueError(f"{model.name} has no classifier: give it one by nslib.models.reset_head(model, "
+                         "num_classes=N) (nslib finetune --num-classes N)")  # fmt: skip
     if isinstance(source, ShapesSource) and model.num_classes > len(CLASSES):
         raise ValueError(
             f"shapes has {len(CLASSES)} classes and the head of {model.name} {model.num_classes}: name images of its "

@@ -18,7 +18,7 @@ from nslib.config import SuiteConfig
 from nslib.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from nslib.data.shapes import Batch
 from nslib.data.source import Source, check_classes, checked
-from nslib.staged import StagedViT
+from nslib.staged import StagedViT, check_staged
 from nslib.store import cached, digest, model_digest
 
 TRANSFER_VERSION = 1  # part of every stored set: raise it when the same settings give other images
@@ -40,6 +40,7 @@ class Bench:
     """
 
     def __init__(self, model: StagedViT, source: Source, suite: SuiteConfig, surrogate: nn.Module | None = None):
+        check_staged(model)
         model.check_frozen_use()
         _check_precision(model)
         check_classes(source, model)
@@ -57,12 +58,18 @@ class Bench:
         """The same data and settings for another model of the same images and classes.
 
         Raises:
-            ValueError: it has another number of classes, so that the labels are not its own.
+            ValueError: it has other classes or another number of them, so that the labels are not its own.
         """
         if model.num_classes != self.model.num_classes:
             raise ValueError(
-                f"{model.name} answers with {model.num_classes} classes and {self.model.name} with "
+                f"the other, {model.name}, answers with {model.num_classes} classes and {self.model.name} with "
                 f"{self.model.num_classes}: only models of the same classes can be compared"
+            )
+        pairs = zip(model.classes, self.model.classes, strict=False)  # empty where a model's are not its own
+        if other := next((pair for pair in pairs if pair[0] != pair[1]), ()):
+            raise ValueError(
+                f"the other, {model.name}, was finetuned for class {other[0]} where {self.model.name} was for "
+                f"{other[1]}: only models of the same classes can be compared"
             )
         return Bench(model, self.source, self.suite, self.surrogate)
 

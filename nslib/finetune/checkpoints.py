@@ -13,7 +13,8 @@ from torch import Tensor
 from nslib.models import build_model, first_line, put_weights
 from nslib.staged import StagedViT
 
-_NORMALISATION = re.compile(r"^0\.(mean|std)$")
+_NORMALISATION = re.compile(r"^(?:0|normalize)\.(mean|std)$")
+_WRAPPERS = ("module.", "_orig_mod.")  # of torch's parallel models, and of compiled ones
 
 
 class Checkpoint(NamedTuple):
@@ -27,15 +28,16 @@ class Checkpoint(NamedTuple):
 def read_checkpoint(path: str | Path, *, averaged: bool = True) -> Checkpoint:
     """Read a training checkpoint without running code that it may contain.
 
-    Understood are a bare state dict, or one under `state_dict_ema`, `state_dict` or `model`; names prefixed with
-    `module.` by torch's parallel wrappers; and a model that is the second layer of a Sequential whose first, `0.mean`
-    and `0.std`, normalises images in [0, 1].
+    Understood are a bare state dict, or one under `state_dict_ema`, `model_ema`, `state_dict` or `model`; names with
+    the prefixes of torch's wrappers, or with one that all have, such as `backbone.`; and a layer `0` or `normalize`
+    with the mean and std that normalise images in [0, 1].
 
     Args:
-        averaged: take `state_dict_ema` where there is one.
+        averaged: take `state_dict_ema` or `model_ema` where there is one.
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is damaged, holds objects other than tensors and plain values, or holds no weights.
+        ValueError: the file is damaged, holds objects other than tensors and plain values, holds no weights, or holds
+            those of an adapter apart.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -48,7 +50,7 @@ def read_checkpoint(path: str | Path, *, averaged: bool = True) -> Checkpoint:
             f"{path} is damaged or holds more than tensors and plain values, which could run code "
             f"({first_line(error)}): open it where you trust it, and save its state dict alone"
         ) from error
-    names = (*(("state_dict_ema",) if averaged else ()), "state_dict", "model")
+    names = (*(("state_dict_ema", "model_ema") if averaged else ()), "state_dict", "model")
     state = (
         next((content[n] for n in names if isinstance(content.get(n), dict)), content)
         if isinstance(content, dict)
@@ -57,9 +59,12 @@ def read_checkpoint(path: str | Path, *, averaged: bool = True) -> Checkpoint:
     state = {_without_wrappers(k): v for k, v in state.items() if isinstance(v, Tensor)}
     if not state:
         raise ValueError(f"{path} holds no weights: expected a state dict, or one under {', '.join(names)}")
-    found = {k[2:]: tuple(v.flatten().tolist()) for k, v in state.items() if _NORMALISATION.match(k)}
-    if found or all(re.match(r"[01]\.", k) for k in state):
-        state = {_without_wrappers(k[2:]): v for k, v in state.items() if k.startswith("1.")}
+    if any("lora_" in k or ".base_layer." in k for k in state):
+        raise ValueError(f"{path} holds an adapter beside the weights: merge it into them first (merge_and_unload)")
+    found = {m[1]: tuple(v.flatten().tolist()) for k, v in state.items() if (m := _NORMALISATION.match(k))}
+    state = {k: v for k, v in state.items() if not k.startswith(("0.", "normalize."))}
+    while len(first := {k.partition(".")[0] for k in state}) == 1 and all("." in k for k in state):
+        state = {_without_wrappers(k.removeprefix(f"{min(first)}.")): v for k, v in state.items()}
     return Checkpoint(state, found.get("mean"), found.get("std"))
 
 
@@ -91,6 +96,6 @@ def load_checkpoint(
 
 
 def _without_wrappers(name: str) -> str:
-    while name.startswith("module."):
-        name = name.removeprefix("module.")
+    while name.startswith(_WRAPPERS):
+        name = name.partition(".")[2]
     return name

@@ -10,6 +10,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from nslib.config import FinetuneConfig
 from nslib.replay import counting
 from nslib.staged import StagedViT
 
@@ -63,6 +64,13 @@ def metered(model: StagedViT) -> Iterator[Meter]:
             if len(part):
                 hooks.enter_context(meter.watch(part))
         yield meter
+
+
+def split_told(cfg: FinetuneConfig, train: int | None) -> str:
+    """In words, how many images of split train are for the noise and how many for the updates."""
+    noise = cfg.pool + cfg.heldout
+    left = "the others" if train is None else f"{train - noise:,} of {train:,}"
+    return f"split train: {noise:,} images for the noise, {left} for the updates"
 
 
 def cost_told(units: float, train: int | None) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nslib.config import FinetuneConfig
 from nslib.data.source import Source
-from nslib.finetune.cost import cost_told
+from nslib.finetune.cost import cost_told, split_told
 from nslib.finetune.draws import draws
 from nslib.finetune.objectives import recipe_of
 from nslib.finetune.precision import computing_in, resolved
@@ -55,6 +55,7 @@ class Needs:
         parts = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in self.memory.items())
         return [
             f"images: {self.images:,}, in {cfg.rounds} rounds of {cfg.steps} updates of {cfg.batch}",
+            split_told(cfg, self.train),
             f"noise steps: {at_most}{self.noise_steps:,}",
             f"forward passes: {at_most}{self.noise_units:,.0f} for noise, {self.update_units:,.0f} for updates",
             f"cost: {at_most}{cost_told(self.noise_units + self.update_units, self.train)}",

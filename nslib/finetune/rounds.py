@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from nslib.config import FinetuneConfig
+from nslib.config import DataConfig, FinetuneConfig
 from nslib.data.source import Source, own_classes
 from nslib.finetune.board import Board
 from nslib.finetune.cost import metered
@@ -28,7 +28,7 @@ from nslib.makers import only_maker
 from nslib.models import check_target
 from nslib.nullspace.encoder import NoiseDiverged, Trace
 from nslib.processes import ALONE, Share
-from nslib.staged import StagedViT
+from nslib.staged import StagedViT, check_staged
 from nslib.store import model_digest, timeless
 
 
@@ -108,8 +108,11 @@ def finetune_model(
         UserWarning: cfg.noise.steps did not bring a noise inside eps. The round goes on with it.
     Source: arXiv:2403.10476, Eqs. (6)-(8), Algorithm 1.
     """
+    check_staged(model)
     model.check_frozen_use()
     model.check_learning()
+    if isinstance(source, DataConfig):
+        raise TypeError("source must be a data set, got a DataConfig: nslib.open_source(cfg, model) opens it")
     target = Path(target).expanduser() if target else None
     check_target(target)
     objective, cfg = recipe_of(cfg)

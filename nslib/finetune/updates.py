@@ -162,3 +162,15 @@ def _trainable(model: StagedViT, name: str) -> list[nn.Parameter]:
         near = ", ".join(n for n, _ in model.vit.named_parameters() if "." not in n)
         raise ValueError(f"trainable must be part of a parameter's name, such as {near} or blocks.0, got {name!r}")
     return chosen
+
+
+def average_told(cfg: FinetuneConfig) -> str:
+    """In words, that an average over the updates keeps more of the weights it began with than a tenth; else empty."""
+    updates = cfg.rounds * cfg.steps
+    share = cfg.ema**updates if cfg.ema else 0.0
+    if share <= 0.1:
+        return ""
+    return (
+        f"ema = {cfg.ema} leaves {100 * share:.0f} % of the starting weights in the average over {updates} updates: "
+        f"below {0.1 ** (1 / updates):.4f} it leaves less than 10 %"
+    )
