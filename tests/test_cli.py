@@ -558,7 +558,7 @@ def test_finetune_says_when_an_average_hardly_moves(call, tmp_path, ema, told):
     assert code == 0
     assert told in errors
     assert ("starting weights" in errors) == bool(told)
-    assert "takes images (3, 48, 48) less mean [0.5, 0.5, 0.5] over std [0.5, 0.5, 0.5]" in printed
+    assert "for timm: images (3, 48, 48), mean [0.5, 0.5, 0.5], std [0.5, 0.5, 0.5]" in printed
     assert "split train: 4 images for the noise, the others for the updates" in printed
 
 

@@ -753,6 +753,7 @@ def test_what_is_made_is_loaded_not_made_again(model, source, tmp_path, monkeypa
     assert same(again.model, made.model)
     assert again.history == made.history
     assert again.record == made.record
+    assert (made.found, again.found) == (False, True)
 
 
 def test_loss_that_is_not_finite_gives_back_the_last_good_weights(model, source, tmp_path):

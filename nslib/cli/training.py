@@ -183,9 +183,10 @@ def finetune(
             done = finetune_model(vit, source, cfg, target=path, share=share, on_step=on_step)
     if share.rank == 0:
         record, units = done.record, done.record["units"]
-        print(f"{path}: {record['minutes']} minutes, {cfg.rounds} rounds of {cfg.steps} updates")
+        there = ", was there already" if done.found else ""
+        print(f"{path}: {record['minutes']} minutes, {cfg.rounds} rounds of {cfg.steps} updates{there}")
         mean, std = ([round(v, 4) for v in part.flatten().tolist()] for part in (done.model.mean, done.model.std))
-        print(f"takes images {done.model.image_shape} less mean {mean} over std {std}: timm has to be told so")
+        print(f"for timm: images {done.model.image_shape}, mean {mean}, std {std}")
         print(split_told(cfg, source.count("train")))
         print(f"forward passes: {units['noise']:,.0f} for noise, {units['updates']:,.0f} for updates")
         print(f"cost: {cost_told(sum(units.values()), source.count('train'))}")

@@ -44,11 +44,13 @@ class Moment:
 
 @dataclass(frozen=True)
 class Finetuned:
-    """The model in evaluation mode, what happened in each round, and the record that lies beside the target."""
+    """The model in evaluation mode, what happened in each round, and the record that lies beside the target; `found`:
+    it lay there already."""
 
     model: StagedViT
     history: list[Round] = field(default_factory=list)
     record: dict[str, Any] = field(default_factory=dict)
+    found: bool = False
 
 
 class FinetuneDiverged(FloatingPointError):
@@ -129,7 +131,7 @@ def finetune_model(
         share.check_agreed("a finished model" if done else "none", target)  # no process leaves before all have looked
         if done:
             saved.remove()  # a kill after the record was written has left it
-            return Finetuned(*done)
+            return Finetuned(*done, found=True)
 
         stream = Stream(source, model, cfg, share)
         trainer = Trainer(own, objective, cfg, share)
