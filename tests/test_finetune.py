@@ -17,6 +17,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from nslib.config import DataConfig, FinetuneConfig, NoiseConfig
 from nslib.data.source import ShapesSource
+from nslib.evaluate.suite import evaluate_model
 from nslib.finetune import rounds
 from nslib.finetune.augment import Augment, set_drop_path
 from nslib.finetune.cost import metered
@@ -827,6 +828,8 @@ def test_what_is_no_model_or_no_data_set(model, source):
         finetune_model(model.vit, source, CFG)
     with pytest.raises(TypeError, match=r"got a DataConfig: nslib\.open_source\(cfg, model\) opens it"):
         finetune_model(model, DataConfig(), CFG)
+    with pytest.raises(TypeError, match=r"got a DataConfig: nslib\.open_source\(cfg, model\) opens it"):
+        evaluate_model(model, DataConfig())
 
 
 def test_the_record_tells_what_a_loader_has_to_know(model, source, tmp_path):

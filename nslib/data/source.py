@@ -96,6 +96,16 @@ def checked(batch: Batch, n: int, model: StagedViT) -> Batch:
     return Batch(images.to(model.vit.patch_embed.proj.weight.dtype), labels.long())
 
 
+def check_source(source: object) -> None:
+    """Refuse the settings of a data set in its place.
+
+    Raises:
+        TypeError: so it is.
+    """
+    if isinstance(source, DataConfig):
+        raise TypeError("source must be a data set, got a DataConfig: nslib.open_source(cfg, model) opens it")
+
+
 def check_classes(source: Source, model: StagedViT) -> None:
     """Refuse a model without a head, or with more classes than the shapes. Folders label by all of ImageNet-1k, however
     few they hold.

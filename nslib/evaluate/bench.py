@@ -17,7 +17,7 @@ from nslib.attacks.transfer import transfer_set
 from nslib.config import SuiteConfig
 from nslib.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from nslib.data.shapes import Batch
-from nslib.data.source import Source, check_classes, checked
+from nslib.data.source import Source, check_classes, check_source, checked
 from nslib.staged import StagedViT, check_staged
 from nslib.store import cached, digest, model_digest
 
@@ -43,6 +43,7 @@ class Bench:
         check_staged(model)
         model.check_frozen_use()
         _check_precision(model)
+        check_source(source)
         check_classes(source, model)
         if surrogate is not None:
             _check_surrogate(surrogate, model)

@@ -62,7 +62,7 @@ def read_checkpoint(path: str | Path, *, averaged: bool = True) -> Checkpoint:
     if any("lora_" in k or ".base_layer." in k for k in state):
         raise ValueError(f"{path} holds an adapter beside the weights: merge it into them first (merge_and_unload)")
     found = {m[1]: tuple(v.flatten().tolist()) for k, v in state.items() if (m := _NORMALISATION.match(k))}
-    state = {k: v for k, v in state.items() if not k.startswith(("0.", "normalize."))}
+    state = {k: v for k, v in state.items() if not _NORMALISATION.match(k)}
     while len(first := {k.partition(".")[0] for k in state}) == 1 and all("." in k for k in state):
         state = {_without_wrappers(k.removeprefix(f"{min(first)}.")): v for k, v in state.items()}
     return Checkpoint(state, found.get("mean"), found.get("std"))

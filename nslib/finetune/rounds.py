@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from nslib.config import DataConfig, FinetuneConfig
-from nslib.data.source import Source, own_classes
+from nslib.config import FinetuneConfig
+from nslib.data.source import Source, check_source, own_classes
 from nslib.finetune.board import Board
 from nslib.finetune.cost import metered
 from nslib.finetune.draws import draws, number, seeded
@@ -113,8 +113,7 @@ def finetune_model(
     check_staged(model)
     model.check_frozen_use()
     model.check_learning()
-    if isinstance(source, DataConfig):
-        raise TypeError("source must be a data set, got a DataConfig: nslib.open_source(cfg, model) opens it")
+    check_source(source)
     target = Path(target).expanduser() if target else None
     check_target(target)
     objective, cfg = recipe_of(cfg)

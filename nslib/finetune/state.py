@@ -20,8 +20,6 @@ from nslib.runtime import plain_values, to_json
 from nslib.staged import StagedViT
 from nslib.store import check_same, load_state, save_state, sweep
 
-_REMEDY = "with these as they were it goes on, or remove it to start anew"
-
 
 @dataclass
 class Round:
@@ -146,7 +144,8 @@ class StateFile:
                 self.search_path.unlink(missing_ok=True)  # of a run whose state was removed
             return Place()
         saved = load_state(self.path)
-        check_same(self.path, saved["settings"], self.settings, remedy=_REMEDY)
+        remedy = "with these as they were it goes on, or remove it to start anew"
+        check_same(self.path, saved["settings"], self.settings, remedy=remedy)
         trainer.load_state_dict(saved)  # parts move it to the device themselves
         history = rounds_of(json.loads(saved["history"]))
         place = Place(**saved["place"], history=history)

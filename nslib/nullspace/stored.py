@@ -49,6 +49,6 @@ def stored_noise(model: StagedViT, pool: Pool, cfg: NoiseConfig, *, seed: int) -
 
     values = cached("noise", inputs, compute, version=VERSION)
     if under_way.is_file():  # else a store that may only be read will do
-        under_way.unlink()
+        under_way.unlink(missing_ok=True)  # another process may have been first
     noise = values["noise"].to(model.device)
     return LearnedNoise(**values | {"noise": noise, "trace": Trace(**values["trace"])})
