@@ -32,7 +32,6 @@ _HOME = {
     "Evaluation": "nslib.evaluate.suite",
     "FinetuneConfig": "nslib.config",
     "finetune_model": "nslib.finetune.rounds",
-    "load_checkpoint": "nslib.finetune.checkpoints",
     "compare_protocols": "nslib.evaluate.comparison",
     "differences": "nslib.evaluate.comparison",
     "paired_difference": "nslib.evaluate.metrics",

@@ -15,8 +15,7 @@ from nslib.data.shapes import CLASSES
 from nslib.data.shapes import VERSION as SHAPES_VERSION
 from nslib.data.source import Source, open_source
 from nslib.evaluate.bench import Bench
-from nslib.finetune.checkpoints import load_checkpoint
-from nslib.models import build_model, is_pickle, load_model
+from nslib.models import build_model, load_model
 from nslib.nullspace.membership import CleanPass, Pool, clean_pass, make_pool
 from nslib.pretrain import identity_of, pretrain
 from nslib.runtime import data_path, in_store, pick_device
@@ -40,15 +39,16 @@ class Experiment:
 def open_model(settings: Settings, name: str | None = None) -> StagedViT:
     """A model of the settings, by default the first; with weights `train` it is trained now unless the store has it.
 
-    Weights may also be a training checkpoint (.pth, .pt, .tar ...), as `load_checkpoint` reads it.
+    Raises:
+        ValueError: with weights `train` a size of images that is not the one it is trained for.
     """
     name = name or settings.models[0]
     device = pick_device(settings.device)
     if settings.weights == "train":
+        if settings.img_size not in (0, settings.pretrain.size):
+            raise ValueError(f"img_size must be 0 with weights train, got {settings.img_size}: set pretrain.size")
         return _from_scratch(replace(settings.pretrain, model=name), device)
-    if is_pickle(settings.weights):
-        return load_checkpoint(settings.weights, name, device=device)
-    return load_model(name, settings.weights, seed=settings.seed, device=device)
+    return load_model(name, settings.weights, img_size=settings.img_size or None, seed=settings.seed, device=device)
 
 
 def barely_trained(settings: Settings) -> Settings:

@@ -21,7 +21,7 @@ from nslib.evaluate.suite import Evaluation
 from nslib.finetune.objectives import idle
 from nslib.makers import only_maker
 from nslib.runtime import figures_path, plain_values, run_record, to_json, write_text
-from nslib.store import differences, sweep, timeless
+from nslib.store import changed_settings, sweep, timeless
 
 _taken: dict[Path, None] = {}  # files whose results this process has used
 _PLACE = {column: place for place, column in enumerate(COLUMNS)}
@@ -59,7 +59,7 @@ def kept(path: Path | None, inputs: dict[str, Any], compute: Callable[[], dict[s
         sweep(path)
         if path.is_file():
             record = read_kept(path)
-            told = differences(_comparable(record["config"], now), now)
+            told = changed_settings(_comparable(record["config"], now), now)
             if told:
                 raise ValueError(
                     f"{path} was made from other inputs: {'; '.join(told)}; remove it to compute it anew, or take "

@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 from difflib import get_close_matches
 from pathlib import Path
 
 import timm
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from timm.layers import resample_abs_pos_embed
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from nslib.runtime import atomic_path, data_path
+from nslib.runtime import data_path, first_line
 from nslib.staged import EXPECTED, StagedViT
-from nslib.store import check_beside
+from nslib.weights import Weights, read_weights, square_of
 
 SHAPES_VIT = "shapes_vit"  # the model that ships with the package
 _SHAPES_VIT_ARCHITECTURE = dict(img_size=48, patch_size=12, embed_dim=128, depth=6, num_heads=4, num_classes=10)
-_PICKLES = {".pt", ".pth", ".bin", ".tar", ".pkl", ".ckpt"}
-_NORMALISATION = "normalisation"  # in the metadata of a file of weights: mean and std as JSON
-_CLASSES = "classes"  # there too: the names of a head's own classes
 
 
-def build_model(name: str, *, num_classes: int | None = None, img_size: int | None = None, **kwargs) -> StagedViT:
+def build_model(
+    name: str, *, num_classes: int | None = None, img_size: int | tuple[int, int] | None = None, **kwargs
+) -> StagedViT:
     """An untrained model by name: `shapes_vit` or any tag of timm; mean and std are the tag's own.
 
     Raises:
@@ -73,25 +69,30 @@ def load_model(
     weights: str | Path | None = None,
     *,
     num_classes: int | None = None,
-    img_size: int | None = None,
+    img_size: int | tuple[int, int] | None = None,
+    averaged: bool = True,
     seed: int = 0,
     device: str | torch.device = "cpu",
     **architecture,
 ) -> StagedViT:
     """A model ready for use, in evaluation mode.
 
-    Mean and std are those in the metadata of a file that `save_weights` wrote, else those of the tag.
+    Mean and std are the file's own where it tells them, as one that `save_weights` wrote does or a checkpoint with a
+    normalisation layer, else those of the tag.
 
     Args:
         name: `shapes_vit`, or a full timm tag such as `vit_tiny_patch16_224.augreg_in21k_ft_in1k`.
         weights: `shipped` (default for `shapes_vit`), `pretrained` (timm's hub, default for tags), `random`, a
-            safetensors file, or a folder that holds `<name>.safetensors`.
-        num_classes: default: as the file's head, else as the tag's.
+            safetensors file, a training checkpoint (.pth, .pt, .tar ...), or a folder that holds `<name>.safetensors`.
+        num_classes: default: as the file's head, 0 where it has none, else as the tag's.
+        img_size: side or (H, W) of its images in pixels, for which the position embedding is resampled as by timm;
+            default: that of the weights.
+        averaged: take the averaged weights of a training checkpoint that has some.
         seed: of the random initialisation, also of a head for which there are no weights.
         architecture: further arguments of timm's model, such as depth.
     Raises:
         FileNotFoundError: the weights file is missing, or nothing ships for this name.
-        ValueError: the file is no safetensors file, is truncated, or belongs to another architecture.
+        ValueError: the file is of another architecture, or as `read_weights`.
         ConnectionError: the hub cannot be reached.
     """
     weights = weights or ("shipped" if name == SHAPES_VIT else "pretrained")
@@ -99,8 +100,10 @@ def load_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _from_hub(name, kwargs) if str(weights) == "pretrained" else build_model(name, **kwargs)
-        if str(weights) not in ("pretrained", "random"):
-            model = _with_weights(model, weights_path(name, weights), any_head=num_classes is None)
+    if str(weights) not in ("pretrained", "random"):
+        path = weights_path(name, weights)
+        found = read_weights(path, averaged=averaged)
+        model = put_weights(model, found, path, any_head=num_classes is None, any_size=img_size is None)
     return model.to(device).eval()
 
 
@@ -122,29 +125,17 @@ def _from_hub(name: str, kwargs: dict) -> StagedViT:
     return model
 
 
-def first_line(error: Exception) -> str:
-    """What an error says, in short; its kind where it says nothing."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # torch colours some of its words
-    return next(iter(plain.strip().splitlines()), type(error).__name__)
-
-
 def _shortest_type(weight: Tensor) -> torch.dtype:
     """The type in which a hub's file must have held weights, which timm has converted: the coarsest that holds them."""
     halves = (torch.bfloat16, torch.float16)
     return next((dtype for dtype in halves if torch.equal(weight.to(dtype).to(weight), weight)), weight.dtype)
 
 
-def is_pickle(path: str | Path) -> bool:
-    """Whether a file is, by its name, what `torch.save` writes: a training checkpoint."""
-    return Path(path).suffix.lower() in _PICKLES
-
-
 def weights_path(name: str, weights: str | Path) -> Path:
-    """The safetensors file meant: `shipped`, a file, or a folder that holds `<name>.safetensors`.
+    """The file meant: `shipped`, a file, or a folder that holds `<name>.safetensors`.
 
     Raises:
         FileNotFoundError: it is missing, or nothing ships for this name.
-        ValueError: it is a pickle.
     """
     if str(weights) == "shipped":
         path = data_path("checkpoints", f"{name}.safetensors")
@@ -157,48 +148,29 @@ def weights_path(name: str, weights: str | Path) -> Path:
         path = path / f"{name}.safetensors"
     if not path.is_file():
         raise FileNotFoundError(
-            f"no weights at {path}: pass a safetensors file, a folder that holds {name}.safetensors, "
-            "'pretrained' or 'random'"
-        )
-    if is_pickle(path):
-        raise ValueError(
-            f"{path} is a pickle, which can run code when opened: take nslib.load_checkpoint, or convert it once with "
-            "safetensors.torch.save_file(torch.load(path, weights_only=True), 'weights.safetensors')"
+            f"no weights at {path}: pass a safetensors file, a folder that holds {name}.safetensors, a training "
+            "checkpoint, 'pretrained' or 'random'"
         )
     return path
 
 
-def _with_weights(model: StagedViT, path: Path, *, any_head: bool) -> StagedViT:
-    try:
-        state = load_file(path)
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        size = os.path.getsize(path)
-        raise ValueError(
-            f"{path} ({size} bytes) is truncated or no safetensors file ({error}): fetch it again"
-        ) from error
-    normalisation = json.loads(metadata.get(_NORMALISATION, "{}"))
-    model = put_weights(model, state, path, any_head=any_head, normalisation=normalisation)
-    model.classes = tuple(json.loads(metadata.get(_CLASSES, "[]")))
-    return model
-
-
 def put_weights(
-    model: StagedViT, state: dict[str, Tensor], path: str | Path, *, any_head: bool, normalisation: dict
+    model: StagedViT, found: Weights, path: str | Path, *, any_head: bool = True, any_size: bool = True
 ) -> StagedViT:
-    """A model with weights by timm's names; they are loaded into the one that is given.
+    """A model with the weights of a file; they are loaded into the one that is given.
 
     Args:
-        path: the file that they come from, for errors.
-        any_head: whether the head may have another number of classes than the model's, which then takes it.
-        normalisation: mean and std of the file; empty where it has none, for the model's own.
+        path: of the file, for errors.
+        any_head: the model takes as many classes as the head of the file has, none where it has no head.
+        any_size: the model takes images of the size that the weights are for. Otherwise they are made to fit its own.
     Raises:
         ValueError: they belong to another architecture.
     """
-    classes = len(state["head.weight"]) if "head.weight" in state else model.num_classes
+    own_head = found.tensors.get("head.weight")
+    classes = len(own_head) if own_head is not None else 0
     if any_head and classes != model.num_classes:
         model.give_head(classes)
+    state = _sized(model, found, any_size)
     own = model.vit.state_dict()
     wrong = [f"{k} {tuple(v.shape)}, expected {tuple(own[k].shape)}" for k, v in state.items()
              if k in own and v.shape != own[k].shape]  # fmt: skip
@@ -209,44 +181,32 @@ def put_weights(
                 (("missing", missing), ("unknown", unknown), ("of another shape", wrong)) if part]  # fmt: skip
         remedy = "name the model that it was made for, in Python with its img_size, or another file"
         if not wrong_beyond_head:
-            as_it_is = "with num_classes=0" if "head.weight" in missing else "without num_classes"
-            remedy = f"load it {as_it_is}, then give it a head by nslib.models.reset_head"
+            remedy = "load it without num_classes, then give it a head by nslib.models.reset_head"
         raise ValueError(f"{path} does not fit {model.name}: tensors {', '.join(told)}; {remedy}")
     model.vit.load_state_dict(state)
-    if normalisation:
-        model = StagedViT(model.vit, **normalisation, name=model.name).built_as(model)
+    model.classes = found.classes
+    if found.normalisation:
+        model = StagedViT(model.vit, **found.normalisation, name=model.name).built_as(model)
     model.stored_dtype = state["patch_embed.proj.weight"].dtype
     return model
 
 
-def check_target(target: Path | None) -> None:
-    """Refuse a file of weights to write under whose name its record and saved state would not find their own.
-
-    Raises:
-        ValueError: it does not end in .safetensors, or is a folder; or where its record and log will lie are files that
-            no run has written.
-    """
-    if target is None:
-        return
-    if target.suffix != ".safetensors":
-        raise ValueError(f"target must end in .safetensors, got {target}")
-    if target.is_dir():
-        raise ValueError(f"target must be a file, got the folder {target}")
-    if not target.exists() and not target.with_suffix(".training.pt").exists():
-        check_beside(target, ".json", ".jsonl")
-
-
-def save_weights(model: StagedViT, path: Path) -> None:
-    """Write weights that timm loads, and in the file's metadata mean, std and, of a head's own classes, the names.
-
-    Raises:
-        OSError: the file cannot be written; what was there before is kept.
-    """
-    normalisation = json.dumps({key: getattr(model, key).flatten().tolist() for key in ("mean", "std")})
-    state = {name: w.cpu().contiguous() for name, w in model.vit.state_dict().items()}
-    with atomic_path(path) as partial:
-        classes = {_CLASSES: json.dumps(model.classes)} if model.classes else {}
-        save_file(state, partial, metadata={_NORMALISATION: normalisation, **classes})
+def _sized(model: StagedViT, found: Weights, any_size: bool) -> dict[str, Tensor]:
+    """The tensors of a file for images of the model's size, which before becomes that of the file if it may."""
+    vit, position = model.vit, found.tensors.get("pos_embed")
+    if position is None or vit.pos_embed is None or position.shape[2:] != vit.pos_embed.shape[2:]:
+        return found.tensors
+    prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
+    here = () if position.shape == vit.pos_embed.shape else square_of(model, position.shape[1] - prefix)
+    size = found.img_size or here
+    if not size or size == model.image_shape[1:]:
+        return found.tensors
+    if any_size:
+        model.give_size(size)
+        return found.tensors
+    grid = [side // patch for side, patch in zip(size, vit.patch_embed.patch_size, strict=True)]
+    fitting = resample_abs_pos_embed(position, vit.patch_embed.grid_size, grid, num_prefix_tokens=prefix)
+    return found.tensors | {"pos_embed": fitting}
 
 
 def reset_head(model: StagedViT, num_classes: int, *, seed: int = 0) -> None:

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import platform
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -100,6 +101,12 @@ def generator(seed: int):
     import torch
 
     return torch.Generator().manual_seed(seed)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in short; its kind where it says nothing."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # torch colours some of its words
+    return next(iter(plain.strip().splitlines()), type(error).__name__)
 
 
 _FULL = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG")} - {None}  # Windows has no quota

@@ -39,6 +39,7 @@ class Settings:
     data: DataConfig = DataConfig()
     models: tuple[str, ...] = ("shapes_vit",)
     weights: str = "shipped"  # shipped, pretrained, random, train (from scratch, kept in the store), a file or folder
+    img_size: int = 0  # side of the models' images, pixels; 0: that of the weights
     pool: int = 2048  # images of split train to learn noise from
     heldout: int = 512  # further images of split train, for stopping tests
     images: int = 2000  # of split val, for everything reported
@@ -59,6 +60,7 @@ class Settings:
 
     def __post_init__(self):
         require_counts(self, "pool", "heldout", "images")
+        require_counts(self, "img_size", least=0)
         require(len(self.models) > 0, "models", "at least one, such as shapes_vit", self.models)
         study = self.finetuning
         for objective in study.objectives:

@@ -145,6 +145,12 @@ class StagedViT(nn.Module):
         self.vit.reset_classifier(num_classes)
         self.built, self.classes = _built(self.vit), ()
 
+    def give_size(self, size: tuple[int, int]) -> None:
+        """Make it take images of another (H, W) in pixels, its position embedding resampled; no change for a key
+        either."""
+        self.vit.set_input_size(img_size=size)
+        self.built = _built(self.vit)
+
     def built_as(self, model: StagedViT) -> Self:
         """Take over how another model was built and read, of whose ViT this one is made; returns itself."""
         self.architecture, self.built, self.classes = model.architecture, model.built, model.classes

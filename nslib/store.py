@@ -186,7 +186,7 @@ def check_same(path: Path, made: dict[str, Any], now: Any, *, remedy: str) -> No
     Raises:
         ValueError: names the file and each difference.
     """
-    told = differences(timeless(made), timeless(plain_values(now)))
+    told = changed_settings(timeless(made), timeless(plain_values(now)))
     if told:
         raise ValueError(f"{path} was made with other settings: {'; '.join(told)}; {remedy}")
 
@@ -223,13 +223,13 @@ def timeless(value: Any) -> Any:
     return [timeless(v) for v in value] if isinstance(value, list) else value
 
 
-def differences(made: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+def changed_settings(made: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
     """Settings that are not the same, by dotted name, as `noise.lr was 0.1, is 0.02`."""
     told = []
     for name in sorted(made.keys() | now.keys()):
         old, new = made.get(name), now.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
-            told += differences(old, new, f"{prefix}{name}.")
+            told += changed_settings(old, new, f"{prefix}{name}.")
         elif old != new and name == "files" and None not in (old, new):
             told.append(f"{prefix}files: the images are others, have other names or other sizes")
         elif old != new:

@@ -21,8 +21,9 @@ from nslib.analysis.pictures import read_picture, write_picture
 from nslib.cli import main
 from nslib.cli.options import overrides
 from nslib.data.shapes import render
-from nslib.models import load_model, save_weights, weights_path
+from nslib.models import load_model, weights_path
 from nslib.reproduce import DONE, FAILED, LEFT, SKIPPED, Outcome
+from nslib.weights import save_weights
 
 
 @pytest.fixture
@@ -105,7 +106,10 @@ def paper(monkeypatch):
         ),
         (("reproduce", "--profile", "imagenet_small", "--imagenet", "x"), "--imagenet: no folder x; expected one with"),
         (("evaluate", "--set", "images=50"), "images changes nothing of this command, which reads suite., data., sur"),
-        (("evaluate", "--set", "images=50"), "models, weights, seed, device: take suite.images or data.images"),
+        (
+            ("evaluate", "--set", "images=50"),
+            "models, weights, img_size, seed, device: take suite.images or data.images",
+        ),
         (
             ("evaluate", "--model", "vit_tiny_patch16_224", "--weights", "random", "--columns", "clean"),
             "shapes has 10 classes and the head of vit_tiny_patch16_224 1000: name images of its own classes (",
@@ -593,6 +597,41 @@ def test_finetune_gives_a_model_a_head_for_the_data(call, tmp_path):
     clean = ("--columns", "clean", "--set", "suite.images=4")
     assert call("evaluate", "--weights", "tuned.safetensors", "--out", "tuned.csv", *clean)[0] == 0
     assert "rounds" in json.loads((tmp_path / "tuned.json").read_text())  # still the record of the finetuning
+
+
+def test_finetune_gives_a_head_to_weights_that_have_none(call, tmp_path):
+    """As of a model that was pretrained without labels, under a name that has a head."""
+    bare = {name: w for name, w in load_model().vit.state_dict().items() if not name.startswith("head.")}
+    save_file(bare, tmp_path / "bare.safetensors")
+    tiny = ("--objective", "plain", "--set", "rounds=1", "steps=1", "batch=4", "pool=8", "heldout=4")
+    arguments = ("finetune", "--weights", "bare.safetensors", "--target", "tuned.safetensors")
+    code, _, errors = call(*arguments, *tiny)
+    assert code == 2
+    assert "shapes_vit has no classifier: give it one by" in errors
+    assert "--num-classes N" in errors
+    assert call(*arguments, "--num-classes", "10", *tiny)[0] == 0
+    assert load_file(tmp_path / "tuned.safetensors")["head.weight"].shape == (10, 128)
+
+
+def test_images_of_another_size(call, tmp_path):
+    """The file brings its size; a comparison with weights for another names the option."""
+    tiny = ("--objective", "plain", "--set", "rounds=1", "steps=1", "batch=4", "pool=8", "heldout=4")
+    code, printed, _ = call("finetune", "--img-size", "72", "--target", "tuned.safetensors", *tiny)
+    assert code == 0
+    assert "for timm: images (3, 72, 72)" in printed
+    assert load_file(tmp_path / "tuned.safetensors")["pos_embed"].shape == (1, 37, 128)
+    clean = ("evaluate", "--weights", "tuned.safetensors", "--columns", "clean", "--set", "suite.images=16")
+    code, own, _ = call(*clean)
+    assert code == 0
+    code, _, errors = call(*clean, "--against", "shipped")
+    assert code == 2
+    assert "takes images (3, 48, 48) and shapes_vit (3, 72, 72): name the size for both (--img-size)" in errors
+    code, both, _ = call(*clean, "--against", "shipped", "--img-size", "72")
+    assert code == 0
+    assert both.splitlines()[1].split()[:3] == own.splitlines()[1].split()[:3]
+    code, _, errors = call(*clean, "--img-size", "-1")
+    assert code == 2
+    assert "img_size must be >= 0, got -1" in errors
 
 
 def test_files_to_write_may_lie_in_the_home_folder(call, tmp_path, monkeypatch):

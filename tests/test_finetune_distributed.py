@@ -255,6 +255,20 @@ def test_the_command_runs_under_torchrun(tmp_path):
     assert both == pytest.approx(alone, rel=1e-4)
 
 
+def test_a_mistake_is_told_once_by_the_process_that_found_it(tmp_path):
+    """The others end with it, and show no traceback of their own."""
+    target = tmp_path / "w.safetensors"
+    with only_maker(target):
+        done = subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "nslib",
+             "finetune", "--device", "cpu", "--target", str(target)],
+            capture_output=True, text=True, timeout=250, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+    assert done.returncode != 0
+    assert done.stderr.count("w.safetensors is being made by another run: wait for its end") == 1
+    assert "rank1]: Traceback" not in done.stderr
+
+
 def test_alone_without_torchrun(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with processes("cpu") as (share, device):

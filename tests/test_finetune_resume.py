@@ -25,7 +25,7 @@ from nslib.finetune.result import Log
 from nslib.finetune.rounds import finetune_model
 from nslib.finetune.state import Place, Round
 from nslib.processes import Share
-from nslib.store import differences
+from nslib.store import changed_settings
 
 NOISE = NoiseConfig(limit=1.0, lr=0.05, steps=100, batch=16, eps=0.05)
 CFG = FinetuneConfig(
@@ -405,8 +405,8 @@ def test_another_precision_is_refused_also_where_the_device_chose_it(model, sour
 def test_differences_by_hand():
     saved = {"a": 1, "b": {"c": [1], "d": None}, "gone": 0}
     now = {"a": 1, "b": {"c": [2], "d": None}, "new": "x"}
-    assert differences(saved, now) == ["b.c was [1], is [2]", "gone was 0, is None", "new was None, is 'x'"]
-    assert differences(saved, saved) == []
+    assert changed_settings(saved, now) == ["b.c was [1], is [2]", "gone was 0, is None", "new was None, is 'x'"]
+    assert changed_settings(saved, saved) == []
 
 
 def stop_at(*place):
@@ -529,6 +529,35 @@ def test_a_run_goes_on_with_a_copy_of_its_folder(model, image_tree, tmp_path):
     assert [m.step for m in moments] == [3, 4, 5]
     finetune_model(own, first, cfg, target=target, on_step=lambda moment: pytest.fail("made again"))
     assert "times" not in target.with_suffix(".json").read_text()
+
+
+def test_files_that_the_run_will_need_are_read_before_it_begins(image_tree, tmp_path):
+    """One of a later update, not those that no update sees; a run that goes on looks at none again."""
+    cfg = replace(CFG, objective="plain", pool=1, heldout=1, batch=2, rounds=2, steps=2)
+    (image_tree / "val").rename(image_tree / "train")
+    own = make_vit("shapes_vit", **TINY | {"num_classes": 1000})
+    source = FolderSource(DataConfig("folder", root=image_tree), own)
+    moments, opened, asked = [], source.open("train"), []
+    check, pick = opened.check, source.pick
+    opened.check = lambda rows: asked.extend(rows) or check(rows)
+    source.pick = lambda split, rows: asked.extend(rows) or pick(split, rows)
+    finetune_model(own, source, cfg)
+    told, seen = asked[:10], asked[10:]
+    assert told == [0, 1, *seen]
+    last = opened.files[seen[-1]][0]
+    whole = last.read_bytes()
+    last.write_bytes(whole[:-2])
+    with pytest.raises(OSError, match=rf"1 of 10 images are unreadable .*{last.name}.*more than 8 bits a channel$"):
+        finetune_model(own, source, cfg, target=tmp_path / "w.safetensors", on_step=moments.append)
+    assert not moments
+    assert not files_in(tmp_path)[1:]  # beside the folder of images
+    last.write_bytes(whole)
+    del asked[:]
+    with pytest.raises(Stopped):
+        finetune_model(own, source, cfg, target=tmp_path / "w.safetensors", on_step=stop_at(1, "update", 1))
+    del asked[:]
+    finetune_model(own, source, cfg, target=tmp_path / "w.safetensors")
+    assert 0 not in asked
 
 
 def test_measurements_of_rounds_that_are_done_are_kept(model, source, tmp_path, monkeypatch):

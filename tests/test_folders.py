@@ -208,6 +208,26 @@ def test_unreadable_images_are_counted_and_named(image_tree, vit):
         assert f"{wnid}/{name}.JPEG" in str(error.value)
 
 
+def test_files_are_checked_without_reading_those_that_end_as_they_should(image_tree, vit, monkeypatch):
+    """A JPEG with something behind its end is whole, one without its end is not; what is no JPEG is read."""
+    folder = image_tree / "val" / WNIDS[0]
+    (folder / "image_0.JPEG").write_bytes((folder / "image_0.JPEG").read_bytes() + b"behind the end")
+    Image.open(folder / "image_1.JPEG").save(folder / "other.png")
+    images, read = FolderImages(image_tree, "val", vit), []
+    reading = images._read
+    monkeypatch.setattr(images, "_read", lambda path: read.append(path.name) or reading(path))
+    images.check(range(13))
+    assert sorted(read) == ["image_0.JPEG", "other.png"]
+    for name in ("image_2.JPEG", "other.png"):
+        (folder / name).write_bytes((folder / name).read_bytes()[:-60])
+    (folder / "image_3.JPEG").write_bytes(b"")
+    with pytest.raises(OSError, match=r"3 of 13 images are unreadable or truncated: .*: fetch them") as error:
+        images.check(range(13))
+    assert all(f"{WNIDS[0]}/{name}" in str(error.value) for name in ("image_2.JPEG", "image_3.JPEG", "other.png"))
+    assert "begin anew" not in str(error.value)
+    images.check([i for i, (path, _) in enumerate(images.files) if path.parent != folder])
+
+
 def test_what_is_passed_over_is_told(image_tree, vit):
     folder = image_tree / "val" / WNIDS[0]
     (folder / "more").mkdir()

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import torch
 from conftest import FewImages, make_vit, random_images, tiny_vit
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from timm.models import VisionTransformer
 from torch.nn import functional as F
 
@@ -34,6 +34,7 @@ from nslib.nullspace.patch import PatchNullspace
 from nslib.runtime import generator
 from nslib.staged import StagedViT
 from nslib.store import model_digest
+from nslib.weights import read_weights
 
 CLEAN = SuiteConfig(columns=("clean",), images=8, batch=4)
 TINY = FinetuneConfig(objective="plain", rounds=2, steps=2, batch=4, pool=4, heldout=2, noise=NoiseConfig(steps=2))
@@ -281,8 +282,8 @@ def test_a_head_of_another_size_from_a_file_is_no_change(tmp_path):
     """A file as timm writes it, without mean and std: the model is the one that was made with so many classes."""
     made = make_vit(num_classes=7)
     save_file(made.vit.state_dict(), tmp_path / "w.safetensors")
-    facts = {"path": "w", "any_head": True, "normalisation": {}}
-    read = [put_weights(make_vit(num_classes=n), load_file(tmp_path / "w.safetensors"), **facts) for n in (3, 7)]
+    found = read_weights(tmp_path / "w.safetensors")
+    read = [put_weights(make_vit(num_classes=n), found, "w") for n in (3, 7)]
     assert read[0].num_classes == 7
     assert model_digest(read[0]) == model_digest(read[1])
     other = make_vit(num_classes=3)

@@ -18,13 +18,13 @@ from conftest import ROOT, SMALL
 from filelock import FileLock
 
 from nslib.config import NoiseConfig
-from nslib.finetune.checkpoints import load_checkpoint
 from nslib.finetune.cut import cut_at
-from nslib.models import build_model, load_model, save_weights
+from nslib.models import build_model, load_model
 from nslib.runtime import atomic_path, figures_path, pick_device, run_record, store_path, to_json, versions, write_text
 from nslib.settings import Settings
 from nslib.staged import renormalised
 from nslib.store import cached, digest, model_digest, tensor_digest
+from nslib.weights import save_weights
 
 
 class Counter:
@@ -245,7 +245,7 @@ def test_model_digest_follows_what_no_weight_tells(tmp_path):
         "shipped": lambda **given: load_model(**given),
         "random": lambda **given: load_model(weights="random", **given),
         "file with a normalisation": lambda **given: load_model(weights=tmp_path / "w.safetensors", **given),
-        "checkpoint": lambda **given: load_checkpoint(tmp_path / "w.pth", "shapes_vit", **given),
+        "checkpoint": lambda **given: load_model("shapes_vit", tmp_path / "w.pth", **given),
         "renormalised": lambda **given: renormalised(load_model(**given), mean=mean, std=std),
         "cut": lambda **given: cut_at(load_model(**given), 2),
         "copy": lambda **given: deepcopy(load_model(**given)),

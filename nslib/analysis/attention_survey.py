@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nslib.attention_maps import standard_attention
 from nslib.nullspace.attention import Heads, HeadsNullspace, proof_direction
-from nslib.nullspace.heads import construct_heads
+from nslib.nullspace.heads import asymmetry, construct_heads
 from nslib.runtime import generator
 from nslib.staged import StagedViT
 
@@ -35,15 +35,12 @@ def read_heads(model: StagedViT, block: int) -> Heads:
 
 
 def symmetry_table(model: StagedViT) -> pd.DataFrame:
-    """How far Q K^T of each block and head is from symmetric: ||A - A^T|| / ||A + A^T||.
-
-    0 for a symmetric matrix, near 1 for independent Q and K, large for an antisymmetric matrix. `share` is the part of
-    ||A||^2 that its symmetric half holds, 1 / (1 + ratio^2).
-    """
+    """How far Q K^T of each block and head is from symmetric: its `asymmetry`, and the `share` of ||A||^2 that its
+    symmetric half holds, 1 / (1 + asymmetry^2)."""
     rows = []
     for block in range(len(model.vit.blocks)):
         for head, scores in enumerate(read_heads(model, block).scores):
-            ratio = ((scores - scores.T).norm() / (scores + scores.T).norm()).item()
+            ratio = asymmetry(scores)
             rows.append({"model": model.name, "block": block, "head": head, "asymmetry": ratio,
                          "share": 1 / (1 + ratio**2)})  # fmt: skip
     return pd.DataFrame(rows)

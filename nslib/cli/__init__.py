@@ -22,6 +22,7 @@ COMMANDS = {command.__name__: command for command in _ALL}
 _PLACES = ("NSLIB_STORE", "NSLIB_FIGURES", "NSLIB_IMAGENET", "NSLIB_WEIGHTS")
 # Mistakes, told as they are
 _OF_USERS = (ValueError, TypeError, OSError, FloatingPointError, OverflowError, ImportError)
+_OF_PEERS = ("closed by peer", "reset by peer", "DistBackendError")  # as gloo and NCCL tell that a process is gone
 _SIGPIPE = getattr(signal, "SIGPIPE", 13)  # Windows has none
 
 
@@ -49,7 +50,7 @@ def main() -> int:
 
 
 def _told(error: Exception) -> str:
-    """A mistake of the user's, or want of memory, in words; empty for what is a fault of ours.
+    """A mistake of the user's, want of memory, or the end of another process, in words; empty for a fault of ours.
 
     Torch tells want of memory by a RuntimeError, on a GPU and on the CPU in words of their own.
     """
@@ -58,6 +59,8 @@ def _told(error: Exception) -> str:
     if isinstance(error, MemoryError) or any(w in str(error) for w in ("out of memory", "can't allocate memory")):
         told = (str(error) or type(error).__name__).splitlines()[0]
         return f"out of memory: lower batch, pool or images, or take fewer --jobs ({told})"
+    if any(words in f"{type(error).__name__}: {error}" for words in _OF_PEERS):
+        return "another of the processes has stopped: its own words say why"
     return ""
 
 

@@ -14,7 +14,7 @@ def nulldim(model: str = "shapes_vit", weights: str = "", tol: float | None = No
 
     Args:
         model: shapes_vit or a timm tag.
-        weights: shipped, pretrained, random, a safetensors file, or a folder of <model>.safetensors.
+        weights: shipped, pretrained, random, a safetensors file, a checkpoint, or a folder of <model>.safetensors.
         tol: singular values up to this count as zero; default: by the precision of the weights.
     """
     from nslib.models import load_model
@@ -45,7 +45,7 @@ def noise(
 
     Args:
         model: shapes_vit or a timm tag.
-        weights: shipped, pretrained, random, a safetensors file, or a folder of <model>.safetensors.
+        weights: shipped, pretrained, random, a safetensors file, a checkpoint, or a folder of <model>.safetensors.
         imagenet: ImageNet-style folder whose train/ is read; default: the embedded data, for models that fit it.
         pool: images to learn from.
         heldout: further images, for the stopping test.

@@ -35,7 +35,7 @@ def reproduce(
         profile: smoke (2 to 4 min on 2 cores), laptop, full, gpu, imagenet or imagenet_small.
         run_name: folder under runs/ and figures/; default: the profile.
         imagenet: ImageNet-style folder with train/ and val/ (profiles imagenet...); default: $NSLIB_IMAGENET.
-        weights: pretrained, random, a safetensors file, or a folder of <model>.safetensors; default: $NSLIB_WEIGHTS.
+        weights: pretrained, random, a file, or a folder of <model>.safetensors; default: $NSLIB_WEIGHTS.
         device: auto, cpu, cuda or mps.
         set: override a setting of the profile, such as --set images=500 synthesis.noise.steps=100.
         force: run also what is done and unchanged; leave it out to go on from a call with minutes.

@@ -18,7 +18,7 @@ def watermark(
         mark: the mark, a picture of the same size.
         out: the PNG to write.
         model: shapes_vit or a timm tag.
-        weights: shipped, pretrained, random, a safetensors file, or a folder of <model>.safetensors.
+        weights: shipped, pretrained, random, a safetensors file, a checkpoint, or a folder of <model>.safetensors.
         strength: share of the mark, above 0 and at most 1.
     """
     return _laid_over(source, mark, out, model, weights, strength)
@@ -36,7 +36,7 @@ def disguise(
         target: the picture towards which it is drawn, of the same size.
         out: the PNG to write.
         model: shapes_vit or a timm tag.
-        weights: shipped, pretrained, random, a safetensors file, or a folder of <model>.safetensors.
+        weights: shipped, pretrained, random, a safetensors file, a checkpoint, or a folder of <model>.safetensors.
         strength: how far towards the target, above 0 and at most 1.
     """
     return _laid_over(source, target, out, model, weights, strength)
@@ -59,7 +59,7 @@ def fingerprint(key: str, models: Suspects = (), model: str = "shapes_vit", weig
         models: suspects to compare with the key: shapes_vit or a timm tag, with the weights of --weights; TAG=FILE, or
             another of the choices of --weights; or a safetensors file of the architecture of --model.
         model: shapes_vit or a timm tag.
-        weights: shipped, pretrained, random, a safetensors file, or a folder of <model>.safetensors.
+        weights: shipped, pretrained, random, a safetensors file, a checkpoint, or a folder of <model>.safetensors.
     """
     from nslib.analysis.fingerprint import fingerprint_table, make_key, read_key, write_key
     from nslib.models import load_model

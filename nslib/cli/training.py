@@ -8,7 +8,8 @@ from pathlib import Path
 
 from nslib.cli.options import Setting, absolute_weights, check_out, overrides, settings_of, show
 
-_EVALUATED = ("suite.", "data.", "surrogate", "pretrain.", "models", "weights", "seed", "device")  # settings
+# Settings that evaluation reads
+_EVALUATED = ("suite.", "data.", "surrogate", "pretrain.", "models", "weights", "img_size", "seed", "device")
 
 
 def pretrain(
@@ -46,6 +47,7 @@ def evaluate(
     profile: str = "",
     against: str = "",
     protocol: str = "pixels",
+    img_size: int = 0,
     dry_run: bool = False,
     device: str = "auto",
     out: str = "",
@@ -62,6 +64,7 @@ def evaluate(
         profile: whose numbers of images to take; default: laptop, or imagenet with --imagenet.
         against: weights of another model of this architecture, for differences on the same images.
         protocol: pixels, or authors: FGSM and PGD on normalised images, as the paper's code does.
+        img_size: side of the model's images in pixels; default: that of the weights.
         dry_run: only list columns, images, forward passes and minutes.
         device: auto, cpu, cuda or mps.
         out: write the table to this CSV file, its record beside it as .evaluation.json.
@@ -78,7 +81,8 @@ def evaluate(
 
     path = check_out(out, ".csv", beside=OF_COMMAND) if out else None
     settings = settings_of(
-        profile, imagenet, device, set, reads=_EVALUATED, weights=weights, models=model, suite__protocol=protocol,
+        profile, imagenet, device, set, reads=_EVALUATED, weights=weights, models=model, img_size=img_size,
+        suite__protocol=protocol,
         suite__columns=[c.strip() for c in columns.split(",")] if columns else "",
     )  # fmt: skip
     if "damagenet" not in settings.suite.columns:
@@ -122,6 +126,7 @@ def finetune(
     profile: str = "",
     target: str = "",
     num_classes: int = 0,
+    img_size: int = 0,
     dry_run: bool = False,
     device: str = "auto",
     set: Setting = (),
@@ -142,6 +147,8 @@ def finetune(
         target: the safetensors file to write, its record and log beside it; default:
             runs/finetune/<profile>/<model>_<objective>.safetensors.
         num_classes: give the model an untrained head, unless its own is of so many classes; default: its own.
+        img_size: side of its images in pixels, for which its position embedding is resampled; default: that of the
+            weights.
         dry_run: only tell images, steps, forward passes, memory and hours, from a round of two steps and three updates.
         device: auto, cpu, cuda or mps.
         set: override a setting of the finetuning, such as --set rounds=20 noise.eps=0.01.
@@ -160,7 +167,9 @@ def finetune(
 
     alone = {"finetune__objective": objective, "finetuning__objectives": ("plain", "nullspace")}  # a profile's other
     # objectives, some of which would refuse what this one may be told, are none of this run's
-    settings = settings_of(profile, imagenet, device, set, within="finetune", weights=weights, models=model, **alone)
+    settings = settings_of(
+        profile, imagenet, device, set, within="finetune", weights=weights, models=model, img_size=img_size, **alone
+    )
     settings = barely_trained(settings) if dry_run else settings
     cfg = settings.finetune
     path = Path(target or runs_path("finetune") / settings.profile / f"{model}_{cfg.objective}.safetensors")

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from nslib.data.families import FAMILIES, expected
-from nslib.data.folders import ImageFiles, image_files, subfolders
+from nslib.data.files import ImageFiles
+from nslib.data.folders import image_files, subfolders
 from nslib.data.transforms import PUBLISHED, eval_transform
 from nslib.staged import StagedViT
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from nslib.config import DataConfig
 from nslib.data.corruptions import CORRUPTIONS, SEVERITIES
-from nslib.data.folders import ImageFiles, class_files, image_files, label_of, subfolders, wnids
+from nslib.data.files import ImageFiles
+from nslib.data.folders import class_files, image_files, label_of, subfolders, wnids
 from nslib.data.transforms import PUBLISHED, eval_transform
 from nslib.staged import StagedViT
 

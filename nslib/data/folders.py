@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import files as resource_files
 from pathlib import Path
-from typing import Any
 
-import torch
-from PIL import Image
-from torch import Tensor
-
-from nslib.data.shapes import Batch
+from nslib.data.files import ImageFiles
 from nslib.data.transforms import eval_transform
-from nslib.runtime import generator
 from nslib.staged import StagedViT
-from nslib.store import digest
 
 _SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
 _KNOWN = _SUFFIXES | {".txt", ".json", ".csv", ".xml", ".md"}  # texts beside images are no news
@@ -42,81 +34,6 @@ def wnids(subset: str = "imagenet-1k") -> tuple[str, ...]:
     if subset not in _SUBSETS:
         raise ValueError(f"subset must be one of {', '.join(_SUBSETS)}, got {subset!r}")
     return tuple((resource_files("timm.data") / "_info" / _SUBSETS[subset]).read_text(encoding="utf-8").split())
-
-
-class ImageFiles:
-    """Image files with their labels, read when asked for.
-
-    They come in an order drawn from `seed`, so that the first n are spread over the classes.
-
-    Args:
-        folder: what errors name, and file names are told from.
-        files: (path, label), in any order.
-        transform: PIL image -> uint8 (C, H, W).
-        layout: told when there are no files.
-    Raises:
-        FileNotFoundError: there are no files.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        files: Sequence[tuple[Path, int]],
-        transform: Callable[[Image.Image], Tensor],
-        *,
-        layout: str,
-        seed: int = 0,
-    ):
-        if not files:
-            raise FileNotFoundError(f"no images in {folder}: expected {layout}")
-        self.folder, self.transform = folder, transform
-        self.files = [files[i] for i in torch.randperm(len(files), generator=generator(seed))]
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def load(self, indices: Sequence[int]) -> Batch:
-        """Images (B, C, H, W) in [0, 1] and labels (B,).
-
-        Raises:
-            OSError: some images cannot be read; counts and names them, none is skipped in silence.
-        """
-        chosen = [self.files[i] for i in indices]
-        with ThreadPoolExecutor() as pool:
-            levels = list(pool.map(lambda item: self._read(item[0]), chosen))
-        broken = [str(item[0]) for item, image in zip(chosen, levels, strict=True) if image is None]
-        if broken:
-            raise OSError(f"{len(broken)} of {len(chosen)} images are unreadable or truncated: {', '.join(broken[:5])}"
-                          f"{' ...' if len(broken) > 5 else ''}: fetch them again or move them away, convert those of "
-                          "more than 8 bits a channel; a run that was begun has to begin anew then")  # fmt: skip
-        images = torch.stack(levels).float().div_(255)
-        return Batch(images, torch.tensor([label for _, label in chosen]))
-
-    def identity(self) -> dict[str, Any]:
-        """Plain values on which `load` depends: labels, names and sizes of the files in order, their times, transform.
-
-        Contents are not read, so `times` tell apart what was changed without a change of size. A copy has others: what
-        took hours is known without them (`nslib.store.timeless`).
-        """
-        stats = [path.stat() for path, _ in self.files]
-        told = [
-            (path.relative_to(self.folder).as_posix(), label, stat.st_size)
-            for (path, label), stat in zip(self.files, stats, strict=True)
-        ]
-        return {
-            "images": len(told),
-            "files": digest(told),
-            "times": digest([stat.st_mtime_ns for stat in stats]),
-            "transform": " ".join(repr(self.transform).split()),
-        }
-
-    def _read(self, path: Path) -> Tensor | None:
-        try:
-            with Image.open(path) as image:
-                deep = image.mode[0] in "IF"  # 16 bits and more, which `convert` would cut off at 255
-                return None if deep else self.transform(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-            return None
 
 
 class FolderImages(ImageFiles):

@@ -12,7 +12,8 @@ from torch import Tensor
 from nslib.config import DataConfig
 from nslib.data.cue_conflict import CueConflict
 from nslib.data.families import FAMILIES, check_same_images, family_folder, family_labels, open_family
-from nslib.data.folders import FolderImages, ImageFiles, of_imagenet, own_labels
+from nslib.data.files import ImageFiles
+from nslib.data.folders import FolderImages, of_imagenet, own_labels
 from nslib.data.geometry import CLASSES
 from nslib.data.shapes import SPLITS, VERSION, Batch, render
 from nslib.description import code_of, short

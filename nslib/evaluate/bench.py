@@ -59,8 +59,14 @@ class Bench:
         """The same data and settings for another model of the same images and classes.
 
         Raises:
-            ValueError: it has other classes or another number of them, so that the labels are not its own.
+            ValueError: it has other classes or another number of them, so that the labels are not its own; or takes
+                images of another size.
         """
+        if model.image_shape != self.model.image_shape:
+            raise ValueError(
+                f"the other, {model.name}, takes images {model.image_shape} and {self.model.name} "
+                f"{self.model.image_shape}: name the size for both (--img-size)"
+            )
         if model.num_classes != self.model.num_classes:
             raise ValueError(
                 f"the other, {model.name}, answers with {model.num_classes} classes and {self.model.name} with "

@@ -25,11 +25,11 @@ from nslib.finetune.state import Place, Round, StateFile, identity_of
 from nslib.finetune.stream import Stream
 from nslib.finetune.updates import Trainer
 from nslib.makers import only_maker
-from nslib.models import check_target
 from nslib.nullspace.encoder import NoiseDiverged, Trace
 from nslib.processes import ALONE, Share
 from nslib.staged import StagedViT, check_staged
 from nslib.store import model_digest, timeless
+from nslib.weights import check_target
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,8 @@ def finetune_model(
         ValueError: settings, data, target or number of processes do not fit; what lies at the target, or a saved
             state, is of other settings or cannot be read.
         FinetuneDiverged: a loss was not finite; names round and step, and holds the weights from before the round.
-        OSError: the disk is full; the state saved before is kept.
+        OSError: the disk is full; the state saved before is kept. Or, before anything is computed, images that the run
+            will need cannot be read.
     Warns:
         UserWarning: cfg.noise.steps did not bring a noise inside eps. The round goes on with it.
     Source: arXiv:2403.10476, Eqs. (6)-(8), Algorithm 1.
@@ -133,6 +134,8 @@ def finetune_model(
             return Finetuned(*done, found=True)
 
         stream = Stream(source, model, cfg, share)
+        if share.rank == 0 and not saved.begun:
+            stream.check_files()
         trainer = Trainer(own, objective, cfg, share)
         place = saved.restore(trainer)
         log = Log(target, place, writes=saved.writes)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nslib.config import FinetuneConfig
 from nslib.data.shapes import Batch
-from nslib.data.source import Source, check_classes, checked
+from nslib.data.source import FolderSource, Source, check_classes, checked
 from nslib.finetune.draws import draws
 from nslib.processes import Share
 from nslib.staged import StagedViT
@@ -46,6 +46,21 @@ class Stream:
             )
         self.length = None if total is None else total - self.first
         self._pass, self._order = -1, torch.empty(0, dtype=torch.int64)
+
+    def check_files(self) -> None:
+        """Make sure that all images of the run can be read, those of a folder: it would break off at one that cannot,
+        and with another in its place could not go on.
+
+        Raises:
+            OSError: as `ImageFiles.check`.
+        """
+        if not isinstance(self.source, FolderSource):
+            return
+        places = self.cfg.rounds * self.cfg.steps * self.cfg.batch
+        seen = range(self.first, self.first + self.length)
+        if places < self.length:
+            seen = [self._row(place) for place in range(places)]
+        self.source.open("train").check([*range(self.first), *seen])
 
     @property
     def for_noise(self) -> Tensor:

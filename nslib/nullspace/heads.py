@@ -88,9 +88,9 @@ def split_symmetric(matrix: Tensor, size: int) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: the matrix is not symmetric, or of higher rank.
     """
-    asymmetry = (matrix - matrix.T).abs().max()
-    if asymmetry > _TOL * matrix.abs().max():
-        raise ValueError(f"matrix must be symmetric, got one that differs from its transpose by {asymmetry:.2g}")
+    largest = (matrix - matrix.T).abs().max()
+    if largest > _TOL * matrix.abs().max():
+        raise ValueError(f"matrix must be symmetric, got one that differs from its transpose by {largest:.2g}")
     values, vectors = torch.linalg.eigh(matrix)
     order = values.abs().argsort(descending=True)
     rank = int((values.abs() > _TOL * values.abs().max()).sum())
@@ -99,6 +99,12 @@ def split_symmetric(matrix: Tensor, size: int) -> tuple[Tensor, Tensor]:
     values, vectors = values[order[:size]], vectors[:, order[:size]]
     root = values.abs().sqrt()
     return vectors * root, vectors * (root * values.sign())
+
+
+def asymmetry(matrix: Tensor) -> float:
+    """||A - A^T|| / ||A + A^T||: 0 for a symmetric matrix, near 1 for a product of independent ones, large for an
+    antisymmetric matrix."""
+    return ((matrix - matrix.T).norm() / (matrix + matrix.T).norm()).item()
 
 
 def head_size(width: int, num_heads: int) -> int:

@@ -1,16 +1,18 @@
-"""Training checkpoints in the forms in which they are published, made here, read back."""
+"""Files of weights: training checkpoints in the forms in which they are published, made here, read back."""
 
 import argparse
 from collections import OrderedDict
 
 import pytest
+import timm
 import torch
-from conftest import TINY, make_vit, random_images
+from conftest import SMALL, TINY, make_vit, random_images
 from safetensors.torch import save_file
 
-from nslib.finetune.checkpoints import load_checkpoint, read_checkpoint
-from nslib.models import load_model
+from nslib.models import load_model, put_weights
 from nslib.nullspace.patch import PatchNullspace
+from nslib.store import model_digest
+from nslib.weights import read_weights, save_weights
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -45,7 +47,7 @@ def test_easyrobust_form(model, tmp_path):
     path = save(tmp_path / "model_best.pth.tar", content)
     images = random_images(model, 3)
     for averaged, source in ((True, model), (False, other)):
-        found = load_checkpoint(path, "shapes_vit", averaged=averaged, **TINY)
+        found = load_model("shapes_vit", path, averaged=averaged, **TINY)
         assert torch.allclose(found.mean.flatten(), torch.tensor(MEAN))
         assert torch.allclose(found.std.flatten(), torch.tensor(STD))
         normalised = (images - torch.tensor(MEAN).reshape(1, 3, 1, 1)) / torch.tensor(STD).reshape(1, 3, 1, 1)
@@ -55,16 +57,15 @@ def test_easyrobust_form(model, tmp_path):
 
 @pytest.mark.parametrize("shape", [(3,), (3, 1, 1), (1, 3, 1, 1)])
 def test_normalisation_in_any_shape(model, tmp_path, shape):
-    found = read_checkpoint(save(tmp_path / "c.pth", {"state_dict": with_normalisation(model, shape=shape)}))
-    assert found.mean == pytest.approx(MEAN)
-    assert found.std == pytest.approx(STD)
+    found = read_weights(save(tmp_path / "c.pth", {"state_dict": with_normalisation(model, shape=shape)}))
+    assert found.normalisation == {"mean": pytest.approx(MEAN), "std": pytest.approx(STD)}
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "module.module.", "1.", "module.1.", "1.module."])
 @pytest.mark.parametrize("key", [None, "state_dict", "state_dict_ema", "model"])
 def test_prefixes_and_places(model, tmp_path, prefix, key):
     state = renamed(model.vit.state_dict(), prefix)
-    found = load_checkpoint(save(tmp_path / "c.pth", {key: state} if key else state), "shapes_vit", **TINY)
+    found = load_model("shapes_vit", save(tmp_path / "c.pth", {key: state} if key else state), **TINY)
     assert all(torch.equal(w, model.vit.state_dict()[n]) for n, w in found.vit.state_dict().items())
     assert found.mean.flatten().tolist() == [0.5] * 3  # the tag's own, as the file has none
 
@@ -73,14 +74,14 @@ def test_prefixes_and_places(model, tmp_path, prefix, key):
 @pytest.mark.parametrize("key", ["model_ema", "state_dict"])
 def test_prefixes_of_other_tools(model, tmp_path, prefix, key):
     state = renamed(model.vit.state_dict(), prefix)
-    found = load_checkpoint(save(tmp_path / "c.pth", {key: state, "epoch": 3}), "shapes_vit", **TINY)
+    found = load_model("shapes_vit", save(tmp_path / "c.pth", {key: state, "epoch": 3}), **TINY)
     assert all(torch.equal(w, model.vit.state_dict()[n]) for n, w in found.vit.state_dict().items())
 
 
 def test_a_named_normalisation_beside_a_named_model(model, tmp_path):
     layer = {"normalize.mean": torch.tensor(MEAN), "normalize.std": torch.tensor(STD)}
     path = save(tmp_path / "c.pth", layer | renamed(model.vit.state_dict(), "model."))
-    found = load_checkpoint(path, "shapes_vit", **TINY)
+    found = load_model("shapes_vit", path, **TINY)
     assert found.mean.flatten().tolist() == pytest.approx(MEAN)
     assert all(torch.equal(w, model.vit.state_dict()[n]) for n, w in found.vit.state_dict().items())
 
@@ -88,12 +89,12 @@ def test_a_named_normalisation_beside_a_named_model(model, tmp_path):
 def test_an_adapter_is_to_be_merged_first(model, tmp_path):
     state = model.vit.state_dict() | {"blocks.0.attn.qkv.lora_A.default.weight": torch.ones(2, 24)}
     with pytest.raises(ValueError, match="holds an adapter beside the weights: merge it into them first"):
-        read_checkpoint(save(tmp_path / "c.pth", state))
+        read_weights(save(tmp_path / "c.pth", state))
 
 
 def test_average_that_was_not_kept(model, tmp_path):
     path = save(tmp_path / "c.pth", {"state_dict": model.vit.state_dict(), "state_dict_ema": None})
-    assert load_checkpoint(path, "shapes_vit", **TINY)(random_images(model, 1)).shape == (1, 10)
+    assert load_model("shapes_vit", path, **TINY)(random_images(model, 1)).shape == (1, 10)
 
 
 @pytest.mark.parametrize("change", [dict(depth=3), dict(embed_dim=48), dict(num_classes=7)])
@@ -102,17 +103,17 @@ def test_another_architecture_is_refused(model, tmp_path, change):
     with pytest.raises(
         ValueError, match=r"c\.pth\.tar does not fit shapes_vit: tensors .*; (name the model|load it without num)"
     ):
-        load_checkpoint(path, "shapes_vit", **TINY | change)
+        load_model("shapes_vit", path, **TINY | change)
 
 
 def test_head_has_the_classes_of_the_file_unless_others_are_asked_for(model, tmp_path):
     seven = make_vit("shapes_vit", **TINY, num_classes=7, spread=0.1)
     path = save(tmp_path / "c.pth", {"state_dict": with_normalisation(seven)})
-    found = load_checkpoint(path, "shapes_vit", **TINY)
+    found = load_model("shapes_vit", path, **TINY)
     assert found.num_classes == 7
     assert torch.equal(found.vit.head.weight, seven.vit.head.weight)
     with pytest.raises(ValueError, match=r"2 of another shape \(head\.bias \(7,\), expected \(10,\)\)"):
-        load_checkpoint(path, "shapes_vit", num_classes=10, **TINY)
+        load_model("shapes_vit", path, num_classes=10, **TINY)
 
 
 @pytest.mark.parametrize("wrapped", [False, True], ids=["bare", "behind a normalisation"])
@@ -125,10 +126,21 @@ def test_rank_is_that_of_the_same_weights_as_safetensors(model, tmp_path, dtype,
     save_file(short, tmp_path / "c.safetensors")
     state = with_normalisation(load_model("shapes_vit", tmp_path / "c.safetensors", **TINY)) if wrapped else short
     path = save(tmp_path / "c.pth", {k: v.to(dtype) for k, v in state.items()})
-    found = load_checkpoint(path, "shapes_vit", **TINY)
+    found = load_model("shapes_vit", path, **TINY)
     assert found.stored_dtype == dtype
     nulls = [PatchNullspace(m) for m in (found, load_model("shapes_vit", tmp_path / "c.safetensors", **TINY))]
     assert [null.rank for null in nulls] == [12, 12]
+
+
+@pytest.mark.parametrize("name", ["c", "c.bak", "epoch_3"])
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "as torch saved before 1.6"])
+def test_a_checkpoint_of_another_suffix_is_known_by_its_first_bytes(model, tmp_path, name, zipped):
+    torch.save({"state_dict": model.vit.state_dict()}, tmp_path / name, _use_new_zipfile_serialization=zipped)
+    found = load_model("shapes_vit", tmp_path / name, **TINY)
+    assert torch.equal(found.vit.head.weight, model.vit.head.weight)
+    save_weights(model, tmp_path / "w.safetensors")
+    (tmp_path / name).write_bytes((tmp_path / "w.safetensors").read_bytes())
+    assert torch.equal(load_model("shapes_vit", tmp_path / name, **TINY).vit.head.weight, model.vit.head.weight)
 
 
 class Surprise:
@@ -141,7 +153,7 @@ class Surprise:
 def test_code_in_a_checkpoint_is_not_run(model, tmp_path, capsys):
     path = save(tmp_path / "c.pth.tar", {"state_dict": model.vit.state_dict(), "extra": Surprise()})
     with pytest.raises(ValueError, match=r"c\.pth\.tar is damaged or holds more than tensors .* could run code"):
-        load_checkpoint(path, "shapes_vit", **TINY)
+        load_model("shapes_vit", path, **TINY)
     assert capsys.readouterr().out == ""
 
 
@@ -152,7 +164,7 @@ def test_damaged_checkpoint(model, tmp_path, zipped, kept):
     torch.save({"state_dict": model.vit.state_dict()}, path, _use_new_zipfile_serialization=zipped)
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(ValueError, match=r"c\.pth\.tar is damaged"):
-        read_checkpoint(path)
+        read_weights(path)
 
 
 @pytest.mark.parametrize("content", [{"epoch": 3}, {"state_dict": {}}, [1, 2], torch.ones(2)])
@@ -160,9 +172,73 @@ def test_checkpoint_without_weights(tmp_path, content):
     with pytest.raises(
         ValueError, match=r"c\.pth holds no weights: expected a state dict, or one under state_dict_ema"
     ):
-        read_checkpoint(save(tmp_path / "c.pth", content))
+        read_weights(save(tmp_path / "c.pth", content))
 
 
 def test_missing_checkpoint(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*c\.pth"):
-        read_checkpoint(tmp_path / "c.pth")
+    with pytest.raises(FileNotFoundError, match=r"no weights at .*c\.pth: pass a safetensors file, .*checkpoint"):
+        load_model("shapes_vit", tmp_path / "c.pth")
+
+
+# The size of images
+
+CONFIGURATIONS = {
+    "a class token": {"name": "vit_small_patch8_224"},
+    "two prefix tokens": {"name": "deit_tiny_distilled_patch16_224", "img_size": 64},
+    "no class token": {"name": "vit_base_patch16_gap_224", "img_size": 64},
+    "positions of patches alone": {"name": "vit_small_patch14_reg4_dinov2", "img_size": 56},
+}
+
+
+@pytest.mark.parametrize("kind", CONFIGURATIONS)
+def test_a_file_brings_its_size(tmp_path, kind):
+    """Also where it tells mean and std, and behind the name of a model for another size."""
+    small = make_vit(**CONFIGURATIONS[kind], spread=0.1)
+    side = 2 * small.image_shape[1]
+    large = make_vit(**CONFIGURATIONS[kind] | {"img_size": side}, spread=0.1)
+    save_weights(large, tmp_path / "w.safetensors")
+    found = put_weights(small, read_weights(tmp_path / "w.safetensors"), "w")
+    assert found.image_shape == (3, side, side)
+    images = random_images(large, 2)
+    assert torch.equal(found(images), large(images))
+    assert model_digest(found) == model_digest(large)
+
+
+@pytest.mark.parametrize("kind", CONFIGURATIONS)
+def test_weights_for_a_size_that_is_asked_for_are_those_that_timm_makes(tmp_path, kind):
+    given = SMALL | CONFIGURATIONS[kind]
+    trained = make_vit(**given, spread=0.1)
+    save_weights(trained, tmp_path / "w.safetensors")
+    name, side = given.pop("name"), given.pop("img_size")
+    found = load_model(name, tmp_path / "w.safetensors", img_size=3 * side, **given)
+    there = {"file": str(tmp_path / "w.safetensors")}
+    expected = timm.create_model(name, **given, img_size=3 * side, pretrained=True, pretrained_cfg_overlay=there)
+    assert found.image_shape == (3, 3 * side, 3 * side)
+    assert found.vit.pos_embed.shape != trained.vit.pos_embed.shape
+    assert torch.equal(found.vit.pos_embed, expected.pos_embed)
+    assert torch.equal(found.vit.head.weight, trained.vit.head.weight)
+
+
+@pytest.mark.parametrize("size", [(32, 48), (30, 30)], ids=["no square", "no whole patches"])
+def test_a_size_that_no_tensor_tells_is_kept(tmp_path, size):
+    model = make_vit("vit_small_patch8_224", img_size=size, spread=0.1)
+    save_weights(model, tmp_path / "w.safetensors")
+    images = random_images(model, 2)
+    architecture = {k: v for k, v in SMALL.items() if k != "img_size"}
+    found = load_model("vit_small_patch8_224", tmp_path / "w.safetensors", **architecture)
+    assert found.image_shape == model.image_shape
+    assert torch.equal(found(images), model(images))
+    larger = load_model("vit_small_patch8_224", tmp_path / "w.safetensors", img_size=(64, 96), **architecture)
+    assert larger.image_shape == (3, 64, 96)
+
+
+def test_positions_of_no_square_are_refused_where_the_file_does_not_tell_its_size(tmp_path):
+    save_file(make_vit(img_size=(32, 64)).vit.state_dict(), tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match=r"of another shape \(pos_embed \(1, 9, 48\), .*in Python with its img_size"):
+        put_weights(make_vit(), read_weights(tmp_path / "w.safetensors"), "w")
+
+
+def test_another_patch_size_is_no_other_image_size(tmp_path):
+    save_weights(make_vit("vit_small_patch8_224"), tmp_path / "w.safetensors")
+    with pytest.raises(ValueError, match=r"does not fit .* of another shape \(patch_embed\.proj\.weight"):
+        put_weights(make_vit(), read_weights(tmp_path / "w.safetensors"), "w")
