@@ -27,6 +27,7 @@ _HOME = {
     "render": "nslib.data.shapes",
     "DataConfig": "nslib.config",
     "open_source": "nslib.data.source",
+    "DatasetSource": "nslib.data.datasets",
     "SuiteConfig": "nslib.config",
     "evaluate_model": "nslib.evaluate.suite",
     "Evaluation": "nslib.evaluate.suite",
