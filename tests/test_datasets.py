@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import tiny_vit
+from conftest import TINY, tiny_vit
 from PIL import Image
 from torch.utils.data import Dataset, Subset, TensorDataset
 
@@ -11,6 +11,7 @@ from nslib.data.datasets import DatasetSource
 from nslib.data.source import checked
 from nslib.evaluate.suite import evaluate_model
 from nslib.finetune.rounds import finetune_model
+from nslib.models import load_model
 from nslib.runtime import generator
 from nslib.store import digest
 
@@ -88,7 +89,7 @@ def test_identity_follows_number_content_labels_and_order():
         ({"train": tensors(0)}, {}, "split train holds no image"),
         ({"train": TensorDataset(torch.rand(3, 3, 24, 24))}, {}, "not enough values"),
         ({"val": [("a.png", 0)]}, {}, r"must be a PIL image or a tensor \(C, H, W\), got a str: torch.as_tensor"),
-        ({"val": tensors()}, {"names": ["a", "b"]}, "shapes_vit has 10 classes, got names of 2"),
+        ({"val": tensors()}, {"names": ["a", "b"]}, "names must be 10, one for each class of shapes_vit, got"),
     ],
 )
 def test_data_sets_that_are_none(splits, given, message):
@@ -125,6 +126,7 @@ def test_finetuned_and_measured(tmp_path):
     target = tmp_path / "w.safetensors"
     tuned = finetune_model(model, source, CFG, target=target)
     assert finetune_model(model, source, CFG, target=target).found
+    assert load_model("shapes_vit", target, **TINY).classes == tuple(source.names())
     fewer = DatasetSource(model, {"train": Subset(tensors(), range(30))})
     with pytest.raises(ValueError, match=r"was made with other settings: data\.images was 40, is 30"):
         finetune_model(model, fewer, CFG, target=target)

@@ -535,6 +535,14 @@ def test_surrogates_that_do_not_fit(vit, source, surrogate):
         Bench(grey, source, SUITE, surrogate.eval())
 
 
+def test_more_patches_than_there_are_are_refused_before_any_column(vit, source):
+    """Where they are asked for: another suite may say what it likes of a column that it has not."""
+    suite = replace(SUITE, columns=("clean", "patchfool"), patchfool_patches=5)
+    with pytest.raises(ValueError, match="patchfool_patches must be at most 4, all patches of vit_tiny_patch"):
+        Bench(vit, source, suite)
+    Bench(vit, source, replace(suite, columns=("clean",)))
+
+
 def test_a_column_that_was_not_measured_has_no_figure(vit, source):
     found = evaluate_model(vit, source, replace(SUITE, columns=("clean", "damagenet")), progress=False)
     with pytest.raises(ValueError, match=r"no figure for fgsm: fgsm is not among suite\.columns"):

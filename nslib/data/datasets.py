@@ -36,7 +36,7 @@ class DatasetSource:
 
     Args:
         splits: by name: `train` for finetuning, `val` for evaluation, where wanted v2, a, r, sketch and stylized.
-        names: of the classes, in the order of their labels; default: their numbers.
+        names: of the classes, in the order of their labels, which a finetuned head keeps; default: their numbers.
     Raises:
         ValueError: a split is empty, gives another image each time that it is asked, or gives no image; names are not
             as many as the model's classes.
@@ -44,12 +44,13 @@ class DatasetSource:
 
     def __init__(self, model: StagedViT, splits: Mapping[str, Indexed], *, names: Sequence[str] = (), seed: int = 0):
         self.splits, self.seed = dict(splits), seed
-        self._names = list(names or map(str, range(model.num_classes)))
+        self.labels = {name: label for label, name in enumerate(names)}
         self._transform = eval_transform(model)
         self._orders: dict[str, Tensor] = {}
         self._identities: dict[str, dict[str, Any]] = {}
-        if len(self._names) != model.num_classes:
-            raise ValueError(f"{model.name} has {model.num_classes} classes, got names of {len(self._names)}")
+        self._numbers = range(model.num_classes)
+        if names and len(self.labels) != model.num_classes:
+            raise ValueError(f"names must be {model.num_classes}, one for each class of {model.name}, got {names}")
         for name, items in self.splits.items():
             if not len(items):
                 raise ValueError(f"split {name} holds no image")
@@ -96,7 +97,7 @@ class DatasetSource:
 
     def names(self) -> list[str]:
         """As `Source.names`."""
-        return self._names
+        return list(self.labels or map(str, self._numbers))
 
     def identity(self, split: str) -> dict[str, Any]:
         """As `Source.identity`, by the number of images and the contents of some, evenly spread."""

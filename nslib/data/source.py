@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nslib.config import DataConfig
 from nslib.data.cue_conflict import CueConflict
+from nslib.data.datasets import DatasetSource
 from nslib.data.families import FAMILIES, check_same_images, family_folder, family_labels, open_family
 from nslib.data.files import ImageFiles
 from nslib.data.folders import FolderImages, of_imagenet, own_labels
@@ -271,8 +272,9 @@ class FolderSource:
 
 
 def own_classes(source: Source) -> tuple[str, ...]:
-    """Names of the classes of a folder of one's own, in the order of their labels; none of any other data set."""
-    return tuple(source.labels or ()) if isinstance(source, FolderSource) else ()
+    """Names of the classes of a folder or a torch data set of one's own, in the order of their labels, if it has any;
+    none of any other data set."""
+    return tuple(source.labels or ()) if isinstance(source, FolderSource | DatasetSource) else ()
 
 
 def _heir(source: Source, known: type) -> dict[str, str]:

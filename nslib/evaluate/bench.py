@@ -36,7 +36,8 @@ class Bench:
         surrogate: the network on which transferred images are made, in evaluation mode; None: they are not made.
     Raises:
         ValueError: model or surrogate in training mode, weights in 16 bits, a model with more classes than the data
-            set, or a surrogate that does not fit the model's images or classes, or attacks by less than a level.
+            set, a surrogate that does not fit the model's images or classes, attacks by less than a level, or more
+            patches for Patch-Fool than there are.
     """
 
     def __init__(self, model: StagedViT, source: Source, suite: SuiteConfig, surrogate: nn.Module | None = None):
@@ -50,6 +51,10 @@ class Bench:
             if 0 < suite.transfer_eps < 1 / 255:
                 eps = f"{suite.transfer_eps:g}"
                 raise ValueError(f"transfer_eps must be 0, or >= 1/255, the step in which images are kept, got {eps}")
+        patches = model.token_shape[0]
+        if "patchfool" in suite.columns and suite.patchfool_patches > patches:
+            raise ValueError(f"patchfool_patches must be at most {patches}, all patches of {model.name}, got "
+                             f"{suite.patchfool_patches}")  # fmt: skip
         self.model, self.source, self.suite, self.surrogate = model, source, suite, surrogate
         self._target = Target(model)
         self._published: dict[str, bool] = {}
