@@ -74,9 +74,10 @@ def open_stranger(settings: Settings, seed: int) -> StagedViT:
     study, own, device = settings.fingerprint, settings.pretrain, pick_device(settings.device)
     shipped = data_path("checkpoints", f"{settings.models[0]}_seed{own.seed + seed}.safetensors")
     if settings.weights == "shipped" and shipped.is_file():
-        stranger = load_model(settings.models[0], shipped, device=device)
+        stranger = load_model(settings.models[0], shipped, img_size=settings.img_size or None, device=device)
     else:
-        cfg = replace(own, model=settings.models[0], steps=study.steps, batch=study.batch, seed=own.seed + seed,
+        cfg = replace(own, model=settings.models[0], size=settings.img_size or own.size, steps=study.steps,
+                      batch=study.batch, seed=own.seed + seed,
                       report_images=min(own.report_images, _STRANGER_IMAGES))  # fmt: skip
         stranger = _from_scratch(cfg, device)
     stranger.name = shipped.stem

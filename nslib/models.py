@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from nslib.runtime import data_path, first_line
 from nslib.staged import EXPECTED, StagedViT
-from nslib.weights import Weights, read_weights, square_of
+from nslib.weights import Weights, read_weights
 
 SHAPES_VIT = "shapes_vit"  # the model that ships with the package
 _SHAPES_VIT_ARCHITECTURE = dict(img_size=48, patch_size=12, embed_dim=128, depth=6, num_heads=4, num_classes=10)
@@ -100,10 +101,10 @@ def load_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _from_hub(name, kwargs) if str(weights) == "pretrained" else build_model(name, **kwargs)
-    if str(weights) not in ("pretrained", "random"):
-        path = weights_path(name, weights)
-        found = read_weights(path, averaged=averaged)
-        model = put_weights(model, found, path, any_head=num_classes is None, any_size=img_size is None)
+        if str(weights) not in ("pretrained", "random"):
+            path = weights_path(name, weights)
+            found = read_weights(path, averaged=averaged)
+            model = put_weights(model, found, path, any_head=num_classes is None, any_size=img_size is None)
     return model.to(device).eval()
 
 
@@ -194,19 +195,26 @@ def put_weights(
 def _sized(model: StagedViT, found: Weights, any_size: bool) -> dict[str, Tensor]:
     """The tensors of a file for images of the model's size, which before becomes that of the file if it may."""
     vit, position = model.vit, found.tensors.get("pos_embed")
-    if position is None or vit.pos_embed is None or position.shape[2:] != vit.pos_embed.shape[2:]:
-        return found.tensors
     prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
-    here = () if position.shape == vit.pos_embed.shape else square_of(model, position.shape[1] - prefix)
-    size = found.img_size or here
+    comparable = position is not None and vit.pos_embed is not None and position.shape[2:] == vit.pos_embed.shape[2:]
+    another_grid = comparable and position.shape[1] != vit.pos_embed.shape[1]
+    size = found.img_size or (another_grid and _square_of(model, position.shape[1] - prefix))
     if not size or size == model.image_shape[1:]:
         return found.tensors
     if any_size:
         model.give_size(size)
-        return found.tensors
-    grid = [side // patch for side, patch in zip(size, vit.patch_embed.patch_size, strict=True)]
-    fitting = resample_abs_pos_embed(position, vit.patch_embed.grid_size, grid, num_prefix_tokens=prefix)
-    return found.tensors | {"pos_embed": fitting}
+    elif comparable:
+        grid = [side // patch for side, patch in zip(size, vit.patch_embed.patch_size, strict=True)]
+        fitting = resample_abs_pos_embed(position, vit.patch_embed.grid_size, grid, num_prefix_tokens=prefix)
+        return found.tensors | {"pos_embed": fitting}
+    return found.tensors
+
+
+def _square_of(model: StagedViT, tokens: int) -> tuple[int, int] | None:
+    """(H, W) of the square of whole patches of a model that makes so many tokens; None where none does."""
+    rows = math.isqrt(max(tokens, 0))
+    height, width = model.vit.patch_embed.patch_size
+    return (rows * height, rows * width) if rows**2 == tokens > 0 else None
 
 
 def reset_head(model: StagedViT, num_classes: int, *, seed: int = 0) -> None:

@@ -140,16 +140,22 @@ class StagedViT(nn.Module):
         return self.logits_from_tokens(self.embed(images))
 
     def give_head(self, num_classes: int) -> None:
-        """Put an untrained head of so many classes in the place of its own, which is no change that a key has to tell:
-        the tensors do."""
-        self.vit.reset_classifier(num_classes)
-        self.built, self.classes = _built(self.vit), ()
+        """Put an untrained head of so many classes in the place of its own."""
+        with self._as_built():
+            self.vit.reset_classifier(num_classes)
+        self.classes = ()
 
     def give_size(self, size: tuple[int, int]) -> None:
-        """Make it take images of another (H, W) in pixels, its position embedding resampled; no change for a key
-        either."""
-        self.vit.set_input_size(img_size=size)
-        self.built = _built(self.vit)
+        """Make it take images of another (H, W) in pixels, its position embedding resampled."""
+        with self._as_built():
+            self.vit.set_input_size(img_size=size)
+
+    @contextmanager
+    def _as_built(self) -> Iterator[None]:
+        """What is done inside the block is no change that a key has to tell, the tensors do; what was before is one."""
+        before = self.built == _built(self.vit)
+        yield
+        self.built = _built(self.vit) if before else self.built
 
     def built_as(self, model: StagedViT) -> Self:
         """Take over how another model was built and read, of whose ViT this one is made; returns itself."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,17 +23,16 @@ _PICKLES = {".pt", ".pth", ".bin", ".tar", ".pkl", ".ckpt"}
 _MAGIC = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")  # with which files of torch.save begin, the latter before 1.6
 _LAYER = re.compile(r"^(?:0|normalize)\.(mean|std)$")  # that normalises images in [0, 1]
 _WRAPPERS = ("module.", "_orig_mod.")  # of torch's parallel models, and of compiled ones
-# In the metadata of a safetensors file, as JSON
-_NORMALISATION, _CLASSES, _SIZE = "normalisation", "classes", "img_size"
+_TOLD = "nslib"  # in the metadata of a safetensors file, JSON; safetensors would put several entries in any order
 
 
 class Weights(NamedTuple):
     """What a file holds: tensors by timm's names, and what else it tells, empty where it does not."""
 
     tensors: dict[str, Tensor]
-    normalisation: dict[str, tuple[float, ...]]  # mean and std of each channel
+    normalisation: dict[str, Sequence[float]]  # mean and std of each channel
     classes: tuple[str, ...] = ()  # names of a head's own classes
-    img_size: tuple[int, ...] = ()  # (H, W) of its images, where the position embedding does not tell it
+    img_size: tuple[int, ...] = ()  # (H, W) of its images
 
 
 def read_weights(path: Path, *, averaged: bool = True) -> Weights:
@@ -41,7 +40,8 @@ def read_weights(path: Path, *, averaged: bool = True) -> Weights:
 
     Of a training checkpoint are understood: a bare state dict, or one under `state_dict_ema`, `model_ema`,
     `state_dict` or `model`; names with the prefixes of torch's wrappers, or with one that all have, such as
-    `backbone.`; and a layer `0` or `normalize` with the mean and std that normalise images in [0, 1].
+    `backbone.`; and, before or behind these, a layer `0` or `normalize` with the mean and std that normalise images in
+    [0, 1].
 
     Args:
         path: a safetensors file, or what `torch.save` wrote.
@@ -72,8 +72,9 @@ def _from_safetensors(path: Path) -> Weights:
         raise ValueError(
             f"{path} ({size} bytes) is truncated or no safetensors file ({error}): fetch it again"
         ) from error
-    told = {key: json.loads(metadata.get(key, "[]")) for key in (_CLASSES, _SIZE)}
-    return Weights(tensors, json.loads(metadata.get(_NORMALISATION, "{}")), *map(tuple, told.values()))
+    told = json.loads(metadata.get(_TOLD, "{}"))
+    normalisation = {key: told[key] for key in ("mean", "std") if key in told}
+    return Weights(tensors, normalisation, tuple(told.get("classes", ())), tuple(told.get("img_size", ())))
 
 
 def _from_checkpoint(path: Path, averaged: bool) -> Weights:
@@ -91,16 +92,22 @@ def _from_checkpoint(path: Path, averaged: bool) -> Weights:
         if isinstance(content, dict)
         else {}
     )
-    state = {_without_wrappers(k): v for k, v in state.items() if isinstance(v, Tensor)}
+    state = {_without_wrappers(k): v for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not state:
         raise ValueError(f"{path} holds no weights: expected a state dict, or one under {', '.join(names)}")
     if any("lora_" in k or ".base_layer." in k for k in state):
         raise ValueError(f"{path} holds an adapter beside the weights: merge it into them first (merge_and_unload)")
-    layer = {m[1]: tuple(v.flatten().tolist()) for k, v in state.items() if (m := _LAYER.match(k))}
-    state = {k: v for k, v in state.items() if not _LAYER.match(k)}
+    state, normalisation = _without_layer(state)
     while len(first := {k.partition(".")[0] for k in state}) == 1 and all("." in k for k in state):
-        state = {_without_wrappers(k.removeprefix(f"{min(first)}.")): v for k, v in state.items()}
-    return Weights(state, layer if len(layer) == 2 else {})
+        state, found = _without_layer({_without_wrappers(k.removeprefix(f"{min(first)}.")): state[k] for k in state})
+        normalisation = normalisation or found
+    return Weights(state, normalisation)
+
+
+def _without_layer(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Sequence[float]]]:
+    """A state without its normalisation layer, and the mean and std of it; as it is if it has no whole one."""
+    found = {m[1]: v.flatten().tolist() for k, v in state.items() if (m := _LAYER.match(k))}
+    return ({k: v for k, v in state.items() if not _LAYER.match(k)}, found) if len(found) == 2 else (state, {})
 
 
 def _without_wrappers(name: str) -> str:
@@ -110,28 +117,17 @@ def _without_wrappers(name: str) -> str:
 
 
 def save_weights(model: StagedViT, path: Path) -> None:
-    """Write weights that timm loads, and in the file's metadata what its tensors do not tell of the model.
-
-    That is mean and std, the names of a head's own classes, and the size of its images unless `square_of` tells it.
+    """Write weights that timm loads, and in the file's metadata what its tensors do not tell of the model: mean and
+    std, the size of its images, and the names of a head's own classes.
 
     Raises:
         OSError: the file cannot be written; what was there before is kept.
     """
-    told = {_NORMALISATION: {key: getattr(model, key).flatten().tolist() for key in ("mean", "std")}}
-    if model.classes:
-        told[_CLASSES] = model.classes
-    if model.image_shape[1:] != square_of(model, model.token_shape[0]):
-        told[_SIZE] = model.image_shape[1:]
+    told = {key: getattr(model, key).flatten().tolist() for key in ("mean", "std")}
+    told |= {"img_size": model.image_shape[1:], "classes": model.classes}
     state = {name: w.cpu().contiguous() for name, w in model.vit.state_dict().items()}
     with atomic_path(path) as partial:
-        save_file(state, partial, metadata={key: json.dumps(value) for key, value in told.items()})
-
-
-def square_of(model: StagedViT, tokens: int) -> tuple[int, int] | None:
-    """(H, W) of the square of whole patches of a model that makes so many tokens; None where none does."""
-    rows = math.isqrt(max(tokens, 0))
-    height, width = model.vit.patch_embed.patch_size
-    return (rows * height, rows * width) if rows**2 == tokens > 0 else None
+        save_file(state, partial, metadata={_TOLD: json.dumps(told)})
 
 
 def check_target(target: Path | None) -> None:

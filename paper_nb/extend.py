@@ -19,7 +19,7 @@
 # *Paper: Eqs. (4)-(8), Algorithm 1, arXiv:2403.10476.* This notebook judges no claim. Its images are the 1,797 handwritten digits of 8 x 8 pixels that scikit-learn carries (UCI, E. Alpaydin and C. Kaynak 1998), so that nothing is fetched; at `smoke` it takes seconds, too few updates to tell two methods apart.
 
 # %% tags=["parameters"]
-profile = "smoke"  # smoke, laptop, full, gpu, imagenet or imagenet_small
+profile = "smoke"  # smoke, laptop, full or gpu
 run_name = ""  # folder under figures/; default: the profile
 overrides = {}  # settings by dotted name, such as {"finetune.rounds": 20, "finetune.noise.limit": 6.0}
 

@@ -193,6 +193,18 @@ def test_want_of_memory_is_told_in_one_line(call, monkeypatch, error):
     assert line.startswith("nslib: out of memory: lower batch, pool or images, or take fewer --jobs (")
 
 
+def test_the_end_of_another_process_is_told_with_what_torch_says(call, monkeypatch):
+    """NCCL's faults of its own are errors of the same kind."""
+
+    def fails(**options):
+        raise torch.distributed.DistBackendError("Duplicate GPU detected : rank 0 and rank 1\nmore")
+
+    monkeypatch.setitem(cli.COMMANDS, "nulldim", fails)
+    code, _, errors = call("nulldim")
+    assert code == 2
+    assert "cannot be reached (Duplicate GPU detected : rank 0 and rank 1): its own words say why" in errors
+
+
 def test_other_errors_of_torch_are_none_of_memory(call, monkeypatch):
     def fails(**options):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")

@@ -75,10 +75,13 @@ def test_identity_follows_number_content_labels_and_order():
         "fewer": DatasetSource(model, {"train": Subset(items, range(39))}),
         "others": DatasetSource(model, {"train": TensorDataset(1 - images, labels)}),
         "labels": DatasetSource(model, {"train": TensorDataset(images, 9 - labels)}),
+        "a label": DatasetSource(model, {"train": TensorDataset(images, labels + (torch.arange(40) == 23))}),
         "order": DatasetSource(model, {"train": items}, seed=1),
+        "names": DatasetSource(model, {"train": items}, names="abcdefghij"),
+        "version": DatasetSource(model, {"train": items}, version="mine"),
     }
     told = {name: digest(source.identity("train")) for name, source in variants.items()}
-    assert len(set(told.values())) == 5
+    assert len(set(told.values())) == len(told)
     source = DatasetSource(model, {"train": items, "val": items})
     assert digest(source.identity("train")) == told["same"] != digest(source.identity("val"))
 
@@ -87,9 +90,15 @@ def test_identity_follows_number_content_labels_and_order():
     ("splits", "given", "message"),
     [
         ({"train": tensors(0)}, {}, "split train holds no image"),
-        ({"train": TensorDataset(torch.rand(3, 3, 24, 24))}, {}, "not enough values"),
-        ({"val": [("a.png", 0)]}, {}, r"must be a PIL image or a tensor \(C, H, W\), got a str: torch.as_tensor"),
-        ({"val": tensors()}, {"names": ["a", "b"]}, "names must be 10, one for each class of shapes_vit, got"),
+        ({"train": TensorDataset(torch.rand(3, 3, 24, 24))}, {}, r"must be \(image, label\), got a tuple of 1"),
+        ({"train": [{"image": 1, "label": 2}]}, {}, r"item 0 of split train must be \(image, label\), got a dict of 2"),
+        ({"val": [("a.png", 0)]}, {}, r"must be a PIL image or a tensor \(3, 24, 24\), got a str: take its transform"),
+        ({"val": tensors(side=32)}, {}, r"or a tensor \(3, 24, 24\), got a tensor \(3, 32, 32\): .*or resize it"),
+        ({"val": [(torch.rand(3, 24, 24), torch.eye(10)[3])]}, {}, "label of item 0 .* a whole number, got a Tensor"),
+        ({"val": [(torch.rand(3, 24, 24), "cat")]}, {}, "must be a whole number, got a str"),
+        ({"val": [(Image.new("I;16", (40, 30)), 0)]}, {}, "mode I;16 has more than 8 bits a channel: convert it"),
+        ({"val": tensors()}, {"names": ["a", "b"]}, "names must be 10 that differ, one for each class of shapes_vit"),
+        ({"val": tensors()}, {"names": ["a"] * 10}, "names must be 10 that differ, .* got 10: a, a"),
     ],
 )
 def test_data_sets_that_are_none(splits, given, message):
@@ -98,12 +107,16 @@ def test_data_sets_that_are_none(splits, given, message):
 
 
 def test_random_images_are_refused():
-    class Noisy(Pictures):
-        def __getitem__(self, i):
-            return torch.rand(3, 24, 24), 0
+    """Also where half of the items are as they were, and the first is."""
 
-    with pytest.raises(ValueError, match=r"gives another image each time: leave its augmentation out.*mixup"):
-        DatasetSource(tiny_vit(), {"train": Noisy()})
+    class Flipped(Pictures):
+        def __getitem__(self, i):
+            image = tensors().tensors[0][i]
+            return image.flip(-1) if i and torch.rand(1) < 0.5 else image, 0
+
+    for _ in range(5):
+        with pytest.raises(ValueError, match=r"gives another image each time: leave its augmentation out.*mixup"):
+            DatasetSource(tiny_vit(), {"train": Flipped()})
 
 
 @pytest.mark.parametrize(
@@ -127,8 +140,14 @@ def test_finetuned_and_measured(tmp_path):
     tuned = finetune_model(model, source, CFG, target=target)
     assert finetune_model(model, source, CFG, target=target).found
     assert load_model("shapes_vit", target, **TINY).classes == tuple(source.names())
+    named = load_model("shapes_vit", target, **TINY)
+    assert DatasetSource(named, {"val": Pictures()}).names() == source.names()
+    with pytest.raises(ValueError, match="was finetuned for class class 0 where names has class 9: name them so"):
+        DatasetSource(named, {"val": Pictures()}, names=source.names()[::-1])
+    with pytest.raises(ValueError, match="the data set has no train, only val"):
+        finetune_model(model, DatasetSource(model, {"val": Pictures()}), CFG)
     fewer = DatasetSource(model, {"train": Subset(tensors(), range(30))})
-    with pytest.raises(ValueError, match=r"was made with other settings: data\.images was 40, is 30"):
+    with pytest.raises(ValueError, match=r"was made with other settings: .*data\.images was 40, is 30"):
         finetune_model(model, fewer, CFG, target=target)
     suite = SuiteConfig(columns=("clean", "fgsm", "sketch"), images=12, batch=6)
     found = evaluate_model(tuned.model, source, suite)

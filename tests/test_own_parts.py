@@ -291,6 +291,16 @@ def test_a_head_of_another_size_from_a_file_is_no_change(tmp_path):
     assert "vit" not in other.identity()
 
 
+@pytest.mark.parametrize("change", [lambda m: reset_head(m, 7), lambda m: m.give_size((64, 64))], ids=["head", "size"])
+def test_what_was_put_into_a_vit_is_told_after_it_was_given_another_head_or_size(change):
+    before, after, none = load_model(), load_model(), load_model()
+    before.vit.blocks[0].mlp.act = torch.nn.ReLU()
+    for model in (before, after, none):
+        change(model)
+    after.vit.blocks[0].mlp.act = torch.nn.ReLU()
+    assert model_digest(before) == model_digest(after) != model_digest(none)
+
+
 def test_counting_passes_changes_no_model():
     model = tiny_vit()
     before = model_digest(model)

@@ -86,6 +86,18 @@ def test_a_named_normalisation_beside_a_named_model(model, tmp_path):
     assert all(torch.equal(w, model.vit.state_dict()[n]) for n, w in found.vit.state_dict().items())
 
 
+def test_a_normalisation_behind_a_prefix_that_all_have(model, tmp_path):
+    path = save(tmp_path / "c.pth", {"state_dict": with_normalisation(model, prefix="model.")})
+    assert load_model("shapes_vit", path, **TINY).std.flatten().tolist() == pytest.approx(STD)
+
+
+def test_half_a_normalisation_is_not_dropped_unseen(model, tmp_path):
+    state = with_normalisation(model, prefix="")
+    del state["0.std"]
+    with pytest.raises(ValueError, match=r"unknown \(0\.mean\)"):
+        load_model("shapes_vit", save(tmp_path / "c.pth", state), **TINY)
+
+
 def test_an_adapter_is_to_be_merged_first(model, tmp_path):
     state = model.vit.state_dict() | {"blocks.0.attn.qkv.lora_A.default.weight": torch.ones(2, 24)}
     with pytest.raises(ValueError, match="holds an adapter beside the weights: merge it into them first"):
@@ -167,7 +179,7 @@ def test_damaged_checkpoint(model, tmp_path, zipped, kept):
         read_weights(path)
 
 
-@pytest.mark.parametrize("content", [{"epoch": 3}, {"state_dict": {}}, [1, 2], torch.ones(2)])
+@pytest.mark.parametrize("content", [{"epoch": 3}, {"state_dict": {}}, [1, 2], torch.ones(2), {0: torch.ones(2)}])
 def test_checkpoint_without_weights(tmp_path, content):
     with pytest.raises(
         ValueError, match=r"c\.pth holds no weights: expected a state dict, or one under state_dict_ema"
@@ -219,17 +231,34 @@ def test_weights_for_a_size_that_is_asked_for_are_those_that_timm_makes(tmp_path
     assert torch.equal(found.vit.head.weight, trained.vit.head.weight)
 
 
-@pytest.mark.parametrize("size", [(32, 48), (30, 30)], ids=["no square", "no whole patches"])
-def test_a_size_that_no_tensor_tells_is_kept(tmp_path, size):
-    model = make_vit("vit_small_patch8_224", img_size=size, spread=0.1)
+@pytest.mark.parametrize("size", [(32, 48), (30, 30), (226, 224)], ids=["no square", "no whole patches", "same grid"])
+@pytest.mark.parametrize("positions", ["learn", "none"])
+def test_a_size_that_no_tensor_tells_is_kept(tmp_path, size, positions):
+    architecture = {k: v for k, v in SMALL.items() if k != "img_size"} | {"pos_embed": positions}
+    model = make_vit("vit_small_patch8_224", **architecture, img_size=size, spread=0.1)
     save_weights(model, tmp_path / "w.safetensors")
     images = random_images(model, 2)
-    architecture = {k: v for k, v in SMALL.items() if k != "img_size"}
     found = load_model("vit_small_patch8_224", tmp_path / "w.safetensors", **architecture)
     assert found.image_shape == model.image_shape
     assert torch.equal(found(images), model(images))
     larger = load_model("vit_small_patch8_224", tmp_path / "w.safetensors", img_size=(64, 96), **architecture)
     assert larger.image_shape == (3, 64, 96)
+
+
+def test_the_same_model_is_the_same_file(model, tmp_path):
+    """Also with names of its classes: what stands in the metadata has one order."""
+    model.classes = tuple("abcdefghij")
+    for i in range(8):
+        save_weights(model, tmp_path / f"{i}.safetensors")
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
+def test_reading_a_file_draws_no_random_number(tmp_path):
+    save_weights(make_vit("shapes_vit", num_classes=7, img_size=24), tmp_path / "w.safetensors")
+    before = torch.get_rng_state()
+    architecture = {k: v for k, v in SMALL.items() if k not in ("img_size", "num_classes")}
+    assert load_model("shapes_vit", tmp_path / "w.safetensors", **architecture).num_classes == 7
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_positions_of_no_square_are_refused_where_the_file_does_not_tell_its_size(tmp_path):

@@ -15,6 +15,7 @@ from nslib.cli.paper import notebooks, prepare, report, reproduce
 from nslib.cli.pictures import disguise, fingerprint, watermark
 from nslib.cli.training import evaluate, finetune, pretrain
 from nslib.config import WEIGHTS
+from nslib.runtime import first_line
 
 _ALL = (reproduce, prepare, report, evaluate, finetune, pretrain, nulldim, noise, watermark, disguise, fingerprint,
         notebooks)  # fmt: skip
@@ -60,7 +61,7 @@ def _told(error: Exception) -> str:
         told = (str(error) or type(error).__name__).splitlines()[0]
         return f"out of memory: lower batch, pool or images, or take fewer --jobs ({told})"
     if any(words in f"{type(error).__name__}: {error}" for words in _OF_PEERS):
-        return "another of the processes has stopped: its own words say why"
+        return f"another of the processes has stopped or cannot be reached ({first_line(error)}): its own words say why"
     return ""
 
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from numbers import Integral
 from typing import Any, Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from nslib.data.files import in_colours
 from nslib.data.shapes import Batch
 from nslib.data.transforms import eval_transform
 from nslib.runtime import generator
 from nslib.staged import StagedViT
-from nslib.store import tensor_digest
+from nslib.store import digest, tensor_digest
 
-_LOOKED_AT = 64  # images of a split, by which it is told from another
+_TRIED = 16  # items of a split that are asked for twice
+_AT_ONCE = 256  # items that are read for an identity
 
 
 class Indexed(Protocol):
@@ -36,26 +39,35 @@ class DatasetSource:
 
     Args:
         splits: by name: `train` for finetuning, `val` for evaluation, where wanted v2, a, r, sketch and stylized.
-        names: of the classes, in the order of their labels, which a finetuned head keeps; default: their numbers.
+        names: of the classes, in the order of their labels, which a finetuned head keeps; default: those of the head.
+        version: what tells these data sets from others, such as `cifar10`; default: their contents, for which each
+            split that is used is read once.
     Raises:
         ValueError: a split is empty, gives another image each time that it is asked, or gives no image; names are not
-            as many as the model's classes.
+            as many as the model's classes, or not those of its head.
     """
 
-    def __init__(self, model: StagedViT, splits: Mapping[str, Indexed], *, names: Sequence[str] = (), seed: int = 0):
-        self.splits, self.seed = dict(splits), seed
-        self.labels = {name: label for label, name in enumerate(names)}
-        self._transform = eval_transform(model)
-        self._orders: dict[str, Tensor] = {}
+    def __init__(
+        self,
+        model: StagedViT,
+        splits: Mapping[str, Indexed],
+        *,
+        names: Sequence[str] = (),
+        seed: int = 0,
+        version: str = "",
+    ):
+        self.splits, self.seed, self.version = dict(splits), seed, version
+        self.labels = _labels(model, names or model.classes)
+        self._shape, self._classes, self._transform = model.image_shape, model.num_classes, eval_transform(model)
+        self._orders = {
+            name: torch.randperm(len(items), generator=generator(seed)) for name, items in self.splits.items()
+        }
         self._identities: dict[str, dict[str, Any]] = {}
-        self._numbers = range(model.num_classes)
-        if names and len(self.labels) != model.num_classes:
-            raise ValueError(f"names must be {model.num_classes}, one for each class of {model.name}, got {names}")
         for name, items in self.splits.items():
             if not len(items):
                 raise ValueError(f"split {name} holds no image")
-            self._orders[name] = torch.randperm(len(items), generator=generator(seed))
-            (first, _), (again, _) = (self._read(name, 0) for _ in range(2))
+            places = range(0, len(items), -(-len(items) // _TRIED))
+            (first, _), (again, _) = (self.pick(name, places) for _ in range(2))
             if not torch.equal(first, again):
                 raise ValueError(f"split {name} gives another image each time: leave its augmentation out, and ask "
                                  "finetuning for some (FinetuneConfig.augment, mixup, ...)")  # fmt: skip
@@ -66,8 +78,6 @@ class DatasetSource:
         Raises:
             ValueError: no such split, or it has not so many images.
         """
-        if why := self.missing(split):
-            raise ValueError(why)
         if start < 0 or n < 1 or start + n > self.count(split):
             raise ValueError(f"split {split} holds {self.count(split)} images, asked for {start} to {start + n}")
         return self.pick(split, range(start, start + n))
@@ -80,7 +90,13 @@ class DatasetSource:
         return Batch(torch.stack(images), torch.tensor(labels))
 
     def count(self, split: str) -> int:
-        """As `Source.count`."""
+        """As `Source.count`.
+
+        Raises:
+            ValueError: no such split.
+        """
+        if why := self.missing(split):
+            raise ValueError(why)
         return len(self.splits[split])
 
     def missing(self, split: str) -> str:
@@ -96,23 +112,43 @@ class DatasetSource:
         return None
 
     def names(self) -> list[str]:
-        """As `Source.names`."""
-        return list(self.labels or map(str, self._numbers))
+        """As `Source.names`; their numbers where they have no names."""
+        return list(self.labels or map(str, range(self._classes)))
 
     def identity(self, split: str) -> dict[str, Any]:
-        """As `Source.identity`, by the number of images and the contents of some, evenly spread."""
+        """As `Source.identity`: order, names of the classes, and the version, or a digest of all images and labels."""
         if split not in self._identities:
-            count = self.count(split)
-            looked_at = tensor_digest(*self.pick(split, range(0, count, -(-count // _LOOKED_AT))))
-            told = {"kind": "dataset", "split": split, "seed": self.seed, "images": count, "looked_at": looked_at}
-            self._identities[split] = told
+            count, told = self.count(split), {"version": self.version}
+            if not self.version:
+                parts = (range(begin, min(begin + _AT_ONCE, count)) for begin in range(0, count, _AT_ONCE))
+                told = {"contents": digest([tensor_digest(*self.pick(split, rows)) for rows in parts])}
+            told |= {"classes": list(self.labels)} if self.labels else {}
+            self._identities[split] = {"kind": "dataset", "split": split, "seed": self.seed, "images": count, **told}
         return self._identities[split]
 
     def _read(self, split: str, place: int) -> tuple[Tensor, int]:
-        image, label = self.splits[split][place]
+        item, where = self.splits[split][place], f"item {place} of split {split}"
+        if not (isinstance(item, tuple | list) and len(item) == 2):
+            raise ValueError(f"{where} must be (image, label), got a {type(item).__name__} of {len(item)}")
+        image, label = item
         if isinstance(image, Image.Image):
-            image = self._transform(image.convert("RGB"))
-        if not isinstance(image, Tensor):
-            raise ValueError(f"an image of split {split} must be a PIL image or a tensor (C, H, W), got a "
-                             f"{type(image).__name__}: torch.as_tensor of it, or take its transform away")  # fmt: skip
+            image = self._transform(in_colours(image))
+        if not isinstance(image, Tensor) or tuple(image.shape) != self._shape:
+            got = f"a tensor {tuple(image.shape)}" if isinstance(image, Tensor) else f"a {type(image).__name__}"
+            raise ValueError(f"the image of {where} must be a PIL image or a tensor {self._shape}, got {got}: take its "
+                             "transform away, or resize it")  # fmt: skip
+        label = label.item() if isinstance(label, Tensor) and label.numel() == 1 else label
+        if not isinstance(label, Integral):
+            raise ValueError(f"the label of {where} must be a whole number, got a {type(label).__name__}")
         return image.float() / 255 if image.dtype == torch.uint8 else image, int(label)
+
+
+def _labels(model: StagedViT, names: Sequence[str]) -> dict[str, int]:
+    """Each name with its label; none where there are no names."""
+    if names and (len(set(names)) != len(names) or len(names) != model.num_classes):
+        raise ValueError(f"names must be {model.num_classes} that differ, one for each class of {model.name}, got "
+                         f"{len(names)}: {', '.join(names)}")  # fmt: skip
+    if other := next((pair for pair in zip(names, model.classes, strict=False) if pair[0] != pair[1]), ()):
+        raise ValueError(f"the head of {model.name} was finetuned for class {other[1]} where names has {other[0]}: "
+                         "name them so, or give it another by nslib.models.reset_head")  # fmt: skip
+    return {name: label for label, name in enumerate(names)}

@@ -16,6 +16,8 @@ from nslib.data.shapes import Batch
 from nslib.runtime import generator
 from nslib.store import digest
 
+_AT_ONCE = 4096  # files that are looked at
+
 
 class ImageFiles:
     """Image files with their labels, read when asked for.
@@ -71,12 +73,14 @@ class ImageFiles:
         Raises:
             OSError: some cannot be; counts and names them.
         """
-        paths = [self.files[i][0] for i in indices]
+        broken = []
         with ThreadPoolExecutor() as pool:
-            whole = list(pool.map(lambda path: _is_whole_jpeg(path) or self._read(path) is not None, paths))
-        broken = [str(path) for path, fine in zip(paths, whole, strict=True) if not fine]
+            for begin in range(0, len(indices), _AT_ONCE):
+                paths = [self.files[i][0] for i in indices[begin : begin + _AT_ONCE]]
+                whole = pool.map(lambda path: _is_whole_jpeg(path) or self._read(path) is not None, paths)
+                broken += [str(path) for path, fine in zip(paths, whole, strict=True) if not fine]
         if broken:
-            raise _unreadable(broken, len(paths))
+            raise _unreadable(broken, len(indices))
 
     def identity(self) -> dict[str, Any]:
         """Plain values on which `load` depends: labels, names and sizes of the files in order, their times, transform.
@@ -99,10 +103,20 @@ class ImageFiles:
     def _read(self, path: Path) -> Tensor | None:
         try:
             with Image.open(path) as image:
-                deep = image.mode[0] in "IF"  # 16 bits and more, which `convert` would cut off at 255
-                return None if deep else self.transform(image.convert("RGB"))
+                return self.transform(in_colours(image))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
             return None
+
+
+def in_colours(image: Image.Image) -> Image.Image:
+    """An image in RGB.
+
+    Raises:
+        ValueError: it has more than 8 bits a channel, which would be cut off at 255.
+    """
+    if image.mode[0] in "IF":
+        raise ValueError(f"an image of mode {image.mode} has more than 8 bits a channel: convert it")
+    return image.convert("RGB")
 
 
 def _is_whole_jpeg(path: Path) -> bool:

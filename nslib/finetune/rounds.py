@@ -105,8 +105,8 @@ def finetune_model(
         ValueError: settings, data, target or number of processes do not fit; what lies at the target, or a saved
             state, is of other settings or cannot be read.
         FinetuneDiverged: a loss was not finite; names round and step, and holds the weights from before the round.
-        OSError: the disk is full; the state saved before is kept. Or, before anything is computed, images that the run
-            will need cannot be read.
+        OSError: the disk is full; the state saved before is kept. Or, before anything is computed, image files of a
+            folder that the run will need cannot be read.
     Warns:
         UserWarning: cfg.noise.steps did not bring a noise inside eps. The round goes on with it.
     Source: arXiv:2403.10476, Eqs. (6)-(8), Algorithm 1.
