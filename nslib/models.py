@@ -120,7 +120,7 @@ def _from_hub(name: str, kwargs: dict) -> StagedViT:
     except (OSError, RuntimeError) as error:
         raise ConnectionError(
             f"pretrained weights of {name} could not be fetched ({first_line(error)}): "
-            f"pass weights= a safetensors file or a folder with {name}.safetensors, or 'random'"
+            f"pass weights (--weights), a safetensors file or a folder with {name}.safetensors, or 'random'"
         ) from error
     model.stored_dtype = _shortest_type(model.vit.patch_embed.proj.weight)
     return model
@@ -177,11 +177,12 @@ def put_weights(
              if k in own and v.shape != own[k].shape]  # fmt: skip
     missing, unknown = own.keys() - state.keys(), state.keys() - own.keys()
     if wrong or missing or unknown:
-        wrong_beyond_head = [name for name in (*wrong, *missing, *unknown) if not name.startswith("head.")]
+        head = ("head.", "head_dist.")
+        wrong_beyond_head = [name for name in (*wrong, *missing, *unknown) if not name.startswith(head)]
         told = [f"{len(part)} {kind} ({sorted(part)[0]})" for kind, part in
                 (("missing", missing), ("unknown", unknown), ("of another shape", wrong)) if part]  # fmt: skip
         remedy = "name the model that it was made for, in Python with its img_size, or another file"
-        if not wrong_beyond_head:
+        if not (wrong_beyond_head or any_head):
             remedy = "load it without num_classes, then give it a head by nslib.models.reset_head"
         raise ValueError(f"{path} does not fit {model.name}: tensors {', '.join(told)}; {remedy}")
     model.vit.load_state_dict(state)

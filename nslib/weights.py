@@ -94,7 +94,8 @@ def _from_checkpoint(path: Path, averaged: bool) -> Weights:
     )
     state = {_without_wrappers(k): v for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not state:
-        raise ValueError(f"{path} holds no weights: expected a state dict, or one under {', '.join(names)}")
+        got = f", got {', '.join(map(str, content))}" if isinstance(content, dict) else ""
+        raise ValueError(f"{path} holds no weights: expected a state dict, or one under {', '.join(names)}{got}")
     if any("lora_" in k or ".base_layer." in k for k in state):
         raise ValueError(f"{path} holds an adapter beside the weights: merge it into them first (merge_and_unload)")
     state, normalisation = _without_layer(state)

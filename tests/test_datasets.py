@@ -11,7 +11,7 @@ from nslib.data.datasets import DatasetSource
 from nslib.data.source import checked
 from nslib.evaluate.suite import evaluate_model
 from nslib.finetune.rounds import finetune_model
-from nslib.models import load_model
+from nslib.models import load_model, reset_head
 from nslib.runtime import generator
 from nslib.store import digest
 
@@ -97,6 +97,8 @@ def test_identity_follows_number_content_labels_and_order():
         ({"val": [(torch.rand(3, 24, 24), torch.eye(10)[3])]}, {}, "label of item 0 .* a whole number, got a Tensor"),
         ({"val": [(torch.rand(3, 24, 24), "cat")]}, {}, "must be a whole number, got a str"),
         ({"val": [(Image.new("I;16", (40, 30)), 0)]}, {}, "mode I;16 has more than 8 bits a channel: convert it"),
+        (tensors(), {}, "splits must be data sets by name, such as .*, got a TensorDataset"),
+        ({"val": None}, {}, "split val must have a length and items, got a NoneType"),
         ({"val": tensors()}, {"names": ["a", "b"]}, "names must be 10 that differ, one for each class of shapes_vit"),
         ({"val": tensors()}, {"names": ["a"] * 10}, "names must be 10 that differ, .* got 10: a, a"),
     ],
@@ -130,6 +132,26 @@ def test_random_images_are_refused():
 def test_images_that_are_not_there(asked, message):
     with pytest.raises(ValueError, match=message):
         DatasetSource(tiny_vit(), {"train": tensors()}).take(*asked)
+
+
+def test_names_with_their_labels():
+    given = {name: label for label, name in enumerate("jihgfedcba")}
+    backwards = dict(reversed(given.items()))
+    assert DatasetSource(tiny_vit(), {"val": Pictures()}, names=backwards).names() == list("jihgfedcba")
+    numbers = DatasetSource(tiny_vit(), {"val": Pictures()}, names=torch.arange(10).numpy())
+    assert numbers.names() == [str(i) for i in range(10)]
+
+
+def test_a_head_that_came_after_the_data_set(model):
+    source = DatasetSource(model, {"train": tensors()}, names="abcdefghij")
+    reset_head(model, 3)
+    with pytest.raises(ValueError, match="was opened for 10 classes and shapes_vit has 3 now: open it after"):
+        finetune_model(model, source, CFG)
+
+
+def test_a_vit_that_is_not_wrapped():
+    with pytest.raises(TypeError, match="model must be a StagedViT, got VisionTransformer: wrap a ViT of timm"):
+        DatasetSource(tiny_vit().vit, {"val": Pictures()})
 
 
 def test_finetuned_and_measured(tmp_path):

@@ -517,6 +517,26 @@ def test_learning_in_inference_mode_is_refused(model):
                 learn()
 
 
+def test_a_finished_model_is_known_by_the_code_of_an_objective_of_one_s_own(model, monkeypatch, tmp_path):
+    def finetune(name, loss):
+        monkeypatch.setitem(OBJECTIVES, name, Objective(loss))
+        target = tmp_path / f"{name}.safetensors"
+        return finetune_model(model, FewImages(16), replace(TINY, objective=name), target=target)
+
+    def weighted(weight):
+        return lambda model, view, cfg: weight * F.cross_entropy(model(view.images), view.targets)
+
+    assert not finetune("mine", weighted(2)).found
+    assert finetune("mine", weighted(2)).found
+    for other in (weighted(3), lambda model, view, cfg: F.cross_entropy(model(view.images), view.targets)):
+        with pytest.raises(ValueError, match=r"made with other settings: objective was '\w{16}', is '\w{16}'; remove"):
+            finetune("mine", other)
+    target = tmp_path / "plain.safetensors"
+    finetune_model(model, FewImages(16), TINY, target=target)
+    with pytest.raises(ValueError, match=r"objective was None, is '\w{16}'"):
+        finetune("plain", weighted(2))
+
+
 LOSSES = {
     "one for each image": (lambda m, v, c: F.cross_entropy(m(v.images), v.targets, reduction="none"), r"got \(4,\)"),
     "a number": (lambda m, v, c: 1.0, "got float"),

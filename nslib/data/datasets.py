@@ -15,7 +15,7 @@ from nslib.data.files import in_colours
 from nslib.data.shapes import Batch
 from nslib.data.transforms import eval_transform
 from nslib.runtime import generator
-from nslib.staged import StagedViT
+from nslib.staged import StagedViT, check_staged
 from nslib.store import digest, tensor_digest
 
 _TRIED = 16  # items of a split that are asked for twice
@@ -39,12 +39,14 @@ class DatasetSource:
 
     Args:
         splits: by name: `train` for finetuning, `val` for evaluation, where wanted v2, a, r, sketch and stylized.
-        names: of the classes, in the order of their labels, which a finetuned head keeps; default: those of the head.
+        names: of the classes, in the order of their labels or with these (torchvision's `class_to_idx`), which a
+            finetuned head keeps; default: those of the model's head.
         version: what tells these data sets from others, such as `cifar10`; default: their contents, for which each
             split that is used is read once.
     Raises:
-        ValueError: a split is empty, gives another image each time that it is asked, or gives no image; names are not
-            as many as the model's classes, or not those of its head.
+        TypeError: the model is not wrapped.
+        ValueError: a split is none, is empty, gives another image each time that it is asked, or gives no image; names
+            are not as many as the model's classes, or not those of its head.
     """
 
     def __init__(
@@ -52,20 +54,19 @@ class DatasetSource:
         model: StagedViT,
         splits: Mapping[str, Indexed],
         *,
-        names: Sequence[str] = (),
+        names: Sequence[str] | Mapping[str, int] = (),
         seed: int = 0,
         version: str = "",
     ):
-        self.splits, self.seed, self.version = dict(splits), seed, version
-        self.labels = _labels(model, names or model.classes)
+        check_staged(model)
+        self.splits, self.seed, self.version = _checked(splits), seed, version
+        self.labels = _labels(model, names)
         self._shape, self._classes, self._transform = model.image_shape, model.num_classes, eval_transform(model)
         self._orders = {
             name: torch.randperm(len(items), generator=generator(seed)) for name, items in self.splits.items()
         }
         self._identities: dict[str, dict[str, Any]] = {}
         for name, items in self.splits.items():
-            if not len(items):
-                raise ValueError(f"split {name} holds no image")
             places = range(0, len(items), -(-len(items) // _TRIED))
             (first, _), (again, _) = (self.pick(name, places) for _ in range(2))
             if not torch.equal(first, again):
@@ -143,8 +144,21 @@ class DatasetSource:
         return image.float() / 255 if image.dtype == torch.uint8 else image, int(label)
 
 
-def _labels(model: StagedViT, names: Sequence[str]) -> dict[str, int]:
-    """Each name with its label; none where there are no names."""
+def _checked(splits: Mapping[str, Indexed]) -> dict[str, Indexed]:
+    if not isinstance(splits, Mapping):
+        raise ValueError(f'splits must be data sets by name, such as {{"train": ...}}, got a {type(splits).__name__}')
+    for name, items in splits.items():
+        if not (hasattr(items, "__len__") and hasattr(items, "__getitem__")):
+            raise ValueError(f"split {name} must have a length and items, got a {type(items).__name__}")
+        if not len(items):
+            raise ValueError(f"split {name} holds no image")
+    return dict(splits)
+
+
+def _labels(model: StagedViT, names: Sequence[str] | Mapping[str, int]) -> dict[str, int]:
+    """Each name with its label, by default those of the model's head; none where neither has names."""
+    names = sorted(names, key=names.get) if isinstance(names, Mapping) else names
+    names = list(map(str, names)) or model.classes
     if names and (len(set(names)) != len(names) or len(names) != model.num_classes):
         raise ValueError(f"names must be {model.num_classes} that differ, one for each class of {model.name}, got "
                          f"{len(names)}: {', '.join(names)}")  # fmt: skip

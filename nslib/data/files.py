@@ -61,7 +61,7 @@ class ImageFiles:
             levels = list(pool.map(lambda item: self._read(item[0]), chosen))
         broken = [str(item[0]) for item, image in zip(chosen, levels, strict=True) if image is None]
         if broken:
-            raise _unreadable(broken, len(chosen), "; a run that was begun has to begin anew then")
+            raise _unreadable(broken, len(chosen), "; a run that was begun goes on only with the same files")
         images = torch.stack(levels).float().div_(255)
         return Batch(images, torch.tensor([label for _, label in chosen]))
 

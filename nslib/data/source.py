@@ -118,6 +118,9 @@ def check_classes(source: Source, model: StagedViT) -> None:
     if not model.num_classes:
         raise ValueError(f"{model.name} has no classifier: give it one by nslib.models.reset_head(model, "
                          "num_classes=N) (nslib finetune --num-classes N)")  # fmt: skip
+    if (names := own_classes(source)) and len(names) != model.num_classes:
+        raise ValueError(f"the data set was opened for {len(names)} classes and {model.name} has {model.num_classes} "
+                         "now: open it after the model has its head")  # fmt: skip
     if isinstance(source, ShapesSource) and model.num_classes > len(CLASSES):
         raise ValueError(
             f"shapes has {len(CLASSES)} classes and the head of {model.name} {model.num_classes}: name images of its "

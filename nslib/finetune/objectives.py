@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from nslib.attacks.budget import project, random_point
 from nslib.attacks.gradient import pgd
 from nslib.config import FinetuneConfig, NoiseConfig
+from nslib.description import short
 from nslib.finetune.noises import LEARNED
 from nslib.nullspace.membership import RANDOM_RULES
 from nslib.settings import overridden
@@ -105,8 +106,7 @@ def against_itself(model: StagedViT, view: View, cfg: FinetuneConfig, generator:
 class Objective:
     """A loss, and what it needs.
 
-    Finetuned models are told apart by the name of their objective, not by its code: one that was changed needs another
-    name, or another target.
+    A finetuned model is known again by the name of its objective, and by the code of one that is not of this module.
 
     Args:
         noise: which kind of noise a round begins with, see `find_noises`; empty: none.
@@ -153,8 +153,16 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
+_SHIPPED = dict(OBJECTIVES)
 _LOSSES = (clean, clean_and_noised, adversarial, clean_and_adversarial, trades)
 _ATTACKS = (against_labels, against_itself)
+
+
+def code_of(objective: str) -> dict[str, str]:
+    """A digest of the code of an objective of a user's own, by which it is told from others that had its name; empty
+    for those of this module."""
+    found = OBJECTIVES[objective]
+    return {} if found is _SHIPPED.get(objective) else {"objective": short(found)}
 
 
 def idle(objective: str) -> list[str]:

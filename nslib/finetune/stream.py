@@ -41,8 +41,8 @@ class Stream:
         total = source.count("train")
         if total is not None and total <= self.first:
             raise ValueError(
-                f"train holds {total} images and pool + heldout = {self.first} are for the noise: "
-                "none is left to train on; lower pool or heldout"
+                f"train holds {total} images and pool + heldout = {self.first} are for the noise: none is left to "
+                f"train on; lower pool or heldout, such as --set pool={total // 4 or 1} heldout={total // 8 or 1}"
             )
         self.length = None if total is None else total - self.first
         self._pass, self._order = -1, torch.empty(0, dtype=torch.int64)
