@@ -5,11 +5,10 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from nslib.models import weights_path
+from nslib.weights import read_weights
 
 SURROGATE_CNN = "surrogate_cnn"
 _WIDTHS = (24, 48, 64, 96)  # with ten classes 236,354 parameters: under 1 MB in float32
@@ -56,13 +55,13 @@ def load_surrogate(
         weights: `shipped` (ten classes, 48 px), or a file that `nslib pretrain --model surrogate_cnn` made.
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no safetensors file, or of another number of classes.
+        ValueError: it is of another number of classes, or as `read_weights`.
     """
     path = weights_path(SURROGATE_CNN, weights)
-    model = SurrogateCNN(num_classes, size)
+    model, tensors = SurrogateCNN(num_classes, size), read_weights(path).tensors
     try:
-        model.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError) as error:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
         told = str(error).strip().splitlines()[-1].strip()
         raise ValueError(f"{path} does not fit {SURROGATE_CNN} of {num_classes} classes ({told}): train one") from error
     return model.to(device).eval()

@@ -58,8 +58,7 @@ def _told(error: Exception) -> str:
     if isinstance(error, _OF_USERS):
         return str(error) or type(error).__name__
     if isinstance(error, MemoryError) or any(w in str(error) for w in ("out of memory", "can't allocate memory")):
-        told = (str(error) or type(error).__name__).splitlines()[0]
-        return f"out of memory: lower batch, pool or images, or take fewer --jobs ({told})"
+        return f"out of memory: lower batch, pool or images, or take fewer --jobs ({first_line(error)})"
     if any(words in f"{type(error).__name__}: {error}" for words in _OF_PEERS):
         return f"another of the processes has stopped or cannot be reached ({first_line(error)}): its own words say why"
     return ""

@@ -158,7 +158,7 @@ _LOSSES = (clean, clean_and_noised, adversarial, clean_and_adversarial, trades)
 _ATTACKS = (against_labels, against_itself)
 
 
-def code_of(objective: str) -> dict[str, str]:
+def own_code(objective: str) -> dict[str, str]:
     """A digest of the code of an objective of a user's own, by which it is told from others that had its name; empty
     for those of this module."""
     found = OBJECTIVES[objective]

@@ -18,7 +18,7 @@ from nslib.finetune.board import Board
 from nslib.finetune.cost import metered
 from nslib.finetune.draws import draws, number, seeded
 from nslib.finetune.noises import Search, find_noises, pool_of
-from nslib.finetune.objectives import code_of, recipe_of
+from nslib.finetune.objectives import own_code, recipe_of
 from nslib.finetune.precision import computing_in, resolved
 from nslib.finetune.result import Log, finished, write_result
 from nslib.finetune.state import Place, Round, StateFile, identity_of
@@ -119,7 +119,7 @@ def finetune_model(
     check_target(target)
     objective, cfg = recipe_of(cfg)
     settings = {"model": model.name, "weights": model_digest(model), "data": timeless(source.identity("train"))}
-    settings |= code_of(cfg.objective)
+    settings |= own_code(cfg.objective)
     asked, cfg = settings | {"finetune": identity_of(cfg)}, resolved(cfg, model.device, share)
     # What goes on is in the precision in which it began, and each process draws attacks and mixes of its own.
     going_on = settings | {"finetune": identity_of(cfg), "processes": share.count}
