@@ -92,6 +92,7 @@ def test_identity_follows_number_content_labels_and_order():
         ({"train": tensors(0)}, {}, "split train holds no image"),
         ({"train": TensorDataset(torch.rand(3, 3, 24, 24))}, {}, r"must be \(image, label\), got a tuple of 1"),
         ({"train": [{"image": 1, "label": 2}]}, {}, r"item 0 of split train must be \(image, label\), got a dict of 2"),
+        ({"val": [Image.new("RGB", (40, 30))]}, {}, r"item 0 of split val must be \(image, label\), got a Image$"),
         ({"val": [("a.png", 0)]}, {}, r"must be a PIL image or a tensor \(3, 24, 24\), got a str: take its transform"),
         ({"val": tensors(side=32)}, {}, r"or a tensor \(3, 24, 24\), got a tensor \(3, 32, 32\): .*or resize it"),
         ({"val": [(torch.rand(3, 24, 24), torch.eye(10)[3])]}, {}, "label of item 0 .* a whole number, got a Tensor"),

@@ -130,7 +130,8 @@ class DatasetSource:
     def _read(self, split: str, place: int) -> tuple[Tensor, int]:
         item, where = self.splits[split][place], f"item {place} of split {split}"
         if not (isinstance(item, tuple | list) and len(item) == 2):
-            raise ValueError(f"{where} must be (image, label), got a {type(item).__name__} of {len(item)}")
+            count = f" of {len(item)}" if hasattr(item, "__len__") else ""
+            raise ValueError(f"{where} must be (image, label), got a {type(item).__name__}{count}")
         image, label = item
         if isinstance(image, Image.Image):
             image = self._transform(in_colours(image))
