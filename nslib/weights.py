@@ -73,6 +73,8 @@ def _from_safetensors(path: Path) -> Weights:
             f"{path} ({size} bytes) is truncated or no safetensors file ({error}): fetch it again"
         ) from error
     told = json.loads(metadata.get(_TOLD, "{}"))
+    if "normalisation" in metadata:  # as files of this package were before
+        told = json.loads(metadata["normalisation"]) | {"classes": json.loads(metadata.get("classes", "[]"))}
     normalisation = {key: told[key] for key in ("mean", "std") if key in told}
     return Weights(tensors, normalisation, tuple(told.get("classes", ())), tuple(told.get("img_size", ())))
 

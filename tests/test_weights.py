@@ -1,6 +1,7 @@
 """Files of weights: training checkpoints in the forms in which they are published, made here, read back."""
 
 import argparse
+import json
 from collections import OrderedDict
 
 import pytest
@@ -243,6 +244,20 @@ def test_a_size_that_no_tensor_tells_is_kept(tmp_path, size, positions):
     assert torch.equal(found(images), model(images))
     larger = load_model("vit_small_patch8_224", tmp_path / "w.safetensors", img_size=(64, 96), **architecture)
     assert larger.image_shape == (3, 64, 96)
+
+
+def test_a_file_as_it_was_written_before_and_files_of_others(model, tmp_path):
+    """Whose metadata may have any entries."""
+    told = {"normalisation": json.dumps({"mean": MEAN, "std": STD}), "classes": json.dumps(list("abcdefghij"))}
+    save_file(model.vit.state_dict(), tmp_path / "before.safetensors", metadata=told)
+    found = load_model("shapes_vit", tmp_path / "before.safetensors", **TINY)
+    assert found.std.flatten().tolist() == pytest.approx(STD)
+    assert found.classes == tuple("abcdefghij")
+    others = {"classes": "cat,dog", "img_size": "224", "format": "pt"}
+    save_file(model.vit.state_dict(), tmp_path / "others.safetensors", metadata=others)
+    found = load_model("shapes_vit", tmp_path / "others.safetensors", **TINY)
+    assert found.std.flatten().tolist() == [0.5] * 3
+    assert found.classes == ()
 
 
 def test_the_same_model_is_the_same_file(model, tmp_path):
