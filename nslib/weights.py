@@ -76,7 +76,7 @@ def _from_safetensors(path: Path) -> Weights:
     if "normalisation" in metadata:  # as files of this package were before
         told = json.loads(metadata["normalisation"]) | {"classes": json.loads(metadata.get("classes", "[]"))}
     normalisation = {key: told[key] for key in ("mean", "std") if key in told}
-    return Weights(tensors, normalisation, tuple(told.get("classes", ())), tuple(told.get("img_size", ())))
+    return Weights(tensors, normalisation, tuple(told.get("classes", ())), tuple(told.get("images", ())[1:]))
 
 
 def _from_checkpoint(path: Path, averaged: bool) -> Weights:
@@ -119,18 +119,22 @@ def _without_wrappers(name: str) -> str:
     return name
 
 
+def told_beside(model: StagedViT) -> dict[str, list]:
+    """What a loader has to know of a model that its weights do not tell: the images' shape, mean and std, and the
+    names of a head's own classes."""
+    normalisation = {key: getattr(model, key).flatten().tolist() for key in ("mean", "std")}
+    return {"images": list(model.image_shape), **normalisation, "classes": list(model.classes)}
+
+
 def save_weights(model: StagedViT, path: Path) -> None:
-    """Write weights that timm loads, and in the file's metadata what its tensors do not tell of the model: mean and
-    std, the size of its images, and the names of a head's own classes.
+    """Write weights that timm loads, and `told_beside` in the file's metadata.
 
     Raises:
         OSError: the file cannot be written; what was there before is kept.
     """
-    told = {key: getattr(model, key).flatten().tolist() for key in ("mean", "std")}
-    told |= {"img_size": model.image_shape[1:], "classes": model.classes}
     state = {name: w.cpu().contiguous() for name, w in model.vit.state_dict().items()}
     with atomic_path(path) as partial:
-        save_file(state, partial, metadata={_TOLD: json.dumps(told)})
+        save_file(state, partial, metadata={_TOLD: json.dumps(told_beside(model))})
 
 
 def check_target(target: Path | None) -> None:

@@ -135,10 +135,10 @@ compared = pd.concat(nslib.differences(found, plain).assign(model=name) for name
 compared[["model", "column", "difference", "difference_low", "difference_high", "n"]].round(2)
 
 # %%
-fig, ax = plt.subplots(figsize=(4.5, 2.4))
+figure, ax = plt.subplots(figsize=(4.5, 2.4))
 plots.differences(compared, ax)
 ax.set(ylabel="difference to plain, points", title="Digits, differences in top-1")
-_ = ax.legend(ncols=2)
+plots.legend_above(figure, ax)
 
 # %% [markdown]
 # ## From the command line

@@ -163,7 +163,12 @@ def _labels(model: StagedViT, names: Sequence[str] | Mapping[str, int]) -> dict[
     if names and (len(set(names)) != len(names) or len(names) != model.num_classes):
         raise ValueError(f"names must be {model.num_classes} that differ, one for each class of {model.name}, got "
                          f"{len(names)}: {', '.join(names)}")  # fmt: skip
-    if other := next((pair for pair in zip(names, model.classes, strict=False) if pair[0] != pair[1]), ()):
+    if other := other_class(names, model.classes):
         raise ValueError(f"the head of {model.name} was finetuned for class {other[1]} where names has {other[0]}: "
                          "name them so, or give it another by nslib.models.reset_head")  # fmt: skip
     return {name: label for label, name in enumerate(names)}
+
+
+def other_class(ours: Sequence[str], others: Sequence[str]) -> tuple[str, str] | None:
+    """The first names of classes that stand in the same place and differ; None where there are none, or no names."""
+    return next((pair for pair in zip(ours, others, strict=False) if pair[0] != pair[1]), None)

@@ -16,6 +16,7 @@ from nslib.attacks.target import Target, name_of
 from nslib.attacks.transfer import transfer_set
 from nslib.config import SuiteConfig
 from nslib.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from nslib.data.datasets import other_class
 from nslib.data.shapes import Batch
 from nslib.data.source import Source, check_classes, check_source, checked
 from nslib.staged import StagedViT, check_staged
@@ -77,8 +78,7 @@ class Bench:
                 f"the other, {model.name}, answers with {model.num_classes} classes and {self.model.name} with "
                 f"{self.model.num_classes}: only models of the same classes can be compared"
             )
-        pairs = zip(model.classes, self.model.classes, strict=False)  # empty where a model's are not its own
-        if other := next((pair for pair in pairs if pair[0] != pair[1]), ()):
+        if other := other_class(model.classes, self.model.classes):  # none where a model's are not its own
             raise ValueError(
                 f"the other, {model.name}, was finetuned for class {other[0]} where {self.model.name} was for "
                 f"{other[1]}: only models of the same classes can be compared"

@@ -21,7 +21,7 @@ from nslib.processes import Share
 from nslib.runtime import first_line, run_record, to_json, write_text
 from nslib.staged import StagedViT
 from nslib.store import check_same
-from nslib.weights import save_weights
+from nslib.weights import save_weights, told_beside
 
 
 def finished(
@@ -70,7 +70,7 @@ def write_result(
         settings: as asked for, by which the result is known again.
         cfg: with the precisions that were used.
     Returns:
-        among others `takes`, what a loader has to know: the images' shape, mean and std, and a head's own classes.
+        among others `takes`, as `told_beside`.
     """
     missed = [k for k, r in enumerate(history) if not all(n.converged for n in r.noises)]
     noise, updates = (sum(getattr(r, part) for r in history) for part in ("noise_units", "update_units"))
@@ -85,12 +85,7 @@ def write_result(
         images=cfg.rounds * cfg.steps * cfg.batch,
         units={"noise": noise, "updates": updates},
         images_of_standard_training=(noise + updates) / STANDARD_TRAINING,
-        takes={
-            "images": list(model.image_shape),
-            "mean": model.mean.flatten().tolist(),
-            "std": model.std.flatten().tolist(),
-            "classes": list(model.classes),
-        },
+        takes=told_beside(model),
     )
     if target is not None and share.rank == 0:
         path = target.with_suffix(".json")
