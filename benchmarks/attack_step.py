@@ -22,7 +22,7 @@ from nslib.attacks.gradient import pgd
 from nslib.data.shapes import render
 from nslib.models import load_model
 from nslib.runtime import pick_device, run_record, to_json
-from nslib.staged import frozen
+from nslib.vit.staged import frozen
 
 EPS, STEP, STEPS = 8 / 255, 2 / 255, 10
 

@@ -37,8 +37,8 @@ from nslib.finetune.objectives import OBJECTIVES
 from nslib.finetune.precision import computing_in
 from nslib.finetune.stream import Stream
 from nslib.finetune.updates import Trainer
+from nslib.machine.processes import ALONE
 from nslib.models import load_model
-from nslib.processes import ALONE
 from nslib.runtime import run_record, to_json
 
 

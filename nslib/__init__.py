@@ -9,7 +9,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "StagedViT": "nslib.staged",
+    "StagedViT": "nslib.vit.staged",
     "load_model": "nslib.models",
     "PatchNullspace": "nslib.nullspace.patch",
     "NoiseConfig": "nslib.config",
@@ -36,7 +36,7 @@ _HOME = {
     "compare_protocols": "nslib.evaluate.comparison",
     "differences": "nslib.evaluate.comparison",
     "paired_difference": "nslib.evaluate.metrics",
-    "open_bench": "nslib.experiment",
+    "open_bench": "nslib.study.experiment",
     "Record": "nslib.report.record",
 }
 __all__ = [*_HOME, "__version__"]

@@ -14,8 +14,8 @@ from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from nslib.runtime import data_path, first_line
-from nslib.staged import EXPECTED, StagedViT
-from nslib.weights import Weights, read_weights
+from nslib.vit.staged import EXPECTED, StagedViT
+from nslib.vit.weights import Weights, read_weights
 
 SHAPES_VIT = "shapes_vit"  # the model that ships with the package
 _SHAPES_VIT_ARCHITECTURE = dict(img_size=48, patch_size=12, embed_dim=128, depth=6, num_heads=4, num_classes=10)

@@ -21,12 +21,12 @@ from nslib.attacks.surrogate import SurrogateCNN, load_surrogate
 from nslib.config import PretrainConfig, SurrogateConfig
 from nslib.data.rendered import Rendered
 from nslib.data.shapes import CLASSES, SPLITS, VERSION, Batch, render
-from nslib.makers import only_maker
+from nslib.machine.makers import only_maker
 from nslib.models import build_model, load_model
 from nslib.runtime import atomic_path, generator, run_record, to_json, write_text
-from nslib.staged import batched_logits
 from nslib.store import check_same, load_state, save_state, sweep
-from nslib.weights import check_target
+from nslib.vit.staged import batched_logits
+from nslib.vit.weights import check_target
 
 _WITHOUT_EFFECT = ("checkpoint_every", "report_images")  # settings on which no weight depends
 

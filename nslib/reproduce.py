@@ -19,6 +19,7 @@ import papermill
 from nbclient.exceptions import CellTimeoutError
 from papermill.exceptions import PapermillExecutionError
 
+from nslib.machine.workers import KILLED, threads, workers
 from nslib.notebooks import KERNELS, find_notebooks, longest_first, read_cells, reads_records, write_notebook
 from nslib.profiles import resolve
 from nslib.report.claims import HOLDS, UNTESTABLE
@@ -36,7 +37,6 @@ from nslib.runtime import (
     write_text,
 )
 from nslib.settings import Settings
-from nslib.workers import KILLED, threads, workers
 
 DONE, SKIPPED, FAILED, LEFT = "done", "unchanged", "FAILED", "left"
 _AT_A_TIME = 4  # notebooks, at most: each holds its own models and images in memory

@@ -31,7 +31,7 @@ import torch
 import nslib
 from nslib import plots
 from nslib.data.shapes import CLASSES, SPLITS
-from nslib.experiment import open_experiment
+from nslib.study.experiment import open_experiment
 
 plots.use_style()
 settings = nslib.resolve(profile, run_name, overrides)

@@ -30,9 +30,9 @@ import torch
 import nslib
 from nslib import plots
 from nslib.analysis.linear import amplitude_sweep, table1, token_change
-from nslib.experiment import open_experiment
 from nslib.intervals import Estimate
 from nslib.nullspace.survey import survey_timm
+from nslib.study.experiment import open_experiment
 
 plots.use_style()
 settings = nslib.resolve(profile, run_name, overrides)

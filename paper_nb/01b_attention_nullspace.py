@@ -32,8 +32,8 @@ import nslib
 from nslib import plots
 from nslib.analysis import attention_survey, proposition
 from nslib.data.source import open_source
-from nslib.experiment import open_bench, open_model
 from nslib.intervals import Estimate
+from nslib.study.experiment import open_bench, open_model
 
 plots.use_style()
 settings = nslib.resolve(profile, run_name, overrides)

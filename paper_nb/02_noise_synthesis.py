@@ -31,9 +31,9 @@ from scipy.stats import spearmanr
 import nslib
 from nslib import palette, plots
 from nslib.analysis.synthesis import lambda_sweep
-from nslib.experiment import open_experiment
 from nslib.intervals import Estimate
 from nslib.report.reference import printed
+from nslib.study.experiment import open_experiment
 
 plots.use_style()
 settings = nslib.resolve(profile, run_name, overrides)

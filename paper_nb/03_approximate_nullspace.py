@@ -29,8 +29,8 @@ import matplotlib.pyplot as plt
 import nslib
 from nslib import plots
 from nslib.analysis.epsilon import eps_noises, reach_summary, reach_table, stopping_table
-from nslib.experiment import open_experiment
 from nslib.intervals import share_estimate
+from nslib.study.experiment import open_experiment
 
 plots.use_style()
 settings = nslib.resolve(profile, run_name, overrides)

@@ -30,9 +30,9 @@ from matplotlib.colors import LogNorm
 import nslib
 from nslib import plots
 from nslib.analysis import closure, mixtures
-from nslib.experiment import open_experiment
 from nslib.intervals import estimates_of
 from nslib.runtime import generator
+from nslib.study.experiment import open_experiment
 
 plots.use_style()
 settings = nslib.resolve(profile, run_name, overrides)

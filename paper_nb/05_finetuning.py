@@ -28,12 +28,12 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 import nslib
-from nslib import jobs, plots, tables, testable, trials
+from nslib import plots
 from nslib.evaluate.comparison import mean_difference
 from nslib.finetune.result import over_seeds, slope_table, without_decay
 from nslib.intervals import Estimate, estimates_of, share_estimate, t_estimate
 from nslib.report.reference import printed
-from nslib.traces import TRACED, traced
+from nslib.study import jobs, tables, testable, traces, trials
 
 plots.use_style()
 settings = nslib.resolve(profile, run_name, overrides)
@@ -42,11 +42,11 @@ settings.models, settings.finetune
 
 # %% [markdown]
 # ## Rounds
-# What each round of each seed found: norm of its noise, its gap on the batch that stopped the learning and on held-out images, the steps it took; and what it made of the model: top-1 on clean, attacked (FGSM) and, where the data has them, shifted images. The noise of round 0 is learned before any update, that of round r after r · S of them. Shown: NS, the first seed. The record says whether training was in float32 or bfloat16. One finetuning on several GPUs from a notebook: `accelerate.notebook_launcher`, as `nslib.processes` shows; many at once: `nslib prepare`.
+# What each round of each seed found: norm of its noise, its gap on the batch that stopped the learning and on held-out images, the steps it took; and what it made of the model: top-1 on clean, attacked (FGSM) and, where the data has them, shifted images. The noise of round 0 is learned before any update, that of round r after r · S of them. Shown: NS, the first seed. The record says whether training was in float32 or bfloat16. One finetuning on several GPUs from a notebook: `accelerate.notebook_launcher`, as `nslib.machine.processes` shows; many at once: `nslib prepare`.
 
 # %%
 bench = nslib.open_bench(settings)
-rounds = [trials.seed_rounds(bench, settings, name).assign(objective=name) for name in TRACED]
+rounds = [trials.seed_rounds(bench, settings, name).assign(objective=name) for name in traces.TRACED]
 rounds = pd.concat(rounds, ignore_index=True)
 record.table("rounds", rounds)
 metrics = [m for m in ("clean", "adversarial", "shifted") if m in rounds]
@@ -60,7 +60,7 @@ first[columns].round(4)
 
 # %%
 learned = rounds[rounds.objective == "nullspace"]
-before = traced(bench, settings, bench.model)
+before = traces.traced(bench, settings, bench.model)
 seeds = rounds.groupby("objective", sort=False).seed.nunique()
 unchanged = pd.DataFrame([before]).assign(model="before finetuning")
 record.table("before", unchanged)
@@ -74,7 +74,7 @@ for ax, (quantity, label) in zip(axes, quantities.items(), strict=True):
     shown["updates"] = (shown["round"] + (quantity in metrics)) * settings.finetune.steps
     if quantity in metrics:
         base = {"updates": 0, **dict.fromkeys(("value", "low", "high"), before[quantity])}
-        shown = pd.concat([pd.DataFrame([{"objective": o, **base} for o in TRACED]), shown])
+        shown = pd.concat([pd.DataFrame([{"objective": o, **base} for o in traces.TRACED]), shown])
     plots.curves(shown, ax, x="updates", by="objective").set(xlabel="updates", ylabel=label)
     plots.span_at_least(ax, 4 if quantity in metrics else 0)
 plots.legend_above(figure, axes[2])
@@ -94,17 +94,17 @@ table5.round(4)
 
 # %% [markdown]
 # ## Does the ε set grow?
-# Finetuning is said to enlarge the approximate nullspace. A noise that the model was trained with says little about that, so new noises are learned against each model, and the way to the boundary is measured along them, along their permutations and along random directions. The starts are the same for every model, so that the second table can take differences start by start; one training seed lies behind each. Norms are measured on images of val; the noises are learned on images of train, some of which the models were finetuned on.
+# Finetuning is said to enlarge the approximate nullspace. A noise that the model was trained with says little about that, so new noises are learned against each model, and the way to the boundary is measured along them, along their permutations and along random directions. The starts are the same for every model, so that the second table can take differences start by start, and seed by seed where there are several (to the base model, which has none, each seed). Norms are measured on images of val; the noises are learned on images of train, some of which the models were finetuned on.
 
 # %%
-sizes = trials.eps_sets(bench, settings, {name: {} for name in TRACED}, eps=settings.finetune.noise.eps)
+sizes = trials.eps_sets(bench, settings, {name: {} for name in traces.TRACED}, eps=settings.finetune.noise.eps)
 summary = sizes.groupby(["model", "noise"], sort=False).norm.agg(value="mean", low="min", high="max").reset_index()
 figure, ax = plt.subplots(figsize=(4.6, 2.3))
 plots.bars(summary, ax, x="model").set(ylabel="norm at the boundary")
 plots.legend_above(figure, ax)
 plots.caption(
     figure,
-    f"models of the first seed; n = {settings.approximate.reach_images} images; bars, along new noises: {plots.mean_of(settings.finetuning.fresh)}",
+    f"seeds: {sizes[sizes.model != trials.BASE].seed.nunique()}; n = {settings.approximate.reach_images} images; bars, along new noises: {plots.mean_of(settings.finetuning.fresh)}",
 )
 record.figure("eps_set", figure, sizes)
 summary.pivot(index="model", columns="noise", values="value").round(1)
@@ -119,7 +119,7 @@ farther[farther.noise == "learned"].round(2)
 # Each run's cost in forward passes of one image, for the noise and for the updates; a backward pass to the tokens counts as one more, to the weights as two. `images`: how many images of standard training, three passes each, cost as much; `share`: of the noise. C18 takes the mean of the seeds of NS; with several, its interval is a t interval over them.
 
 # %%
-cost = trials.costs(bench, settings, list(TRACED))
+cost = trials.costs(bench, settings, list(traces.TRACED))
 record.table("cost", cost)
 spent = cost[cost.objective == "nullspace"]
 parts = (spent.images / (bench.source.count("train") or float("inf")), spent.share)

@@ -27,13 +27,13 @@ overrides = {}  # settings by dotted name, such as {"suite.images": 500}
 import matplotlib.pyplot as plt
 
 import nslib
-from nslib import jobs, plots, tables, testable, trials
+from nslib import plots
 from nslib.analysis.attack_curves import attack_curves, pgd_hits, sanity_table
+from nslib.evaluate import cue, metrics
 from nslib.evaluate.comparison import mean_difference
-from nslib.evaluate.cue import cue_conflict_table
 from nslib.evaluate.examples import column_examples
-from nslib.evaluate.metrics import corruption_table
 from nslib.report.reference import beside_table2, printed
+from nslib.study import jobs, tables, testable, trials
 
 plots.use_style()
 settings = nslib.resolve(profile, run_name, overrides)
@@ -66,7 +66,7 @@ columns.round(1)
 
 # %%
 if "c" in base.hits:
-    corruptions = corruption_table(base.hits["c"])
+    corruptions = metrics.corruption_table(base.hits["c"])
     figure, ax = plt.subplots(figsize=(3.6, 3.6))
     plots.heat(corruptions, ax, label="top-1, %").set(xlabel="severity", ylabel="")
     plots.caption(figure, f"{bench.model.name}, n = {base.estimate('c').n} images in every cell")
@@ -106,7 +106,7 @@ sanity.round(1)
 # Images with the shape of one class and the texture of another, if the data set has them: which of the two is the answer?
 
 # %%
-conflict = cue_conflict_table(bench)
+conflict = cue.cue_conflict_table(bench)
 record.table("cue_conflict", conflict)
 conflict.round(1)
 

@@ -28,10 +28,11 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 import nslib
-from nslib import jobs, plots, tables, testable, trials
+from nslib import plots
 from nslib.evaluate.comparison import mean_difference
 from nslib.finetune.objectives import ADVERSARIAL
 from nslib.report.reference import printed
+from nslib.study import jobs, tables, testable, trials
 
 plots.use_style()
 settings = nslib.resolve(profile, run_name, overrides)

@@ -29,10 +29,11 @@ from dataclasses import replace
 import matplotlib.pyplot as plt
 
 import nslib
-from nslib import jobs, plots, tables, testable, trials
+from nslib import plots
 from nslib.config import TABLE2
 from nslib.evaluate.comparison import mean_difference
 from nslib.report.reference import printed
+from nslib.study import jobs, tables, testable, trials
 
 plots.use_style()
 settings = nslib.resolve(profile, run_name, overrides)

@@ -32,7 +32,7 @@ from nslib import plots
 from nslib.analysis import photographs, pictures, watermark
 from nslib.intervals import share_estimate
 from nslib.runtime import generator
-from nslib.staged import batched_logits
+from nslib.vit.staged import batched_logits
 
 plots.use_style()
 settings = nslib.resolve(profile, run_name, overrides)

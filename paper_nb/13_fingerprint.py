@@ -28,11 +28,11 @@ import matplotlib.pyplot as plt
 import pandas as pd
 
 import nslib
-from nslib import jobs, plots, traces
+from nslib import plots
 from nslib.analysis import fingerprint
-from nslib.experiment import open_bench, open_model, open_stranger
 from nslib.pretrain import accuracy
 from nslib.runtime import generator
+from nslib.study import experiment, jobs, traces
 
 plots.use_style()
 settings = nslib.resolve(profile, run_name, overrides)
@@ -45,7 +45,7 @@ settings.models, settings.weights, study
 # If the owner's tokens are rotated, it computes the same up to that rotation and is still identified. A rotation of the pixels moves the nullspace, and the model with it: no later layer can undo it.
 
 # %%
-bench = open_bench(settings)
+bench = nslib.open_bench(settings)
 model, draws = bench.model, generator(settings.seed)
 key = fingerprint.make_key(model)
 suspects = {"itself": model} | {
@@ -65,11 +65,11 @@ seeds = range(1000, 1000 + study.untrained)
 named = {("untrained seed", f"seed {s}"): nslib.load_model(model.name, "random", seed=s, **alike) for s in seeds}
 orders = range(study.permuted)
 named |= {("permuted weight", f"order {i}"): fingerprint.shuffled(model, generator=draws) for i in orders}
-trained = {f"trained {i}": open_stranger(settings, i) for i in range(1, study.trained + 1)}
+trained = {f"trained {i}": experiment.open_stranger(settings, i) for i in range(1, study.trained + 1)}
 named |= {("trained seed", name): stranger for name, stranger in trained.items()}
 
 # %%
-others = [open_model(settings, name) for name in settings.models[1:]]
+others = [experiment.open_model(settings, name) for name in settings.models[1:]]
 others += [bench.surrogate] if isinstance(bench.surrogate, nslib.StagedViT) else []
 named |= {("other model", other.name): other for other in others}
 strangers = fingerprint.fingerprint_table(key, {name: stranger for (_, name), stranger in named.items()})

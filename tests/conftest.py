@@ -18,7 +18,7 @@ from nslib.data.source import ShapesSource
 from nslib.models import build_model
 from nslib.nullspace.membership import Pool, make_pool
 from nslib.runtime import generator
-from nslib.staged import StagedViT
+from nslib.vit.staged import StagedViT
 
 ROOT = Path(__file__).resolve().parents[1]
 WNIDS = ("n01440764", "n02099601", "n15075141")  # tench 0, golden retriever 207, toilet tissue 999

@@ -20,10 +20,10 @@ from nslib.attacks.gradient import fgsm, pgd
 from nslib.attacks.patchfool import _ascent, _attention_paid, choose_patches, patch_fool, patch_mask
 from nslib.attacks.surrogate import SurrogateCNN
 from nslib.attacks.transfer import _smooth, transfer_set
-from nslib.attention_maps import attention_maps
 from nslib.data.shapes import render
 from nslib.models import load_model
 from nslib.runtime import generator, optional
+from nslib.vit.attention_maps import attention_maps
 
 EPS = 4 / 255
 

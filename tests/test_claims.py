@@ -17,7 +17,7 @@ from nslib.report import claims
 from nslib.report.claims import judge, read_claims
 from nslib.report.record import Record, without_paths
 from nslib.report.reference import printed
-from nslib.testable import as_paper, noise_as_paper, sides, whole, whole_side
+from nslib.study.testable import as_paper, noise_as_paper, sides, whole, whole_side
 
 CLAIMS = read_claims()
 EVERYWHERE = " ".join(PROFILES)

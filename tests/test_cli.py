@@ -23,7 +23,7 @@ from nslib.cli.options import overrides
 from nslib.data.shapes import render
 from nslib.models import load_model, weights_path
 from nslib.reproduce import DONE, FAILED, LEFT, SKIPPED, Outcome
-from nslib.weights import save_weights
+from nslib.vit.weights import save_weights
 
 
 @pytest.fixture

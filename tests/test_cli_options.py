@@ -139,7 +139,9 @@ def test_values_that_settings_refuse(given):
 
 def test_spaces_between_columns(call, monkeypatch):
     asked = []
-    monkeypatch.setattr("nslib.experiment.open_bench", lambda settings: asked.append(settings.suite.columns) or 1 / 0)
+    monkeypatch.setattr(
+        "nslib.study.experiment.open_bench", lambda settings: asked.append(settings.suite.columns) or 1 / 0
+    )
     with pytest.raises(ZeroDivisionError):
         call("evaluate", "--columns", "clean, fgsm")
     assert asked == [("clean", "fgsm")]
@@ -150,7 +152,7 @@ def test_reproduce_dry_run_tells_the_whole_profile(call, tmp_path, monkeypatch):
     parts = pd.DataFrame({"part": ["columns", "noise"], "images": [10, 20], "hours": [1.5, 0.25],
                           "noise_hours": [0.0, 2.0], "memory": [0.1, 0.75]})  # fmt: skip
     asked = []
-    monkeypatch.setattr("nslib.forecast.forecast", lambda settings: asked.append(settings) or parts)
+    monkeypatch.setattr("nslib.study.forecast.forecast", lambda settings: asked.append(settings) or parts)
     code, printed = call("reproduce", "--dry-run", "--profile", "smoke", "--set", "images=7")
     assert code == 0
     assert [(s.profile, s.images) for s in asked] == [("smoke", 7)]
@@ -183,7 +185,7 @@ def test_finetune_dry_run_only_tells(call, tmp_path):
 def test_dry_run_trains_nothing_first(call, monkeypatch, command):
     """Models of a profile that has them trained from scratch are opened after two steps."""
     asked = []
-    monkeypatch.setattr("nslib.experiment.pretrain", lambda cfg, target, **_: asked.append(cfg.steps) or 1 / 0)
+    monkeypatch.setattr("nslib.study.experiment.pretrain", lambda cfg, target, **_: asked.append(cfg.steps) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         call(command, "--profile", "gpu", "--model", "shapes_vit", "--dry-run")
     assert asked == [2]

@@ -28,9 +28,9 @@ from nslib.evaluate.columns import BESIDE, COLUMNS, hits_of, parts_of
 from nslib.evaluate.comparison import differences, table2_row
 from nslib.evaluate.metrics import BY_CUE, corruption_ratio
 from nslib.evaluate.suite import dry_run, evaluate_model
+from nslib.machine.processes import Share
 from nslib.models import load_model
-from nslib.processes import Share
-from nslib.staged import StagedViT
+from nslib.vit.staged import StagedViT
 
 SUITE = SuiteConfig(images=10, costly_images=4, batch=4, pgd_steps=2, cw_steps=3, patchfool_steps=2)
 CHEAP = replace(SUITE, columns=("clean", "fgsm", "v2"))

@@ -21,7 +21,7 @@ from nslib.evaluate.comparison import differences, mean_difference, pool_seeds
 from nslib.evaluate.cue import cue_conflict_table
 from nslib.evaluate.examples import column_examples
 from nslib.evaluate.suite import dry_run, evaluate_model
-from nslib.processes import Share
+from nslib.machine.processes import Share
 
 SUITE = SuiteConfig(columns=("clean", "cue_conflict"), images=100, batch=2)
 CUES = [

@@ -7,11 +7,11 @@ import pytest
 import torch
 from conftest import make_vit
 
-from nslib import jobs
 from nslib.config import DataConfig
 from nslib.data.source import open_source
-from nslib.experiment import open_bench, open_experiment, open_model
 from nslib.profiles import resolve
+from nslib.study import jobs
+from nslib.study.experiment import open_bench, open_experiment, open_model
 
 TINY = {
     "device": "cpu",

@@ -29,10 +29,10 @@ from nslib.finetune.result import history_table
 from nslib.finetune.rounds import FinetuneDiverged, Moment, finetune_model
 from nslib.finetune.stream import Stream
 from nslib.finetune.updates import Trainer
+from nslib.machine.processes import ALONE, Share
+from nslib.machine.progress import _TimeLeft, finetune_bar
 from nslib.models import load_model
 from nslib.nullspace.membership import boundary_scale, noise_gap, random_noise_at
-from nslib.processes import ALONE, Share
-from nslib.progress import _TimeLeft, finetune_bar
 from nslib.runtime import generator
 
 NOISE = NoiseConfig(limit=1.0, lr=0.05, steps=100, batch=16)

@@ -18,8 +18,8 @@ from nslib.data.source import ShapesSource
 from nslib.finetune import rounds
 from nslib.finetune.noises import find_noises
 from nslib.finetune.rounds import finetune_model
-from nslib.makers import only_maker
-from nslib.processes import ALONE, processes
+from nslib.machine.makers import only_maker
+from nslib.machine.processes import ALONE, processes
 
 NOISE = NoiseConfig(limit=1.0, lr=0.05, steps=100, batch=16, eps=0.005)
 CFG = FinetuneConfig(
@@ -51,7 +51,7 @@ import torch
 torch.set_num_threads(1)
 from nslib.data.source import ShapesSource
 from nslib.finetune import rounds
-from nslib.processes import processes
+from nslib.machine.processes import processes
 from test_finetune_distributed import RUNS, DataConfig, double_precision_model, watch_noise
 
 folder = Path(sys.argv[1])
@@ -156,7 +156,7 @@ import torch
 torch.set_num_threads(1)
 from nslib.data.source import ShapesSource
 from nslib.finetune.rounds import finetune_model
-from nslib.processes import processes
+from nslib.machine.processes import processes
 from test_finetune_distributed import CFG, DataConfig, double_precision_model
 
 class Stopped(Exception):
@@ -293,7 +293,7 @@ def test_processes_that_do_not_find_each_other():
         from accelerate import Accelerator
         Accelerator(cpu=True)
         os.environ["WORLD_SIZE"] = "2"
-        from nslib.processes import processes
+        from nslib.machine.processes import processes
         try:
             with processes("cpu"):
                 pass

@@ -14,7 +14,7 @@ from nslib.finetune.cost import cost_told
 from nslib.finetune.estimate import estimate, kept_bytes
 from nslib.finetune.rounds import finetune_model
 from nslib.finetune.updates import Trainer
-from nslib.processes import Share
+from nslib.machine.processes import Share
 from nslib.runtime import generator
 
 NOISE = NoiseConfig(limit=1.0, lr=0.05, steps=7, batch=16, eps=None)

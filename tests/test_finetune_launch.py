@@ -20,7 +20,7 @@ NOTEBOOK = """
     from nslib.data.source import open_source
     from nslib.finetune.rounds import finetune_model
     from nslib.models import load_model
-    from nslib.processes import processes
+    from nslib.machine.processes import processes
 
     folder, small = Path(sys.argv[1]), dict(img_size=24, embed_dim=24, depth=2, num_heads=2)
     data = DataConfig()

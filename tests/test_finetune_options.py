@@ -16,12 +16,12 @@ from nslib.finetune.objectives import OBJECTIVES, View
 from nslib.finetune.rounds import finetune_model
 from nslib.finetune.stream import Stream
 from nslib.finetune.updates import Trainer
+from nslib.machine.processes import ALONE
 from nslib.models import load_model
 from nslib.nullspace.encoder import learn_noise
 from nslib.nullspace.membership import noise_gap
-from nslib.processes import ALONE
 from nslib.runtime import generator
-from nslib.staged import StagedViT
+from nslib.vit.staged import StagedViT
 
 NOISE = NoiseConfig(limit=1.0, lr=0.05, steps=100, batch=16, eps=0.2)
 CFG = FinetuneConfig(

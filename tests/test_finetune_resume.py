@@ -24,7 +24,7 @@ from nslib.finetune.objectives import OBJECTIVES
 from nslib.finetune.result import Log
 from nslib.finetune.rounds import finetune_model
 from nslib.finetune.state import Place, Round
-from nslib.processes import Share
+from nslib.machine.processes import Share
 from nslib.store import changed_settings
 
 NOISE = NoiseConfig(limit=1.0, lr=0.05, steps=100, batch=16, eps=0.05)

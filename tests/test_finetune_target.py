@@ -16,8 +16,8 @@ from nslib.finetune.state import identity_of
 from nslib.models import load_model
 from nslib.pretrain import pretrain
 from nslib.runtime import write_text
-from nslib.staged import StagedViT
 from nslib.store import model_digest
+from nslib.vit.staged import StagedViT
 
 CFG = FinetuneConfig(precision="float32", objective="plain", rounds=2, steps=2, batch=4, pool=4, heldout=4, lr=1e-3)
 

@@ -7,11 +7,11 @@ import matplotlib.pyplot as plt
 import pytest
 from conftest import ROOT
 
-from nslib.forecast import finetunings
-from nslib.plan import prepare
 from nslib.profiles import resolve
 from nslib.report.cells import read_cells
 from nslib.runtime import store_path
+from nslib.study.forecast import finetunings
+from nslib.study.plan import prepare
 
 FEW = {
     "surrogate": "",  # no damagenet

@@ -14,13 +14,13 @@ from test_patch_nullspace import tiny
 from nslib.analysis import fingerprint
 from nslib.config import FingerprintStudy
 from nslib.data.shapes import render
-from nslib.experiment import open_model, open_stranger
 from nslib.models import build_model, weights_record
 from nslib.nullspace.patch import PatchNullspace
 from nslib.pretrain import accuracy
 from nslib.profiles import resolve
 from nslib.runtime import generator, store_path
-from nslib.staged import StagedViT
+from nslib.study.experiment import open_model, open_stranger
+from nslib.vit.staged import StagedViT
 
 UNEQUAL = dict(mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.7))
 

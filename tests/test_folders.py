@@ -21,8 +21,8 @@ from nslib.evaluate.suite import evaluate_model
 from nslib.finetune.rounds import finetune_model
 from nslib.models import load_model, reset_head
 from nslib.pretrain import accuracy
-from nslib.staged import StagedViT, renormalised
 from nslib.store import model_digest
+from nslib.vit.staged import StagedViT, renormalised
 
 
 def test_wnids_are_the_thousand_in_order():

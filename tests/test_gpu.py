@@ -6,21 +6,21 @@ import pytest
 import torch
 from conftest import make_vit
 
-from nslib import replay
 from nslib.config import DataConfig, FinetuneConfig, NoiseConfig, PretrainConfig
 from nslib.data.source import ShapesSource
 from nslib.finetune.cost import Meter, metered
 from nslib.finetune.precision import resolved
 from nslib.finetune.rounds import finetune_model
+from nslib.machine import replay
+from nslib.machine.replay import counting
 from nslib.nullspace import encoder
 from nslib.nullspace.encoder import learn_noise, start_noise
 from nslib.nullspace.membership import make_pool
 from nslib.nullspace.passes import NoisePass, RecordedPass, noise_pass
 from nslib.nullspace.patch import PatchNullspace
 from nslib.pretrain import pretrain
-from nslib.replay import counting
 from nslib.runtime import generator
-from nslib.staged import StagedViT, frozen
+from nslib.vit.staged import StagedViT, frozen
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from test_trials import TINY
 
-from nslib import jobs, search, trials
 from nslib.config import ApproximateStudy, DataConfig, FinetuneConfig, NoiseConfig, SuiteConfig
 from nslib.data.source import open_source
 from nslib.evaluate.bench import Bench
 from nslib.evaluate.columns import COLUMNS
 from nslib.evaluate.suite import Evaluation
 from nslib.finetune.objectives import OBJECTIVES
-from nslib.kept import kept, packed, rounded, unpacked
+from nslib.study import jobs, search, trials
+from nslib.study.kept import kept, packed, rounded, unpacked
 
 KEEPING = replace(TINY, run_name="kept", finetuning=replace(TINY.finetuning, keep=True))
 

@@ -13,8 +13,8 @@ from torchvision.transforms.functional import normalize
 import nslib
 from nslib.models import build_model, load_model, reset_head, weights_record
 from nslib.nullspace.membership import clean_pass
-from nslib.staged import StagedViT, frozen, renormalised
-from nslib.weights import save_weights
+from nslib.vit.staged import StagedViT, frozen, renormalised
+from nslib.vit.weights import save_weights
 
 FAMILIES = {
     "vit_small_patch8_224": dict(img_size=24),

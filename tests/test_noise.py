@@ -10,6 +10,7 @@ import torch
 from conftest import random_images
 
 from nslib.config import NoiseConfig
+from nslib.machine.processes import Share
 from nslib.nullspace import membership, stored
 from nslib.nullspace.encoder import NoiseDiverged, learn_noise, start_noise, step_images
 from nslib.nullspace.membership import (
@@ -28,7 +29,6 @@ from nslib.nullspace.membership import (
     random_noise_at,
 )
 from nslib.nullspace.stored import stored_noise
-from nslib.processes import Share
 from nslib.runtime import generator, store_path
 
 CFG = NoiseConfig(limit=1.0, lr=0.05, steps=60, batch=16, eps=0.03)

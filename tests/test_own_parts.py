@@ -32,9 +32,9 @@ from nslib.nullspace.encoder import learn_noise
 from nslib.nullspace.membership import boundary_scale, clean_pass, make_pool
 from nslib.nullspace.patch import PatchNullspace
 from nslib.runtime import generator
-from nslib.staged import StagedViT
 from nslib.store import model_digest
-from nslib.weights import read_weights
+from nslib.vit.staged import StagedViT
+from nslib.vit.weights import read_weights
 
 CLEAN = SuiteConfig(columns=("clean",), images=8, batch=4)
 TINY = FinetuneConfig(objective="plain", rounds=2, steps=2, batch=4, pool=4, heldout=2, noise=NoiseConfig(steps=2))

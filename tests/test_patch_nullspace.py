@@ -11,7 +11,7 @@ from nslib.data.folders import FolderImages
 from nslib.models import load_model
 from nslib.nullspace.patch import PatchNullspace
 from nslib.runtime import generator
-from nslib.staged import StagedViT
+from nslib.vit.staged import StagedViT
 
 UNEQUAL = dict(mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.7))
 

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT
 
-from nslib import jobs, plan
 from nslib.cli import main
-from nslib.plan import Planned, planned, prepare
 from nslib.profiles import resolve
+from nslib.study import jobs, plan
+from nslib.study.plan import Planned, planned, prepare
 
 TINY = {
     "finetune.rounds": 1,

@@ -18,11 +18,11 @@ import nslib.pretrain as training
 from nslib.config import PretrainConfig
 from nslib.data.rendered import Rendered
 from nslib.data.shapes import SPLITS, VERSION, render
-from nslib.experiment import _trained
-from nslib.makers import only_maker
+from nslib.machine.makers import only_maker
 from nslib.models import build_model, load_model, weights_record
 from nslib.pretrain import accuracy, pretrain
 from nslib.runtime import data_path
+from nslib.study.experiment import _trained
 
 CFG = PretrainConfig(size=24, steps=8, batch=8, lr=3e-4, checkpoint_every=3, report_images=40)
 
@@ -168,7 +168,7 @@ def test_saving_and_reporting_otherwise_is_no_other_training(tmp_path, monkeypat
     save_state_of(CFG, cut)
     pretrain(replace(CFG, **change), cut, progress=False)
     assert cut.read_bytes() == whole.read_bytes()
-    monkeypatch.setattr("nslib.experiment.pretrain", lambda cfg, target, device: target.touch())
+    monkeypatch.setattr("nslib.study.experiment.pretrain", lambda cfg, target, device: target.touch())
     assert _trained(replace(CFG, **change), "cpu") == _trained(CFG, "cpu") != _trained(replace(CFG, seed=9), "cpu")
 
 

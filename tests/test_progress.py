@@ -3,8 +3,8 @@
 import pytest
 from tqdm import tqdm
 
-from nslib import progress
 from nslib.config import FinetuneConfig, NoiseConfig
+from nslib.machine import progress
 from nslib.nullspace.encoder import Trace
 
 

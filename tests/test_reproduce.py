@@ -349,7 +349,7 @@ def test_workers_end_with_the_command(tmp_path, how, waiting):
     """Ctrl-C reaches the workers too; a signal to the command alone does not, and more is waiting for its turn."""
     code = f"""
         import signal
-        from nslib.workers import workers
+        from nslib.machine.workers import workers
         signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs in its background ignores it
         if __name__ == "__main__":
             with workers(2) as submit:

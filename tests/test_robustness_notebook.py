@@ -22,13 +22,13 @@ from nslib.evaluate.comparison import compare_protocols
 from nslib.evaluate.cue import cue_conflict_table
 from nslib.evaluate.examples import column_examples
 from nslib.evaluate.suite import Evaluation
-from nslib.experiment import open_bench, open_surrogate
 from nslib.intervals import share_estimate
 from nslib.models import load_model
 from nslib.profiles import resolve
 from nslib.report.record import Record
 from nslib.report.reference import QUOTED, beside_table2, printed
 from nslib.runtime import generator
+from nslib.study.experiment import open_bench, open_surrogate
 
 SUITE = SuiteConfig(images=6, costly_images=3, batch=3, columns=("clean", "fgsm", "c", "a"))
 
@@ -230,7 +230,7 @@ def test_shipped_surrogate_is_for_its_own_size(vit):
 
 
 def test_no_surrogate_is_fetched_for_other_classes(vit, monkeypatch):
-    monkeypatch.setattr("nslib.experiment.load_model", lambda *a, **k: pytest.fail("fetched"))
+    monkeypatch.setattr("nslib.study.experiment.load_model", lambda *a, **k: pytest.fail("fetched"))
     settings = resolve("imagenet_small", overrides={"data.root": "x", "surrogate_weights": "pretrained"})
     assert vit.num_classes == 10
     assert open_surrogate(settings, vit) is None

@@ -9,9 +9,9 @@ from conftest import make_vit, random_images
 
 from nslib.analysis import lrp, saliency
 from nslib.analysis.pictures import eight_bit
-from nslib.attention_maps import attention_maps
 from nslib.nullspace.patch import PatchNullspace
 from nslib.runtime import generator
+from nslib.vit.attention_maps import attention_maps
 
 FAMILIES = {
     "class token": {},

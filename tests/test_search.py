@@ -10,9 +10,9 @@ from test_trials import TINY
 
 from nslib.data.source import open_source
 from nslib.evaluate.bench import Bench
-from nslib.experiment import open_stranger
 from nslib.models import load_model
-from nslib.search import Recipe, place_of_settings, recipes, settings_table
+from nslib.study.experiment import open_stranger
+from nslib.study.search import Recipe, place_of_settings, recipes, settings_table
 
 
 def test_search_on_the_columns_that_can_be_shown():

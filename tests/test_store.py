@@ -22,9 +22,9 @@ from nslib.finetune.cut import cut_at
 from nslib.models import build_model, load_model
 from nslib.runtime import atomic_path, figures_path, pick_device, run_record, store_path, to_json, versions, write_text
 from nslib.settings import Settings
-from nslib.staged import renormalised
 from nslib.store import cached, digest, model_digest, tensor_digest
-from nslib.weights import save_weights
+from nslib.vit.staged import renormalised
+from nslib.vit.weights import save_weights
 
 
 class Counter:

@@ -8,12 +8,12 @@ import pytest
 import torch
 from scipy import stats
 
-from nslib import tables
 from nslib.config import NoiseConfig
 from nslib.data.corruptions import CORRUPTIONS, SEVERITIES
 from nslib.evaluate.comparison import mean_difference, pool_seeds
 from nslib.evaluate.suite import Evaluation
 from nslib.finetune.result import slope_table, without_decay
+from nslib.study import tables
 
 
 def evaluation(name: str, **columns) -> Evaluation:
@@ -301,11 +301,29 @@ def test_slopes_and_gains_of_eps_sets_by_hand():
     assert slope_table(both, [("plain", "norm")]).empty  # it has no noise, in rounds that others have
     norms = {"base": (60.0, 70.0), "plain": (61.0, 70.0), "nullspace": (63.0, 75.0)}
     sizes = pd.DataFrame(
-        [(m, i, "learned", n) for m, both in norms.items() for i, n in enumerate(both)],
-        columns=["model", "start", "noise", "norm"],
+        [(m, 0, i, "learned", n) for m, both in norms.items() for i, n in enumerate(both)],
+        columns=["model", "seed", "start", "noise", "norm"],
     )
     found = tables.eps_set_gains(sizes, ["base", "plain"]).set_index(["model", "reference"]).value
     assert found.to_dict() == {("nullspace", "base"): 4.0, ("plain", "base"): 0.5, ("nullspace", "plain"): 3.5}
+
+
+def test_gains_of_eps_sets_are_paired_by_seed_and_start():
+    norms = {"base": [(60, 70)], "plain": [(61, 70), (60, 68)], "nullspace": [(63, 75), (66, 72)], "more": [(61, 71)]}
+    lines = [(m, s, i, "learned", n) for m, own in norms.items() for s, e in enumerate(own) for i, n in enumerate(e)]
+    sizes = pd.DataFrame(lines, columns=["model", "seed", "start", "noise", "norm"])
+    found = tables.eps_set_gains(sizes, ["base", "plain"]).set_index(["model", "reference"])
+    told = found[["value", "n", "seeds"]].apply(tuple, axis=1).to_dict()
+    assert told[("nullspace", "plain")] == (4.25, 2, 2)  # 2, 5, 6, 4
+    assert told[("nullspace", "base")] == (4.0, 2, 2)  # base before each seed
+    assert told[("more", "plain")] == (0.5, 2, 1)  # with the first seed alone: 0, 1
+    of_starts, of_seeds = 12.706 * 0.25, 12.706 * 0.75  # means 4, 4.5 over seeds; 3.5, 5 over starts; t of one degree
+    half = found.high - found.value
+    assert half["nullspace", "plain"] == pytest.approx((of_starts**2 + of_seeds**2) ** 0.5, rel=1e-4)
+    assert half["more", "plain"] == pytest.approx(12.706 * 0.5, rel=1e-4)
+    one = tables.eps_set_gains(sizes[sizes.start == 0], ["plain"]).set_index("model")  # 2 and 6: over seeds alone
+    assert (one.value["nullspace"], one.n["nullspace"], one.seeds["nullspace"]) == (4, 1, 2)
+    assert one.high["nullspace"] == pytest.approx(4 + 12.706 * 2, rel=1e-4)
 
 
 def test_gains_by_seed_where_the_reference_has_fewer():

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from nslib import testable
 from nslib.config import TABLE2, FinetuneConfig, NoiseConfig
 from nslib.finetune.objectives import ADVERSARIAL
 from nslib.profiles import resolve
+from nslib.study import testable
 
 PAPER = FinetuneConfig()
 

@@ -8,19 +8,19 @@ import torch
 from conftest import make_vit
 from test_tables import evaluation
 
-from nslib import jobs, tables, trials
 from nslib.config import ApproximateStudy, DataConfig, FinetuneConfig, FinetuningStudy, NoiseConfig, SuiteConfig
 from nslib.data.source import open_source
 from nslib.evaluate.bench import Bench
 from nslib.finetune.noises import NoiseFacts
 from nslib.finetune.result import over_seeds
 from nslib.finetune.state import Round
-from nslib.kept import kept
-from nslib.makers import only_maker
-from nslib.processes import ALONE
+from nslib.machine.makers import only_maker
+from nslib.machine.processes import ALONE
 from nslib.settings import Settings
-from nslib.staged import renormalised
-from nslib.traces import traced
+from nslib.study import jobs, tables, trials
+from nslib.study.kept import kept
+from nslib.study.traces import traced
+from nslib.vit.staged import renormalised
 
 TINY = Settings(
     pool=12,

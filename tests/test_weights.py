@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from nslib.models import load_model, put_weights
 from nslib.nullspace.patch import PatchNullspace
 from nslib.store import model_digest
-from nslib.weights import read_weights, save_weights
+from nslib.vit.weights import read_weights, save_weights
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -14,8 +14,8 @@ from nslib.attacks.budget import check_budget
 from nslib.attacks.gradient import fgsm, pgd
 from nslib.intervals import share_estimate
 from nslib.runtime import generator
-from nslib.staged import StagedViT
 from nslib.store import cached, model_digest, tensor_digest
+from nslib.vit.staged import StagedViT
 
 _BATCH = 64
 VERSION = 2  # part of every stored and kept result: raise it when the same settings give other hits

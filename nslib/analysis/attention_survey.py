@@ -9,11 +9,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from nslib.attention_maps import standard_attention
 from nslib.nullspace.attention import Heads, HeadsNullspace, proof_direction
 from nslib.nullspace.heads import asymmetry, construct_heads
 from nslib.runtime import generator
-from nslib.staged import StagedViT
+from nslib.vit.attention_maps import standard_attention
+from nslib.vit.staged import StagedViT
 
 STAGES = ("heads", "with biases", "after LayerNorm", "block")
 

@@ -17,7 +17,7 @@ from nslib.intervals import mean_estimate
 from nslib.nullspace.membership import CleanPass, Pool, check_use, permute, probability_gap
 from nslib.nullspace.stored import stored_noise
 from nslib.runtime import generator
-from nslib.staged import StagedViT
+from nslib.vit.staged import StagedViT
 
 
 def closure_noises(model: StagedViT, pool: Pool, study: ClosureStudy, *, seed: int) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nslib.nullspace.membership import Agreement, CleanPass, agreement, permute
 from nslib.runtime import generator
-from nslib.staged import StagedViT
+from nslib.vit.staged import StagedViT
 
 
 def control_directions(noise: Tensor, *, seed: int) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from nslib.intervals import mean_estimate
 from nslib.nullspace.encoder import LearnedNoise
 from nslib.nullspace.membership import CleanPass, Pool, agreement, boundary_scale
 from nslib.nullspace.stored import stored_noise
-from nslib.staged import StagedViT
+from nslib.vit.staged import StagedViT
 
 VERSION = 1  # part of every kept reach: raise it when the same noises reach elsewhere
 STOPPING = ("heldout", "batch")

@@ -17,7 +17,7 @@ from nslib.intervals import share_estimate
 from nslib.nullspace.membership import permute
 from nslib.nullspace.patch import PatchNullspace
 from nslib.runtime import atomic_path
-from nslib.staged import StagedViT
+from nslib.vit.staged import StagedViT
 
 THRESHOLD = 0.01  # of `leak`: below it, weights are said to be of the key's model
 _REMEDY = "make one with `nslib fingerprint --key PATH --model TAG`, or write_key(path, make_key(model))"

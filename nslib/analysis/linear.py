@@ -12,7 +12,7 @@ from torch import Tensor
 from nslib.models import load_model
 from nslib.nullspace.patch import PatchNullspace
 from nslib.runtime import data_path
-from nslib.staged import StagedViT, batched_logits
+from nslib.vit.staged import StagedViT, batched_logits
 
 
 def table1(weights: str) -> pd.DataFrame:

@@ -9,8 +9,8 @@ import torch
 from timm.layers import Attention, Mlp
 from torch import Tensor, nn
 
-from nslib.attention_maps import unfused
-from nslib.staged import StagedViT, frozen
+from nslib.vit.attention_maps import unfused
+from nslib.vit.staged import StagedViT, frozen
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from nslib.config import ClosureStudy
 from nslib.intervals import share_estimate
 from nslib.nullspace.membership import CleanPass
 from nslib.runtime import generator
-from nslib.staged import StagedViT
+from nslib.vit.staged import StagedViT
 
 
 def further_table(

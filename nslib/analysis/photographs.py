@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nslib.data.transforms import eval_transform
 from nslib.runtime import packaged
-from nslib.staged import StagedViT
+from nslib.vit.staged import StagedViT
 
 
 @dataclass(frozen=True)

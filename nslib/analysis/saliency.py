@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nslib.analysis.lrp import pixel_relevance
-from nslib.attention_maps import attention_maps, over_patches
 from nslib.intervals import Estimate, estimates_of, mean_estimate
 from nslib.runtime import optional
-from nslib.staged import StagedViT, batched_logits, frozen
+from nslib.vit.attention_maps import attention_maps, over_patches
+from nslib.vit.staged import StagedViT, batched_logits, frozen
 
 # Which maps are equal for equal tokens by algebra alone. Summed over a patch all are; pixel by pixel only the gradient,
 # which comes back through one linear map, and the two that are made of tokens.

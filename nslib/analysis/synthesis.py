@@ -11,7 +11,7 @@ from nslib.config import SynthesisStudy
 from nslib.intervals import Estimate, estimates_of, mean_estimate, share_estimate
 from nslib.nullspace.membership import Agreement, CleanPass, Pool, agreement
 from nslib.nullspace.stored import stored_noise
-from nslib.staged import StagedViT
+from nslib.vit.staged import StagedViT
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from nslib.analysis.pictures import as_jpeg, check_png, eight_bit, read_picture, write_picture
 from nslib.intervals import share_estimate
 from nslib.nullspace.patch import PatchNullspace
-from nslib.staged import StagedViT, batched_logits
+from nslib.vit.staged import StagedViT, batched_logits
 
 _PART = 32  # images solved at once, which bounds the memory at 224 px
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from nslib.staged import StagedViT
+from nslib.vit.staged import StagedViT
 
 
 class _Normalised(nn.Module):

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from nslib.attacks.budget import check_budget, seal
 from nslib.attacks.target import name_of, under_attack
-from nslib.attention_maps import attention_maps, over_patches
-from nslib.staged import StagedViT
+from nslib.vit.attention_maps import attention_maps, over_patches
+from nslib.vit.staged import StagedViT
 
 _TINY = 1e-30  # keeps the logarithm and the projection finite where attention or gradient vanish
 

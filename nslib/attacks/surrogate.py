@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from nslib.models import weights_path
-from nslib.weights import read_weights
+from nslib.vit.weights import read_weights
 
 SURROGATE_CNN = "surrogate_cnn"
 _WIDTHS = (24, 48, 64, 96)  # with ten classes 236,354 parameters: under 1 MB in float32

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nslib.staged import StagedViT, frozen
+from nslib.vit.staged import StagedViT, frozen
 
 
 class Target(nn.Module):

@@ -53,7 +53,7 @@ def reproduce(
     check_images(profile, imagenet)
     chosen = overrides(set, **options)
     if dry_run:
-        from nslib.forecast import forecast
+        from nslib.study.forecast import forecast
 
         if notebooks:
             raise ValueError(f"--dry-run tells of a whole profile: name no notebooks, got {', '.join(notebooks)}")
@@ -83,7 +83,7 @@ def prepare(
     set: Setting = (),
     jobs: int = 0,
 ) -> int:
-    """Make all models of a profile's notebooks, many at a time, for `reproduce` to find. Exit status 1 if one failed.
+    """Make the models of a profile's notebooks but those of the search of 11, many at a time, for `reproduce` to find. Exit status 1 if one failed.
 
     On a GPU twelve at a time take a fraction of the time of one after another, with NVIDIA's MPS started before
     (nvidia-cuda-mps-control -d). Stopped in any way, the same command goes on.
@@ -92,7 +92,7 @@ def prepare(
         profile, run_name, imagenet, weights, device, set: as of `reproduce`.
         jobs: processes at a time; default: one a core, and 4 on a GPU.
     """
-    from nslib.plan import prepare as make
+    from nslib.study.plan import prepare as make
 
     settings = settings_of(profile, imagenet, device, set, run_name=run_name, weights=weights)
     return 1 if make(settings, jobs=jobs) else 0

@@ -73,11 +73,11 @@ def evaluate(
     from nslib.evaluate.comparison import differences
     from nslib.evaluate.suite import dry_run as estimate
     from nslib.evaluate.suite import evaluate_model
-    from nslib.experiment import barely_trained, open_bench, open_model
-    from nslib.processes import processes
+    from nslib.machine.processes import processes
     from nslib.report.gather import OF_COMMAND
     from nslib.report.record import portable, without_paths
     from nslib.runtime import run_record, to_json, write_text
+    from nslib.study.experiment import barely_trained, open_bench, open_model
 
     path = check_out(out, ".csv", beside=OF_COMMAND) if out else None
     settings = settings_of(
@@ -134,7 +134,7 @@ def finetune(
     """Finetune a model by Algorithm 1, or a control; a second call goes on where a killed one was.
 
     Two processes share each batch after `torchrun --standalone --nproc-per-node 2 -m nslib finetune ...`; the head of
-    nslib/processes.py tells of several machines, accelerate and notebooks.
+    nslib/machine/processes.py tells of several machines, accelerate and notebooks.
 
     Args:
         model: shapes_vit or a timm tag.
@@ -154,16 +154,16 @@ def finetune(
         set: override a setting of the finetuning, such as --set rounds=20 noise.eps=0.01.
     """
     from nslib.data.source import open_source
-    from nslib.experiment import barely_trained, open_model
     from nslib.finetune.cost import cost_told, split_told
     from nslib.finetune.estimate import estimate
     from nslib.finetune.objectives import unheeded
     from nslib.finetune.rounds import finetune_model
     from nslib.finetune.updates import average_told
+    from nslib.machine.processes import processes
+    from nslib.machine.progress import finetune_bar
     from nslib.models import reset_head
-    from nslib.processes import processes
-    from nslib.progress import finetune_bar
     from nslib.runtime import runs_path
+    from nslib.study.experiment import barely_trained, open_model
 
     alone = {"finetune__objective": objective, "finetuning__objectives": ("plain", "nullspace")}  # a profile's other
     # objectives, some of which would refuse what this one may be told, are none of this run's

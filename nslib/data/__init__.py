@@ -1,0 +1,1 @@
+"""Images: procedural shapes, ImageNet-style folders, data sets of torch, and the 15 corruptions."""

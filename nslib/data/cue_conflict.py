@@ -13,7 +13,7 @@ from nslib.data.families import FAMILIES, expected
 from nslib.data.files import ImageFiles
 from nslib.data.folders import image_files, subfolders
 from nslib.data.transforms import PUBLISHED, eval_transform
-from nslib.staged import StagedViT
+from nslib.vit.staged import StagedViT
 
 COARSE = ("airplane", "bear", "bicycle", "bird", "boat", "bottle", "car", "cat", "chair", "clock", "dog", "elephant",
           "keyboard", "knife", "oven", "truck")  # fmt: skip

@@ -15,8 +15,8 @@ from nslib.data.files import in_colours
 from nslib.data.shapes import Batch
 from nslib.data.transforms import eval_transform
 from nslib.runtime import generator
-from nslib.staged import StagedViT, check_staged
 from nslib.store import digest, tensor_digest
+from nslib.vit.staged import StagedViT, check_staged
 
 _TRIED = 16  # items of a split that are asked for twice
 _AT_ONCE = 256  # items that are read for an identity

@@ -11,7 +11,7 @@ from nslib.data.corruptions import CORRUPTIONS, SEVERITIES
 from nslib.data.files import ImageFiles
 from nslib.data.folders import class_files, image_files, label_of, subfolders, wnids
 from nslib.data.transforms import PUBLISHED, eval_transform
-from nslib.staged import StagedViT
+from nslib.vit.staged import StagedViT
 
 _EXTRA_CORRUPTIONS = ("gaussian_blur", "saturate", "spatter", "speckle_noise")  # published beside the 15, never read
 _LABEL_FILE = "val_damagenet.txt"

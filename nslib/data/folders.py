@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nslib.data.files import ImageFiles
 from nslib.data.transforms import eval_transform
-from nslib.staged import StagedViT
+from nslib.vit.staged import StagedViT
 
 _SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
 _KNOWN = _SUFFIXES | {".txt", ".json", ".csv", ".xml", ".md"}  # texts beside images are no news

@@ -19,7 +19,7 @@ from nslib.data.geometry import CLASSES
 from nslib.data.shapes import SPLITS, VERSION, Batch, render
 from nslib.description import code_of, short
 from nslib.intervals import span
-from nslib.staged import StagedViT
+from nslib.vit.staged import StagedViT
 
 _TREE = ("train", "val", "val:a", "val:r")
 _TOLD = {"cfg", "model", "labels", "seed", "size", "device", "ends"}  # attributes of a source, told by its identity

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms import Compose, Grayscale
 from torchvision.transforms import functional as TF
 
-from nslib.staged import StagedViT
+from nslib.vit.staged import StagedViT
 
 PUBLISHED = 224  # pixels: the side at which ImageNet-C, Stylized-ImageNet and DAmageNet are published
 

@@ -19,8 +19,8 @@ from nslib.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from nslib.data.datasets import other_class
 from nslib.data.shapes import Batch
 from nslib.data.source import Source, check_classes, check_source, checked
-from nslib.staged import StagedViT, check_staged
 from nslib.store import cached, digest, model_digest
+from nslib.vit.staged import StagedViT, check_staged
 
 TRANSFER_VERSION = 1  # part of every stored set: raise it when the same settings give other images
 MADE_HERE = {"c": "ImageNet-C", "damagenet": "DAmageNet"}  # where the data set has not what is published by this name

@@ -17,14 +17,14 @@ from nslib.attacks.carlini import SEARCHES, carlini_wagner
 from nslib.attacks.gradient import fgsm, pgd
 from nslib.attacks.patchfool import patch_fool
 from nslib.attacks.transfer import STEPS as TRANSFER_STEPS
-from nslib.attention_maps import has_maps
 from nslib.config import SuiteConfig
 from nslib.data.corruptions import CORRUPTIONS, SEVERITIES, SMALLEST
 from nslib.data.hashing import key
 from nslib.evaluate.bench import Bench
 from nslib.evaluate.metrics import BY_CUE
 from nslib.runtime import generator
-from nslib.staged import StagedViT
+from nslib.vit.attention_maps import has_maps
+from nslib.vit.staged import StagedViT
 
 BACKWARD = 2  # forward passes that the way back costs
 

@@ -20,10 +20,10 @@ from nslib.evaluate.bench import TRANSFER_VERSION, Bench
 from nslib.evaluate.columns import BESIDE, COLUMNS, Part, check_columns, hits_of, missing_of, parts_of
 from nslib.evaluate.metrics import BY_CUE, Hits, corruption_error, mce, per_image
 from nslib.intervals import Estimate, mean_estimate, share_estimate
-from nslib.processes import ALONE, Share
+from nslib.machine.processes import ALONE, Share
 from nslib.runtime import generator
-from nslib.staged import StagedViT
 from nslib.store import cached, model_digest
+from nslib.vit.staged import StagedViT
 
 VERSION = 1  # part of every stored result: raise it when the same settings give another one
 
@@ -134,7 +134,7 @@ def evaluate_model(
     Args:
         source: the data set, `nslib.data.source.open_source`.
         surrogate: network on which damagenet's images are made, where the data set has none.
-        share: of the parts, from `nslib.processes`.
+        share: of the parts, from `nslib.machine.processes`.
     Raises:
         ValueError: unknown column; a model in training mode; a surrogate or labels that do not fit the model.
         FloatingPointError: NaN logits; names column and images.

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from nslib.analysis.controls import control_directions
 from nslib.data.source import open_source
-from nslib.experiment import open_model, open_pool
 from nslib.nullspace.encoder import LearnedNoise
 from nslib.nullspace.membership import CleanPass, clean_pass
 from nslib.nullspace.patch import PatchNullspace
 from nslib.nullspace.stored import stored_noise
 from nslib.runtime import generator
 from nslib.settings import Settings
-from nslib.staged import StagedViT
+from nslib.study.experiment import open_model, open_pool
+from nslib.vit.staged import StagedViT
 
 PIXEL_KINDS = ("patch", "targeted")  # exact: added to the pixels, and no token moves
 TOKEN_KINDS = ("learned", "permuted", "random")  # added to the tokens, all of one norm

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from nslib.config import FinetuneConfig
-from nslib.staged import StagedViT
+from nslib.vit.staged import StagedViT
 
 _POLICIES = {"rand": rand_augment_transform, "augmix": augment_and_mix_transform}
 # timm skips parts that it does not know. Those that begin with t name a set of operations.

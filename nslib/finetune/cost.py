@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from nslib.config import FinetuneConfig
-from nslib.replay import counting
-from nslib.staged import StagedViT
+from nslib.machine.replay import counting
+from nslib.vit.staged import StagedViT
 
 STANDARD_TRAINING = 3  # units an image: forward, backward to the input, backward to the weights
 

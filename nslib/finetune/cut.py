@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from nslib.staged import StagedViT
+from nslib.vit.staged import StagedViT
 
 
 class DeeperViT(StagedViT):

@@ -21,10 +21,10 @@ from nslib.finetune.objectives import recipe_of
 from nslib.finetune.precision import computing_in, resolved
 from nslib.finetune.rounds import Moment, finetune_model
 from nslib.finetune.updates import Trainer
+from nslib.machine.processes import ALONE, Share
 from nslib.nullspace.encoder import step_images
-from nslib.processes import ALONE, Share
 from nslib.runtime import generator
-from nslib.staged import StagedViT, frozen
+from nslib.vit.staged import StagedViT, frozen
 
 _TRIED = 2  # the first noise step and the first update are slower; after a round's last update the model is checked
 

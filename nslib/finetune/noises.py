@@ -11,10 +11,10 @@ from torch import Tensor
 
 from nslib.config import FinetuneConfig
 from nslib.finetune.draws import draws
+from nslib.machine.processes import Share
 from nslib.nullspace.encoder import Memory, Trace, learn_noise
 from nslib.nullspace.membership import Pool, agreement, boundary_scale, make_pool, permute, random_noise_at
-from nslib.processes import Share
-from nslib.staged import StagedViT
+from nslib.vit.staged import StagedViT
 
 LEARNED = ("learned", "permuted")  # kinds that begin with a search; the others are those of `RANDOM_RULES`
 

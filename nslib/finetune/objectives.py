@@ -22,7 +22,7 @@ from nslib.description import short
 from nslib.finetune.noises import LEARNED
 from nslib.nullspace.membership import RANDOM_RULES
 from nslib.settings import overridden
-from nslib.staged import StagedViT, frozen
+from nslib.vit.staged import StagedViT, frozen
 
 
 class View(NamedTuple):

@@ -10,7 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nslib.config import FinetuneConfig
-from nslib.processes import ALONE, Share
+from nslib.machine.processes import ALONE, Share
 
 _ANY = [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
 _INSTRUCTIONS = ("avx512_bf16", "amx_bf16")  # with one of these a CPU is two to three times as fast

@@ -17,11 +17,11 @@ from nslib.config import FinetuneConfig, NoiseConfig
 from nslib.finetune.cost import STANDARD_TRAINING
 from nslib.finetune.state import Place, Round, rounds_of
 from nslib.intervals import slope_estimate
-from nslib.processes import Share
+from nslib.machine.processes import Share
 from nslib.runtime import first_line, run_record, to_json, write_text
-from nslib.staged import StagedViT
 from nslib.store import check_same
-from nslib.weights import save_weights, told_beside
+from nslib.vit.staged import StagedViT
+from nslib.vit.weights import save_weights, told_beside
 
 
 def finished(

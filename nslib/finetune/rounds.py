@@ -24,12 +24,12 @@ from nslib.finetune.result import Log, finished, write_result
 from nslib.finetune.state import Place, Round, StateFile, identity_of
 from nslib.finetune.stream import Stream
 from nslib.finetune.updates import Trainer
-from nslib.makers import only_maker
+from nslib.machine.makers import only_maker
+from nslib.machine.processes import ALONE, Share
 from nslib.nullspace.encoder import NoiseDiverged, Trace
-from nslib.processes import ALONE, Share
-from nslib.staged import StagedViT, check_staged
 from nslib.store import model_digest, timeless
-from nslib.weights import check_target
+from nslib.vit.staged import StagedViT, check_staged
+from nslib.vit.weights import check_target
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def finetune_model(
     Args:
         model: in evaluation mode, on the device on which to train; not changed.
         source: of split train only. Its first pool + heldout images are for the noise, the model is trained on others.
-        share: of each batch, from `nslib.processes`.
+        share: of each batch, from `nslib.machine.processes`.
         on_step: called at each noise step and each update, on every process. May raise to stop the run.
         on_round: called after each round with its number, from 0, and the model as it would be delivered; the plain
             values it returns, if any, are kept as the round's `measured`.

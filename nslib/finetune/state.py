@@ -16,9 +16,9 @@ from nslib.finetune.noises import NoiseFacts, Search
 from nslib.finetune.objectives import with_recipe
 from nslib.finetune.updates import Trainer
 from nslib.runtime import plain_values, to_json
-from nslib.staged import StagedViT
 from nslib.store import check_same, load_state, save_state, sweep
-from nslib.weights import save_weights
+from nslib.vit.staged import StagedViT
+from nslib.vit.weights import save_weights
 
 
 @dataclass

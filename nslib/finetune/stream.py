@@ -13,8 +13,8 @@ from nslib.config import FinetuneConfig
 from nslib.data.shapes import Batch
 from nslib.data.source import FolderSource, Source, check_classes, checked
 from nslib.finetune.draws import draws
-from nslib.processes import Share
-from nslib.staged import StagedViT
+from nslib.machine.processes import Share
+from nslib.vit.staged import StagedViT
 
 
 class Stream:

@@ -15,8 +15,8 @@ from nslib.finetune.augment import Augment, put_drop_path, set_drop_path
 from nslib.finetune.cut import cut_at
 from nslib.finetune.objectives import Objective, View
 from nslib.finetune.precision import computing_in
-from nslib.processes import Share
-from nslib.staged import StagedViT
+from nslib.machine.processes import Share
+from nslib.vit.staged import StagedViT
 
 
 class Trainer:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from nslib.config import NoiseConfig
+from nslib.machine.processes import ALONE, Share
 from nslib.nullspace.membership import CleanPass, EpsTest, Pool, agreement, inside
 from nslib.nullspace.passes import noise_pass
-from nslib.processes import ALONE, Share
-from nslib.staged import StagedViT, frozen
+from nslib.vit.staged import StagedViT, frozen
 
 VERSION = 2  # part of every stored noise: raise it when the same settings give another result
 

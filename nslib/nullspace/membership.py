@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nslib.staged import StagedViT
+from nslib.vit.staged import StagedViT
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from nslib.machine.replay import Recorded
 from nslib.nullspace.membership import CleanPass, probability_gap
-from nslib.replay import Recorded
-from nslib.staged import StagedViT
+from nslib.vit.staged import StagedViT
 
 
 class NoisePass:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nslib.nullspace.rank import zero_up_to
-from nslib.staged import StagedViT
+from nslib.vit.staged import StagedViT
 
 
 class PatchNullspace:

@@ -6,12 +6,12 @@ import time
 from dataclasses import asdict
 
 from nslib.config import NoiseConfig
+from nslib.machine.progress import noise_bar
 from nslib.nullspace.encoder import VERSION, LearnedNoise, Memory, Trace, learn_noise
 from nslib.nullspace.membership import Pool
-from nslib.progress import noise_bar
 from nslib.runtime import generator, in_store
-from nslib.staged import StagedViT
 from nslib.store import cached, digest, load_state, model_digest, save_state, sweep, tensor_digest
+from nslib.vit.staged import StagedViT
 
 _STEPS, _SECONDS = 10, 5.0  # between two saved states of a search, at least
 

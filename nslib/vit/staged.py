@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrize import is_parametrized
 
 from nslib.description import code_of, hooks_of, settings_of, short
-from nslib.last_block import hooked, prefix_after
+from nslib.vit.last_block import hooked, prefix_after
 
 EXPECTED = "expected a timm VisionTransformer whose patch embedding is one convolution, such as vit_tiny_patch16_224"
 
@@ -119,7 +119,7 @@ class StagedViT(nn.Module):
     def logits_from_tokens(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, K).
 
-        A head that reads the class token alone needs of the last block no patch token: see `nslib.last_block`.
+        A head that reads the class token alone needs of the last block no patch token: see `nslib.vit.last_block`.
         """
         vit = self.vit
         *blocks, last = vit.blocks[self.block :]

@@ -11,12 +11,12 @@ import pandas as pd
 from nslib.evaluate.bench import Bench
 from nslib.evaluate.comparison import mean_difference
 from nslib.evaluate.suite import Evaluation
-from nslib.experiment import open_bench
 from nslib.finetune.result import history_table
 from nslib.intervals import Estimate
-from nslib.jobs import BASE, Job, base_row, config_of, eps_set, fixed_noise, in_turn, run, wide_row
 from nslib.settings import Settings
-from nslib.tables import Row, pool_rows, shown
+from nslib.study.experiment import open_bench
+from nslib.study.jobs import BASE, Job, base_row, config_of, eps_set, fixed_noise, in_turn, run, wide_row
+from nslib.study.tables import Row, pool_rows, shown
 
 OF_OTHERS = ("plain", "nullspace")  # with which a profile's further models are finetuned
 
@@ -26,7 +26,7 @@ def row(bench: Bench, settings: Settings, objective: str, *, seeds: int = 0, **c
 
     Args:
         seeds: how many; 0: those of the study for the objectives that it names, else one.
-        changes: as in `nslib.jobs.finetuned`; with any there is one seed.
+        changes: as in `nslib.study.jobs.finetuned`; with any there is one seed.
     """
     if objective == BASE:
         return base_row(bench, settings)
@@ -121,16 +121,21 @@ def costs(bench: Bench, settings: Settings, objectives: Sequence[str]) -> pd.Dat
 def eps_sets(
     bench: Bench, settings: Settings, variants: Mapping[str, Mapping[str, Any]], *, eps: float
 ) -> pd.DataFrame:
-    """The eps sets of several finetuned models, the base model's first: see `nslib.jobs.eps_set`.
+    """The eps sets of several finetuned models, of every seed, the base model's first: see `nslib.study.jobs.eps_set`.
 
     Args:
-        variants: changes of the recipe, by a name that begins with the objective, as of `nslib.plan.beyond`.
+        variants: changes of the recipe, by a name that begins with the objective, as of `nslib.study.plan.beyond`.
+    Returns:
+        columns model (the name), seed, start, noise, norm, gap, reached.
     """
-    each = {BASE: eps_set(bench, settings, BASE, eps=eps)}
-    each |= {
-        name: eps_set(bench, settings, name.split(",")[0], eps=eps, **changes) for name, changes in variants.items()
-    }
-    return pd.concat([sizes.assign(model=name) for name, sizes in each.items()], ignore_index=True)
+    each = []
+    for name, changes in {BASE: {}, **variants}.items():
+        objective = name.split(",")[0]
+        for seed in range(seeds_of(settings, objective, **changes)):
+            sizes = eps_set(bench, settings, objective, eps=eps, seed=seed, **changes).assign(model=name)
+            sizes.insert(1, "seed", seed)
+            each.append(sizes)
+    return pd.concat(each, ignore_index=True)
 
 
 def fixed_against_early(bench: Bench, settings: Settings) -> list[Estimate]:

@@ -11,9 +11,9 @@ from nslib.data.source import open_source
 from nslib.evaluate.bench import Bench
 from nslib.evaluate.comparison import mean_difference, pool_seeds
 from nslib.evaluate.suite import Evaluation
-from nslib.experiment import open_stranger
-from nslib.jobs import BASE, Job, base_row, run
 from nslib.settings import Settings
+from nslib.study.experiment import open_stranger
+from nslib.study.jobs import BASE, Job, base_row, run
 
 VAL = ("clean", "fgsm", "damagenet", "c")  # columns that are made of the images of val; those that can be shown count
 _TRACED = 16  # images of each round's measurement, which decides nothing here

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from nslib.processes import ALONE, Share
+from nslib.machine.processes import ALONE, Share
 from nslib.runtime import in_store
 from nslib.store import awaited, digest, held, locked
 

@@ -10,7 +10,7 @@ from nslib.evaluate.columns import COLUMNS
 from nslib.evaluate.suite import VERSION as EVALUATION_VERSION
 from nslib.evaluate.suite import evaluate_model
 from nslib.settings import Settings
-from nslib.staged import StagedViT
+from nslib.vit.staged import StagedViT
 
 TRACED = ("nullspace", "plain", "random")  # objectives of Fig. 4
 SHIFTED = ("a", "v2", "r", "sketch", "stylized")

@@ -20,21 +20,21 @@ from nslib.evaluate.bench import TRANSFER_VERSION, Bench
 from nslib.evaluate.columns import COLUMNS, COSTLY, check_columns, missing_of
 from nslib.evaluate.suite import VERSION as EVALUATION_VERSION
 from nslib.evaluate.suite import Evaluation, evaluate_model
-from nslib.experiment import open_pool
 from nslib.finetune.objectives import with_recipe
 from nslib.finetune.precision import resolved
 from nslib.finetune.rounds import Finetuned, finetune_model
 from nslib.finetune.state import Round, identity_of, rounds_of
-from nslib.kept import jobs_path, kept, packed, read_kept, rounded, taken, unpacked
-from nslib.makers import being_made
+from nslib.machine.makers import being_made
+from nslib.machine.progress import finetune_bar
 from nslib.nullspace.encoder import VERSION as NOISE_VERSION
 from nslib.nullspace.membership import clean_pass
-from nslib.progress import finetune_bar
 from nslib.runtime import store_path
 from nslib.settings import Settings
-from nslib.staged import StagedViT
 from nslib.store import digest, model_digest, timeless
-from nslib.traces import TRACED, trace_key, traced, traced_inputs
+from nslib.study.experiment import open_pool
+from nslib.study.kept import jobs_path, kept, packed, read_kept, rounded, taken, unpacked
+from nslib.study.traces import TRACED, trace_key, traced, traced_inputs
+from nslib.vit.staged import StagedViT
 
 VERSION = 1  # part of every stored model: raise it when the same settings give another one
 BASE = "base"
@@ -161,7 +161,7 @@ def _measured(bench: Bench, settings: Settings, objective: str, kind: str, suite
     return unpacked(found["evaluation"], suite.columns)
 
 
-def eps_set(bench: Bench, settings: Settings, objective: str, *, eps: float, **changes) -> pd.DataFrame:
+def eps_set(bench: Bench, settings: Settings, objective: str, *, eps: float, seed: int = 0, **changes) -> pd.DataFrame:
     """How far the eps set of a model reaches along fresh directions: noises that no finetuning has seen.
 
     The noises are learned anew against each model from the same starts; the controls are their permutations and random
@@ -169,7 +169,7 @@ def eps_set(bench: Bench, settings: Settings, objective: str, *, eps: float, **c
 
     Args:
         objective: with which the model was finetuned, or `base`.
-        changes: as in `finetuned`.
+        seed, changes: as in `finetuned`.
     Returns:
         columns model (the objective), start, noise, norm, gap, reached.
     """
@@ -184,7 +184,7 @@ def eps_set(bench: Bench, settings: Settings, objective: str, *, eps: float, **c
 
     given = {name: getattr(settings, name) for name in ("seed", "pool", "heldout")}
     asked = {"reach": study, "reach_version": REACH_VERSION, **given}
-    rows = _kept_of(bench, settings, objective, f"reach-{eps:g}", asked, measure, **changes)["rows"]
+    rows = _kept_of(bench, settings, objective, f"reach-{eps:g}", asked, measure, seed=seed, **changes)["rows"]
     return pd.DataFrame(rows, columns=["model", "start", "noise", "norm", "gap", "reached"])
 
 
@@ -207,14 +207,15 @@ def strength(bench: Bench, settings: Settings, objective: str) -> pd.DataFrame:
 
 def _kept_of(
     bench: Bench, settings: Settings, objective: str, kind: str, asked: dict[str, Any],
-    measure: Callable[[StagedViT], dict[str, Any]], **changes,
+    measure: Callable[[StagedViT], dict[str, Any]], seed: int = 0, **changes,
 ) -> dict[str, Any]:  # fmt: skip
-    """What is measured of the first seed of a finetuned model, or of `base`, beside its row; from its file if there."""
+    """What is measured of a finetuned model, or of `base`, beside its row; from its file if there."""
 
     def compute() -> dict[str, Any]:
-        return measure(bench.model if objective == BASE else finetuned(bench, settings, objective, **changes).model)
+        own = bench.model if objective == BASE else finetuned(bench, settings, objective, seed=seed, **changes).model
+        return measure(own)
 
-    cfg = config_of(settings, objective, **changes)
+    cfg = config_of(settings, objective, seed, **changes)
     how = {} if objective == BASE else _training(bench, cfg)
     return kept(_file(bench, settings, cfg, kind), {**_inputs(bench), **how, **asked}, compute)
 

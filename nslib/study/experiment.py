@@ -20,8 +20,8 @@ from nslib.nullspace.membership import CleanPass, Pool, clean_pass, make_pool
 from nslib.pretrain import identity_of, pretrain
 from nslib.runtime import data_path, in_store, pick_device
 from nslib.settings import Settings
-from nslib.staged import StagedViT
 from nslib.store import digest
+from nslib.vit.staged import StagedViT
 
 _STRANGER_IMAGES = 200  # of each split for a stranger's record, whose accuracy is not the point
 

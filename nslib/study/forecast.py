@@ -12,13 +12,13 @@ from tqdm.auto import tqdm
 from nslib.analysis.epsilon import STOPPING
 from nslib.evaluate.bench import Bench
 from nslib.evaluate.suite import dry_run
-from nslib.experiment import barely_trained, open_bench
 from nslib.finetune.estimate import Needs, estimate
-from nslib.jobs import config_of, row_suite, wide_suite
-from nslib.plan import beyond, planned
 from nslib.settings import Settings
-from nslib.traces import TRACED, trace_suite
-from nslib.trials import OF_OTHERS, of_wide
+from nslib.study.experiment import barely_trained, open_bench
+from nslib.study.jobs import config_of, row_suite, wide_suite
+from nslib.study.plan import beyond, planned
+from nslib.study.traces import TRACED, trace_suite
+from nslib.study.trials import OF_OTHERS, of_wide, seeds_of
 
 _COLUMNS = ["model", "work", "runs", "images", "noise_steps", "noise_hours", "hours", "memory"]
 
@@ -102,6 +102,6 @@ def _searches(settings: Settings) -> list[tuple[str, Any, int]]:
         ("noises of 02", sweep, len(sweep.lambdas) * sweep.starts),
         ("noises of 03", sets, len(sets.eps) * sets.starts * len(STOPPING)),
         ("noises of 04", closure, closure.noises),
-        ("eps sets of 05", settings.finetune, (1 + len(TRACED)) * fresh),  # base, and those that 05 looks at
+        ("eps sets of 05", settings.finetune, (1 + sum(seeds_of(settings, o) for o in TRACED)) * fresh),  # base first
         *([("eps sets of 11", settings.finetune, of_11 * fresh)] if of_11 else []),
     ]

@@ -11,15 +11,15 @@ from typing import Any
 
 from nslib.config import FinetuneConfig
 from nslib.evaluate.bench import Bench
-from nslib.experiment import open_bench, open_model, open_stranger
 from nslib.finetune.objectives import ADVERSARIAL
-from nslib.jobs import finetuned, fixed_noise, run, strength, wide_row
+from nslib.machine.workers import KILLED, threads, workers
 from nslib.runtime import pick_device
 from nslib.settings import Settings
-from nslib.staged import renormalised
-from nslib.traces import TRACED
-from nslib.trials import OF_OTHERS, of_wide, seeds_of
-from nslib.workers import KILLED, threads, workers
+from nslib.study.experiment import open_bench, open_model, open_stranger
+from nslib.study.jobs import finetuned, fixed_noise, run, strength, wide_row
+from nslib.study.traces import TRACED
+from nslib.study.trials import OF_OTHERS, of_wide, seeds_of
+from nslib.vit.staged import renormalised
 
 _OF_EPS = ("nullspace", "random")  # measured at every eps of the study
 _ATTACKED = (*OF_OTHERS, *ADVERSARIAL)  # by 07, against the strength of an attack
@@ -66,6 +66,7 @@ def beyond(own: FinetuneConfig, *, depth: int) -> dict[str, dict[str, Any]]:
     """Changes of the recipe that notebook 11 measures, by a name that begins with the objective."""
     embedding = {"trainable": "pos_embed"}
     return {
+        "nullspace, stopped by its batch": {"noise": replace(own.noise, stop_on="batch")},
         "plain, position embedding only": embedding,
         "plain, position embedding, lr x 30": embedding | {"lr": 30 * own.lr, "lr_min": 30 * own.lr_min},
         "nullspace, 4 noises": {"noises": 4, "groups": 1},
@@ -81,9 +82,9 @@ def astray(bench: Bench) -> Bench:
 
 
 def prepare(settings: Settings, *, jobs: int = 0) -> list[str]:
-    """Train, finetune and measure all models of a profile's notebooks, which then find them made.
+    """Train, finetune and measure all models of a profile's notebooks but those of the search of 11.
 
-    What is there already is not made again, and what was stopped goes on. A line is printed for each.
+    The notebooks then find them made; eps sets and the base model's rows are left to them. What is there already is not made again, and what was stopped goes on. A line is printed for each.
 
     Args:
         jobs: processes at a time; 0: one a thread of torch's, on a GPU four.
@@ -138,9 +139,10 @@ def _timed(function: Callable[..., object], *args) -> tuple[float, str]:
 def _make(settings: Settings, one: Planned) -> None:
     bench = open_bench(settings, one.model)
     run(astray(bench) if one.astray else bench, settings, one.objective, seed=one.seed, **one.changes)
-    if one in [Planned(settings.models[0], o) for o in TRACED]:
+    usual = one == Planned(settings.models[0], one.objective)  # the first seed, nothing changed
+    if usual and one.objective in TRACED:
         finetuned(bench, settings, one.objective)  # 05 and 13 look at the models themselves, not only at kept rows
-    if one in [Planned(settings.models[0], o) for o in _ATTACKED]:
+    if usual and one.objective in _ATTACKED:
         strength(bench, settings, one.objective)
-    if one in [Planned(settings.models[0], o) for o in of_wide(settings)]:
+    if usual and one.objective in of_wide(settings):
         wide_row(bench, settings, one.objective)

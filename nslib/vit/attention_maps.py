@@ -9,7 +9,7 @@ from timm.layers import Attention
 from torch import Tensor
 from torch.nn import functional as F
 
-from nslib.staged import StagedViT
+from nslib.vit.staged import StagedViT
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from nslib.config import ApproximateStudy, FinetuneConfig, SuiteConfig
 from nslib.evaluate.columns import BESIDE, COLUMNS
 from nslib.evaluate.suite import Evaluation
 from nslib.finetune.objectives import idle
-from nslib.makers import only_maker
+from nslib.machine.makers import only_maker
 from nslib.runtime import figures_path, plain_values, run_record, to_json, write_text
 from nslib.store import changed_settings, sweep, timeless
 

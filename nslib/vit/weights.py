@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nslib.runtime import atomic_path, first_line
-from nslib.staged import StagedViT
 from nslib.store import check_beside
+from nslib.vit.staged import StagedViT
 
 _PICKLES = {".pt", ".pth", ".bin", ".tar", ".pkl", ".ckpt"}
 _MAGIC = (b"PK\x03\x04", b"\x80\x02\x8a\x0a")  # with which files of torch.save begin, the latter before 1.6

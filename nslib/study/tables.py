@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 
 import pandas as pd
 
@@ -13,8 +14,8 @@ from nslib.evaluate.comparison import differences, mean_difference, pool_seeds, 
 from nslib.evaluate.metrics import corruption_ratio
 from nslib.evaluate.suite import Evaluation
 from nslib.finetune.objectives import ADVERSARIAL, OBJECTIVES
-from nslib.intervals import Estimate, t_estimate
-from nslib.jobs import BASE
+from nslib.intervals import Estimate, mean_estimate, t_estimate
+from nslib.study.jobs import BASE
 
 
 @dataclass(frozen=True)
@@ -179,17 +180,22 @@ def half_widths(against: pd.DataFrame, seeded: Sequence[str]) -> dict[str, float
 def eps_set_gains(sizes: pd.DataFrame, references: Sequence[str]) -> pd.DataFrame:
     """Of `eps_sets`: how much farther each set reaches than that of a reference, start by start.
 
-    The starts are the same for every model, so that differences are paired; one training seed lies behind each.
+    The starts are the same for every model, so that differences are paired; and so are seeds of training, of which a
+    model with one is compared with the first. The base model is compared with all.
 
     Returns:
-        columns noise, model, reference, value (mean over starts), low, high (t interval over starts, NaN of one), n.
+        columns noise, model, reference, value (mean over seeds and starts), low, high (that of `spread_of_seeds`; where
+        there is one seed or one start a t interval over what there are several of), n (starts), seeds.
     """
-    reach = sizes.pivot(index=["noise", "start"], columns="model", values="norm")
+    of_starts = sizes.pivot(index=["noise", "model", "seed"], columns="start", values="norm")
     lines = []
-    for reference in references:
-        for model in reach.columns.drop([reference, BASE], errors="ignore"):
-            for noise, paired in (reach[model] - reach[reference]).groupby("noise", sort=False):
-                found = t_estimate(paired)
-                lines.append({"noise": noise, "model": model, "reference": reference, "value": found.value,
-                              "low": found.low, "high": found.high, "n": found.n})  # fmt: skip
+    for reference, model, noise in product(references, sizes.model.unique(), sizes.noise.unique()):
+        if model in (reference, BASE):
+            continue
+        ours, theirs = (of_starts.loc[noise, name].to_numpy() for name in (model, reference))
+        seeds = len(ours) if reference == BASE else min(len(ours), len(theirs))
+        gains = ours[:seeds] - theirs[:seeds]  # (seeds, starts)
+        found = mean_estimate(gains) if min(gains.shape) > 1 else t_estimate(gains.ravel(), seeds=seeds)
+        told = asdict(found) | {"n": gains.shape[1]}
+        lines.append({"noise": noise, "model": model, "reference": reference, **told})
     return pd.DataFrame(lines)

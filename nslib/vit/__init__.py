@@ -1,0 +1,1 @@
+"""A vision transformer of timm in the stages of the paper, its attention as it runs, and its files of weights."""
