@@ -286,7 +286,7 @@ class FinetuningStudy:
     seeds: int = 1
     columns: tuple[str, ...] = ("clean", "fgsm", "damagenet", "a", "c", "v2", "r", "sketch", "stylized")
     images: int = 400  # of each column
-    costly_images: int = 0  # at most, of patchfool, cw and autoattack; 0: as many as of the suite
+    costly_images: int = 0  # of patchfool, cw and autoattack, instead of the suite's; 0: those
     wide_images: int = 0  # of each other column (c: twice its own), to compare rows of one seed; 0: as in the tables
     trace_images: int = 200  # of each column after every round, Fig. 4
     eps: tuple[float, ...] = (0.03,)  # Table 4
@@ -301,7 +301,7 @@ class FinetuningStudy:
     search_longer: tuple[int, ...] = ()  # rounds of further runs with the recipe itself
     search_few: tuple[int, ...] = ()  # images, so few that finetuning on them without noise harms, with the recipe
     search_images: int = 1000  # of val that judge it
-    search_first: int = 20000  # the first of these: beyond all that are reported anywhere
+    search_first: int = 20000  # the first of these, from suite.first on: beyond all that are reported anywhere
     keep: bool = False  # results of each run as a small file beside the figures, from which a later call takes them
 
     def __post_init__(self):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from functools import partial
+from functools import cached_property, partial
 from hashlib import sha256
 from types import CodeType, FunctionType, MethodType
 from typing import Any
@@ -57,7 +57,7 @@ def described(value: Any, *, above: tuple[int, ...] = ()) -> Any:
         tensors = {**value.state_dict(), **dict(value.named_buffers())}
         return [_name(type(value)), inner(tensors), inner(settings_of(value))]
     if hasattr(value, "__dict__") and not isinstance(value, type):
-        return [_name(type(value)), inner(vars(value))]
+        return [_name(type(value)), inner(given(value))]
     told = repr(value)
     return _name(value) if " at 0x" in told else told  # where it lies in memory is no part of what it is
 
@@ -65,9 +65,15 @@ def described(value: Any, *, above: tuple[int, ...] = ()) -> Any:
 def settings_of(module: nn.Module) -> dict[str, dict[str, Any]]:
     """Of each part of a module, by its name, the attributes that are neither tensors of its state nor parts."""
     return {
-        name: {key: value for key, value in vars(part).items() if key not in _IDLE}
+        name: {key: value for key, value in given(part).items() if key not in _IDLE}
         for name, part in module.named_modules()
     }
+
+
+def given(instance: Any) -> dict[str, Any]:
+    """The attributes of an object but those that a `cached_property` left there, which its code tells at any time."""
+    kept = {name for kind in type(instance).__mro__ for name, v in vars(kind).items() if isinstance(v, cached_property)}
+    return {name: value for name, value in vars(instance).items() if name not in kept}
 
 
 def hooks_of(module: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -87,6 +93,8 @@ def _function(value: Any) -> Any:
     """What is called under a name in a class; None for what only documents it."""
     if isinstance(value, property):
         return [value.fget, value.fset]
+    if isinstance(value, cached_property):
+        return value.func
     value = getattr(value, "__func__", value)  # of static and class methods
     return value if isinstance(value, (*_PLAIN, FunctionType, Tensor, list, tuple, dict)) else None
 

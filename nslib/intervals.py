@@ -217,7 +217,7 @@ def slope_estimate(values: ArrayLike) -> Estimate:
         over_seeds = t_estimate([slope_estimate(v).value for v in values], seeds=len(values))
         return replace(over_seeds, n=values.size)
     fit = stats.linregress(np.arange(len(values)), values)
-    half = fit.stderr * stats.t.ppf((1 + LEVEL) / 2, len(values) - 2)
+    half = Spread(((fit.stderr, len(values) - 2),)).half()
     slope, low, high = (float(s / abs(values.mean())) for s in (fit.slope, fit.slope - half, fit.slope + half))
     return Estimate(slope, low, high, len(values))
 

@@ -53,24 +53,24 @@ def panels(table: pd.DataFrame, **figure) -> tuple[plt.Figure, list[tuple[Axes, 
     return figure, list(zip(axes[0], parts, strict=True))
 
 
-def bars(table: pd.DataFrame, ax: Axes, *, x: str, y: str = "value", by: str = "noise") -> Axes:
-    """Grouped bars with their intervals (columns `low`, `high`) where these have a width, a group for each x."""
+def bars(table: pd.DataFrame, ax: Axes, *, x: str, by: str = "noise") -> Axes:
+    """Bars of values with their intervals (columns `low`, `high`) where these have a width, a group for each x."""
     groups, methods = list(dict.fromkeys(table[x])), list(dict.fromkeys(table[by]))
     width = 0.8 / len(methods)
     for i, name in enumerate(methods):
         rows = table[table[by] == name].set_index(x).reindex(groups)
         place = np.arange(len(groups)) + (i - (len(methods) - 1) / 2) * width
-        ax.bar(place, rows[y], width * 0.9, color=COLOURS.get(name), label=name)
+        ax.bar(place, rows.value, width * 0.9, color=COLOURS.get(name), label=name)
         if {"low", "high"} <= set(rows) and (rows["high"] > rows["low"]).any():
-            ax.errorbar(place, rows[y], _reach(rows, y), fmt="none", ecolor="0.2", elinewidth=0.8, capsize=1.5)
+            ax.errorbar(place, rows.value, _reach(rows), fmt="none", ecolor="0.2", elinewidth=0.8, capsize=1.5)
     ax.set_xticks(range(len(groups)), [f"{g:g}" if isinstance(g, float) else str(g) for g in groups])
     ax.grid(axis="x", visible=False)
     return ax
 
 
-def _reach(rows: pd.DataFrame, y: str = "value") -> list[pd.Series]:
+def _reach(rows: pd.DataFrame) -> list[pd.Series]:
     """How far the whiskers of a value go down and up."""
-    return [(rows[y] - rows["low"]).clip(lower=0), (rows["high"] - rows[y]).clip(lower=0)]
+    return [(rows.value - rows["low"]).clip(lower=0), (rows["high"] - rows.value).clip(lower=0)]
 
 
 def picture(image: Tensor | np.ndarray, ax: Axes, title: str = "") -> Axes:
@@ -238,10 +238,10 @@ def points(table: pd.DataFrame, ax: Axes, *, x: str, by: str = "noise", told: st
     return ax
 
 
-def differences(table: pd.DataFrame, ax: Axes, *, x: str = "column", by: str = "model") -> Axes:
+def differences(table: pd.DataFrame, ax: Axes, *, x: str = "column") -> Axes:
     """Differences in percentage points with their intervals, as `points` around a line at zero."""
     bounds = {"difference": "value", "difference_low": "low", "difference_high": "high"}
-    points(table.rename(columns=bounds), ax, x=x, by=by)
+    points(table.rename(columns=bounds), ax, x=x, by="model")
     ax.axhline(0, color="0.3", linewidth=0.8)
     if x == "column":
         ax.tick_params(axis="x", labelrotation=30)

@@ -49,25 +49,25 @@ def pretrain(cfg: PretrainConfig, target: Path, *, device: str | torch.device = 
     target = Path(target).expanduser()
     check_target(target)
     with only_maker(target):
-        return _made(cfg, target, device, progress)
+        minutes = _minutes_spent(cfg, target)
+        if minutes is None:
+            minutes = _train(cfg, target, device, progress)
+        model = load_trained(cfg, target, device)
+        splits, images = [s for s in SPLITS if s != "train"], range(cfg.report_images)
+        top1 = {s: accuracy(model, *render(s, images, size=cfg.size, device=device)) for s in splits}
+        record = run_record(
+            cfg, steps=cfg.steps, minutes=round(minutes, 1), top1=top1, n=len(images), shapes_version=VERSION
+        )
+        write_text(target.with_suffix(".json"), to_json(record) + "\n")
+        _state_file(target).unlink(missing_ok=True)
+        return record
 
 
-def _made(cfg: PretrainConfig, target: Path, device: str | torch.device, progress: bool) -> dict:
-    minutes = _minutes_spent(cfg, target)
-    if minutes is None:
-        minutes = _train(cfg, target, device, progress)
+def load_trained(cfg: PretrainConfig, path: Path, device: str | torch.device) -> nn.Module:
+    """The model of a training from its weights: a `StagedViT`, or the surrogate CNN."""
     if isinstance(cfg, SurrogateConfig):
-        model = load_surrogate(str(target), num_classes=len(CLASSES), size=cfg.size, device=device)
-    else:
-        model = load_model(cfg.model, target, num_classes=len(CLASSES), img_size=cfg.size, device=device)
-    splits = [s for s in SPLITS if s != "train"]
-    top1 = {s: accuracy(model, *render(s, range(cfg.report_images), size=cfg.size, device=device)) for s in splits}
-    record = run_record(
-        cfg, steps=cfg.steps, minutes=round(minutes, 1), top1=top1, n=cfg.report_images, shapes_version=VERSION
-    )
-    write_text(target.with_suffix(".json"), to_json(record) + "\n")
-    _state_file(target).unlink(missing_ok=True)
-    return record
+        return load_surrogate(path, num_classes=len(CLASSES), size=cfg.size, device=device)
+    return load_model(cfg.model, path, num_classes=len(CLASSES), img_size=cfg.size, device=device)
 
 
 def identity_of(cfg: PretrainConfig) -> PretrainConfig:
@@ -145,7 +145,7 @@ def _train(cfg: PretrainConfig, target: Path, device: str | torch.device, progre
             )
         optimizer.step()
         schedule.step()
-        if (step + 1) % cfg.checkpoint_every == 0 and step + 1 < cfg.steps:
+        if (step + 1) % cfg.checkpoint_every == 0 or step + 1 == cfg.steps:  # the last: what follows may be killed too
             state = {name: part.state_dict() for name, part in parts.items()}
             save_state(state_file, identity_of(cfg), state | {"step": step + 1, "seconds": time.monotonic() - started})
 

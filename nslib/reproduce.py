@@ -176,7 +176,7 @@ def _run(notebook: Path, *, parameters: dict[str, Any], folder: Path, inputs: st
         write_notebook(nbformat.read(partial, as_version=4), final)
         partial.unlink()
         seconds = time.monotonic() - started
-        write_text(marker, to_json({"key": key, "record": _hash(record), "seconds": round(seconds, 1)}))
+        write_text(marker, to_json({"key": key, "record": _hash(record)}))
     except CellTimeoutError:
         partial.unlink(missing_ok=True)
         return Outcome(notebook.stem, LEFT, time.monotonic() - started)

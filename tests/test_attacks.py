@@ -424,8 +424,8 @@ def test_conflicting_gradients_are_projected():
     side = (x * torch.tensor([-3.0, 3.0, -3.0]) + y).sum()
     mask = torch.ones(3, 1, 1, 2)
     mask[2, ..., 1] = 0
-    total = _ascent(loss, [side], points, mask, 0.5).flatten(1)
-    assert torch.equal(total, torch.tensor([[1.0, 0.5], [2.5, 0.5], [1.0, 0.0]]))
+    side_only = (_ascent(loss, [side], points, mask).flatten(1) - torch.tensor([1.0, 0.0])) / 0.002
+    assert side_only.allclose(torch.tensor([[0.0, 1.0], [3.0, 1.0], [0.0, 0.0]]), atol=1e-4)
 
 
 def test_attention_maps_are_those_of_the_model():
@@ -491,7 +491,8 @@ def test_transfer_without_momentum_is_pgd(shipped, shapes):
 def test_transfer_does_not_depend_on_the_batch(vit, images, labels):
     model = vit.double()
     whole = transfer_set(model, images.double(), labels, eps=EPS)
-    assert size(whole - transfer_set(model, images.double(), labels, eps=EPS, batch=4)) < 1e-9
+    parts = zip(images.double().split(4), labels.split(4), strict=True)
+    assert size(whole - torch.cat([transfer_set(model, x, y, eps=EPS) for x, y in parts])) < 1e-9
 
 
 def test_gradients_are_smoothed_by_a_gaussian():

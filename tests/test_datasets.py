@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import TINY, tiny_vit
+from conftest import TINY, make_vit, tiny_vit
 from PIL import Image
 from torch.utils.data import Dataset, Subset, TensorDataset
 
@@ -82,6 +82,8 @@ def test_identity_follows_number_content_labels_and_order():
     }
     told = {name: digest(source.identity("train")) for name, source in variants.items()}
     assert len(set(told.values())) == len(told)
+    larger = DatasetSource(make_vit(img_size=48), {"train": Pictures()}, version="mine")
+    assert larger.identity("train") != DatasetSource(model, {"train": Pictures()}, version="mine").identity("train")
     source = DatasetSource(model, {"train": items, "val": items})
     assert digest(source.identity("train")) == told["same"] != digest(source.identity("val"))
 

@@ -393,7 +393,8 @@ def test_classes_of_ones_own_are_the_folders_of_train(own_classes):
     red = (images[:, 0].mean((1, 2)) * 255 / 80).round().long()  # 0: the emu
     assert labels.tolist() == (2 - red).tolist()
     assert source.classes("val") is None
-    assert "a has classes of ImageNet-1k" in source.missing("a")
+    for split in ("a", "val:a"):
+        assert "a has classes of ImageNet-1k" in source.missing(split)
 
 
 def test_classes_of_ones_own_without_train(own_classes):

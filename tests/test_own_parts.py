@@ -5,7 +5,7 @@ import subprocess
 import sys
 from ast import literal_eval
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import pytest
 import torch
@@ -224,7 +224,7 @@ def test_a_description_is_the_same_in_every_process():
     """Whatever the seed of Python's hashes and wherever objects lie."""
     code = """
 import torch
-from functools import partial
+from functools import cached_property, partial
 from nslib.description import short
 class Own:
     def __init__(self, by):
@@ -593,3 +593,17 @@ def test_what_is_no_batch_of_images(model):
 def test_configurations_of_the_wrong_kind(make, told):
     with pytest.raises(ValueError, match=told):
         make()
+
+
+@pytest.mark.parametrize("kind", [StagedViT, ShapesSource])
+def test_a_cached_property_is_told_by_its_code_and_not_by_whether_it_was_asked_for(kind):
+    def told(shift, *, asked=False):
+        own = type("Mine", (kind,), {"shift": cached_property(shift), "__module__": __name__})
+        mine = own(tiny_vit().vit, mean=HALF, std=HALF) if kind is StagedViT else own(DataConfig(), tiny_vit())
+        if asked:
+            assert mine.shift in (0.1, 0.2)
+        return model_digest(mine) if kind is StagedViT else str(mine.identity("val"))
+
+    first = told(lambda self: 0.1)
+    assert told(lambda self: 0.1, asked=True) == first
+    assert told(lambda self: 0.2) != first

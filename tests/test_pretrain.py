@@ -89,6 +89,19 @@ def test_few_steps(tmp_path, steps):
     assert pretrain(replace(CFG, steps=steps), tmp_path / "w.safetensors", progress=False)["steps"] == steps
 
 
+@pytest.mark.parametrize("steps", [2, 3, 4])  # fewer, as many and more than between saved states
+def test_stopped_while_it_is_measured(tmp_path, monkeypatch, steps):
+    cfg, target = replace(CFG, steps=steps), tmp_path / "w.safetensors"
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "accuracy", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            pretrain(cfg, target, progress=False)
+    before = weights_of(target)
+    pretrain(cfg, target, progress=False)
+    assert same(weights_of(target), before)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["w.json", "w.safetensors"]
+
+
 KILLED = """
     import os, signal, sys, torch
     torch.set_num_threads({threads})

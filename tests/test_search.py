@@ -93,6 +93,22 @@ def test_where_the_recipe_stands(lr, eps, limit, words):
     assert re.fullmatch(f"this profile's {words}.*", said), said
 
 
+def test_the_search_looks_beyond_all_that_is_reported(monkeypatch):
+    """Counted from the first image that is shown, or settings would be chosen on reported ones."""
+    judged, model = [], make_vit()
+
+    def runs(bench, settings, *args, **kwargs):
+        judged.append(settings.suite.first)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("nslib.study.search._run", runs)
+    study = replace(TINY.finetuning, search_lr=(1e-3,), search_eps=(0.5,))
+    settings = replace(TINY, suite=replace(TINY.suite, first=20), finetuning=study)
+    with pytest.raises(ZeroDivisionError):
+        settings_table(Bench(model, open_source(TINY.data, model), TINY.suite), settings)
+    assert judged == [20 + TINY.finetuning.search_first]
+
+
 def test_no_search():
     said = place_of_settings(pd.DataFrame(), TINY)
     assert said == "no search at this profile for this profile's 2 rounds, lr 0.001, eps 0.5 and limit 3"

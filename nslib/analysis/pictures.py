@@ -77,10 +77,10 @@ def through_files(images: Tensor) -> Tensor:
         return torch.stack([read_picture(file) for file in files]).to(images)
 
 
-def as_jpeg(image: Tensor, *, quality: int = 95) -> Tensor:
-    """What is left of (3, H, W) in [0, 1] after JPEG, in memory."""
+def as_jpeg(image: Tensor) -> Tensor:
+    """What is left of (3, H, W) in [0, 1] after JPEG at quality 95, in memory."""
     buffer = io.BytesIO()
-    _picture(image).save(buffer, format="JPEG", quality=quality)
+    _picture(image).save(buffer, format="JPEG", quality=95)
     with Image.open(buffer) as jpeg:
         return pil_to_tensor(jpeg).float() / _LEVELS
 

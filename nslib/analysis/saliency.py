@@ -109,11 +109,9 @@ def correlation_table(
     return pd.DataFrame(rows)
 
 
-def estimates(
-    table: pd.DataFrame, *, level: str = "patch", picture: str = ROUNDED, pair: str = SOURCE
-) -> dict[str, Estimate]:
-    """The estimates of a `correlation_table`, by method."""
-    rows = table[(table.level == level) & (table.picture == picture) & (table.pair == pair)]
+def estimates(table: pd.DataFrame, *, level: str = "patch", picture: str = ROUNDED) -> dict[str, Estimate]:
+    """The estimates of a `correlation_table` with the maps of the source, by method."""
+    rows = table[(table.level == level) & (table.picture == picture) & (table.pair == SOURCE)]
     return dict(zip(rows.method, estimates_of(rows), strict=True))
 
 

@@ -163,9 +163,9 @@ def permuted_change(null: PatchNullspace, source: Tensor, result: Tensor, *, gen
 def effect_table(model: StagedViT, source: Tensor, result: Tensor, target: Tensor) -> pd.DataFrame:
     """What became of images (B, C, H, W): one row each.
 
-    Columns: class and confidence (its softmax) before and after, `match`, largest change of a logit and of a pixel,
-    and the peak signal-to-noise ratio (dB) to the target, of the source (`psnr_before`) and of the result (`psnr`), and
-    of the result to the source (`psnr_source`).
+    Columns: class before and after, confidence before and after (the softmax of the class before), `match`, largest
+    change of a logit and of a pixel, and the peak signal-to-noise ratio (dB) to the target, of the source
+    (`psnr_before`) and of the result (`psnr`), and of the result to the source (`psnr_source`).
     """
     before, after = (batched_logits(model, part.to(model.device), batch=_PART) for part in (source, result))
     labels, found = before.argmax(1), after.argmax(1)

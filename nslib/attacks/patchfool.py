@@ -13,6 +13,7 @@ from nslib.attacks.target import name_of, under_attack
 from nslib.vit.attention_maps import attention_maps, over_patches
 from nslib.vit.staged import StagedViT
 
+_WEIGHT = 0.002  # of the attention paid, as published
 _TINY = 1e-30  # keeps the logarithm and the projection finite where attention or gradient vanish
 
 
@@ -25,17 +26,16 @@ def patch_fool(
     patches: int = 1,
     bound: float | None = None,
     layer: int = 4,
-    loss_layers: Sequence[int] | None = None,
-    weight: float = 0.002,
     steps: int = 250,
     lr: float = 0.22,
 ) -> Tensor:
     """Attack each image through its most attended patches alone, (B, C, H, W) -> (B, C, H, W).
 
-    Ascends CE + weight * sum_l A_l, where A_l is the mean over queries of log attention paid to the chosen patches in
-    block l, heads averaged. Where the gradient of A_l conflicts with that of CE, its component along the latter is
-    removed. An image leaves as soon as it is fooled; one that the model gets wrong from the start stays as it is. The
-    published search runs all steps instead and keeps the last image, which may be one that no longer fools.
+    Ascends CE + .002 * sum_l A_l, where A_l is the mean over queries of log attention paid to the chosen patches in
+    block l, from 1 up to half the depth, heads averaged. Where the gradient of A_l conflicts with that of CE, its
+    component along the latter is removed. An image leaves as soon as it is fooled; one that the model gets wrong from
+    the start stays as it is. The published search runs all steps instead and keeps the last image, which may be one
+    that no longer fools.
 
     Args:
         generator: on the CPU, draws the first paint: any colours, or within `bound` of the image. One for all images in
@@ -43,7 +43,6 @@ def patch_fool(
         patches: how many patches of the model's grid, at most N.
         bound: linf budget inside the patches, in pixel units; None lets them take any value in [0, 1].
         layer: block whose attention chooses the patches.
-        loss_layers: blocks l; default 1 up to half the depth, as published.
         lr: of Adam, falling by 5 % every 10 steps, in units of the normalised image (std of a pixel).
     Raises:
         TypeError: not a StagedViT, or a block without timm's standard attention.
@@ -57,8 +56,6 @@ def patch_fool(
         raise ValueError(f"steps must be >= 1, got {steps}")
     if not isinstance(model, StagedViT):
         raise TypeError(f"Patch-Fool reads patches and attention, expected a StagedViT, got {name_of(model)}")
-    if loss_layers is None:
-        loss_layers = range(1, len(model.vit.blocks) // 2)
     with under_attack(model, images, labels) as (target, images, labels, _):
         chosen = choose_patches(model, images, layer=layer, patches=patches)
         mask = patch_mask(model, chosen)
@@ -75,7 +72,7 @@ def patch_fool(
             active = (target(images).argmax(1) == labels).nonzero().flatten()
         if not len(active):
             return fooled
-        with attention_maps(model, loss_layers) as maps:
+        with attention_maps(model, range(1, len(model.vit.blocks) // 2)) as maps:
             for step in range(steps + 1):
                 fooled[active] = torch.where(mask[active], paint[active], images[active])
                 points = fooled[active].requires_grad_()
@@ -86,7 +83,7 @@ def patch_fool(
                 loss = F.cross_entropy(logits, labels[active], reduction="sum")
                 sides = (_attention_paid(attention, chosen[active], model) for attention in maps.values())
                 paint.grad = torch.zeros_like(paint)
-                paint.grad[active] = _ascent(loss, sides, points, mask[active], weight)
+                paint.grad[active] = _ascent(loss, sides, points, mask[active])
                 optimizer.step()
                 schedule.step()
                 paint.copy_(allowed(paint))
@@ -129,7 +126,7 @@ def _attention_paid(attention: Tensor, chosen: Tensor, model: StagedViT) -> Tens
     return paid.gather(2, columns).sum(2).clamp_min(_TINY).log().mean(1).sum()
 
 
-def _ascent(loss: Tensor, sides: Iterable[Tensor], points: Tensor, mask: Tensor, weight: float) -> Tensor:
+def _ascent(loss: Tensor, sides: Iterable[Tensor], points: Tensor, mask: Tensor) -> Tensor:
     """Gradient of the loss inside the mask, plus those of the side losses less what in them opposes it."""
 
     def gradient(of: Tensor) -> Tensor:
@@ -139,5 +136,5 @@ def _ascent(loss: Tensor, sides: Iterable[Tensor], points: Tensor, mask: Tensor,
     total = main.clone()
     for side in map(gradient, sides):
         conflict = (side * main).sum(1, keepdim=True).clamp_max(0) / main.square().sum(1, keepdim=True).clamp_min(_TINY)
-        total += weight * (side - conflict * main)
+        total += _WEIGHT * (side - conflict * main)
     return total.reshape(points.shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -47,7 +48,7 @@ def _convolution(narrow: int, wide: int, *, stride: int) -> nn.Sequential:
 
 
 def load_surrogate(
-    weights: str = "shipped", *, num_classes: int = 10, size: int = 48, device: str | torch.device = "cpu"
+    weights: str | Path = "shipped", *, num_classes: int = 10, size: int = 48, device: str | torch.device = "cpu"
 ) -> SurrogateCNN:
     """The surrogate with trained weights, in evaluation mode.
 

@@ -21,7 +21,6 @@ def transfer_set(
     steps: int = STEPS,
     decay: float = 1.0,
     smoothing: int = 7,
-    batch: int = 128,
 ) -> Tensor:
     """Attack images (M, C, H, W) on the surrogate by momentum iterative FGSM, steps of eps / steps; (M, C, H, W).
 
@@ -32,7 +31,6 @@ def transfer_set(
     Args:
         eps: linf budget in pixel units.
         smoothing: side of a Gaussian kernel in pixels, odd; 1 is none, and better between two ViTs.
-        batch: images at once; each is attacked on its own.
     Raises:
         ValueError: eps negative or above 1, steps < 1, decay negative, smoothing even, or as `under_attack`.
         FloatingPointError: NaN logits.
@@ -44,17 +42,14 @@ def transfer_set(
         raise ValueError(f"steps must be >= 1 and decay >= 0, got {steps} and {decay}")
     if smoothing < 1 or smoothing % 2 == 0:
         raise ValueError(f"smoothing must be an odd number of pixels, 1 for none, got {smoothing}")
-    parts = []
     with under_attack(surrogate, images, labels) as (target, images, labels, _):
-        for clean, truth in zip(images.split(batch), labels.split(batch), strict=True):
-            points, momentum = clean, torch.zeros_like(clean)
-            for _ in range(steps):
-                gradient = _smooth(target.ascent(points, truth), smoothing)
-                size = gradient.abs().mean((1, 2, 3), keepdim=True)
-                momentum = decay * momentum + gradient / size.clamp_min(torch.finfo(size.dtype).tiny)
-                points = project(points + eps / steps * momentum.sign(), clean, eps, "linf")
-            parts.append(seal(points, clean, eps, "linf"))
-        return torch.cat(parts)
+        points, momentum = images, torch.zeros_like(images)
+        for _ in range(steps):
+            gradient = _smooth(target.ascent(points, labels), smoothing)
+            size = gradient.abs().mean((1, 2, 3), keepdim=True)
+            momentum = decay * momentum + gradient / size.clamp_min(torch.finfo(size.dtype).tiny)
+            points = project(points + eps / steps * momentum.sign(), images, eps, "linf")
+        return seal(points, images, eps, "linf")
 
 
 def _smooth(gradient: Tensor, side: int) -> Tensor:

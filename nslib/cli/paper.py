@@ -83,10 +83,10 @@ def prepare(
     set: Setting = (),
     jobs: int = 0,
 ) -> int:
-    """Make the models of a profile's notebooks but those of the search of 11, many at a time, for `reproduce` to find. Exit status 1 if one failed.
+    """Make the models of a profile's notebooks, but those of the search of 11, many at a time, for `reproduce` to find.
 
-    On a GPU twelve at a time take a fraction of the time of one after another, with NVIDIA's MPS started before
-    (nvidia-cuda-mps-control -d). Stopped in any way, the same command goes on.
+    Exit status 1 if one failed. On a GPU twelve at a time take a fraction of the time of one after another, with
+    NVIDIA's MPS started before (nvidia-cuda-mps-control -d). Stopped in any way, the same command goes on.
 
     Args:
         profile, run_name, imagenet, weights, device, set: as of `reproduce`.

@@ -119,7 +119,8 @@ class DatasetSource:
     def identity(self, split: str) -> dict[str, Any]:
         """As `Source.identity`: order, names of the classes, and the version, or a digest of all images and labels."""
         if split not in self._identities:
-            count, told = self.count(split), {"version": self.version}
+            transform = " ".join(repr(self._transform).split())  # and the size of the images
+            count, told = self.count(split), {"version": self.version, "transform": transform}
             if not self.version:
                 parts = (range(begin, min(begin + _AT_ONCE, count)) for begin in range(0, count, _AT_ONCE))
                 told = {"contents": digest([tensor_digest(*self.pick(split, rows)) for rows in parts])}

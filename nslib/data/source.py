@@ -17,8 +17,7 @@ from nslib.data.files import ImageFiles
 from nslib.data.folders import FolderImages, of_imagenet, own_labels
 from nslib.data.geometry import CLASSES
 from nslib.data.shapes import SPLITS, VERSION, Batch, render
-from nslib.description import code_of, short
-from nslib.intervals import span
+from nslib.description import code_of, given, short
 from nslib.vit.staged import StagedViT
 
 _TREE = ("train", "val", "val:a", "val:r")
@@ -254,16 +253,15 @@ class FolderSource:
         cfg, model = self.cfg, self.model
         if split in _TREE:
             home, _, family = split.partition(":")
+            self._check_family(family)
             labels = family_labels(family) if family else None
-            return FolderImages(
-                cfg.root, home, model, seed=cfg.seed, resize=cfg.resize, classes=labels, labels=self.labels
-            )
+            how = {"seed": cfg.seed, "resize": cfg.resize, "labels": self.labels}
+            return FolderImages(cfg.root, home, model, classes=labels, **how)
         name, _, part = split.partition("/")
         if name not in FAMILIES or bool(part) != (name == "c"):
             known = [*_TREE, *(f for f in FAMILIES if f != "c"), "c/<corruption>/<severity>"]
             raise ValueError(f"split must be one of {', '.join(known)}, got {split!r}")
-        if self.labels is not None:
-            raise FileNotFoundError(f"{name} has classes of ImageNet-1k, {model.name} has {model.num_classes} others")
+        self._check_family(name)
         folder = family_folder(cfg, name)
         if name == "cue_conflict":
             return CueConflict(folder, model, seed=cfg.seed)
@@ -272,6 +270,11 @@ class FolderSource:
             self._first_part = self._first_part or images
             check_same_images(images, self._first_part)
         return images
+
+    def _check_family(self, name: str) -> None:
+        if name and self.labels is not None:
+            own = f"{self.model.name} has {self.model.num_classes} others"
+            raise FileNotFoundError(f"{name} has classes of ImageNet-1k, {own}")
 
 
 def own_classes(source: Source) -> tuple[str, ...]:
@@ -288,7 +291,7 @@ def _heir(source: Source, known: type) -> dict[str, str]:
     kind = type(source)
     if kind is known:
         return {}
-    own = {name: value for name, value in vars(source).items() if name[0] != "_" and name not in _TOLD}
+    own = {name: value for name, value in given(source).items() if name[0] != "_" and name not in _TOLD}
     return {"class": f"{kind.__qualname__} {short([code_of(kind, known), own])}"}
 
 
@@ -303,8 +306,8 @@ def open_source(cfg: DataConfig, model: StagedViT) -> Source:
         raise ValueError(f"data.images must be 0 for a folder, which holds what it holds, got {cfg.images}")
     channels, taken = model.image_shape[0], {"shapes": (3,), "folder": (1, 3)}.get(cfg.kind, ())
     if taken and channels not in taken:
-        raise ValueError(f"{model.name} takes images of {channels} channels, {cfg.kind} has {span(taken)}: give a data "
-                         "set of your own, with the methods of nslib.data.source.Source")  # fmt: skip
+        told = f"{model.name} takes images of {channels} channels, {cfg.kind} has {' or '.join(map(str, taken))}"
+        raise ValueError(f"{told}: give a data set of your own, with the methods of nslib.data.source.Source")
     if cfg.kind == "shapes":
         if unread := cfg.paths():
             raise ValueError(f"the embedded shapes read no folder, and {', '.join(unread)} of data is set: set "

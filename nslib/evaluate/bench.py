@@ -37,8 +37,8 @@ class Bench:
         surrogate: the network on which transferred images are made, in evaluation mode; None: they are not made.
     Raises:
         ValueError: model or surrogate in training mode, weights in 16 bits, a model with more classes than the data
-            set, a surrogate that does not fit the model's images or classes, attacks by less than a level, or more
-            patches for Patch-Fool than there are.
+            set, a surrogate that does not fit the model's images or classes, transferred images attacked by less than a
+            level, or more patches for Patch-Fool than there are.
     """
 
     def __init__(self, model: StagedViT, source: Source, suite: SuiteConfig, surrogate: nn.Module | None = None):

@@ -60,7 +60,8 @@ class Column:
         settings: names of the suite's settings on which this column depends, and no other.
         costly: measured on suite.costly_images.
         passes: forward passes an image, one way back counted as two, for the estimate: all steps of a search, but of
-            AutoAttack only its first attack, under which undefended models fall.
+            AutoAttack only its first attack, under which undefended models fall, and of Patch-Fool no way back from
+            attention.
         library: of the `attacks` extra, without which it cannot be shown.
         unfit: why it cannot be made for a model; empty if it can.
         version: of what is shown; raise it when the same settings show something else. Part of a stored result unless

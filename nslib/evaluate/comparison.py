@@ -39,21 +39,16 @@ def differences(ours: Evaluation, base: Evaluation) -> pd.DataFrame:
     """
     _check_kinds(ours, base)
     ours, base = seed_by_seed(ours, base)
-    rows = []
-    for column in ours.hits:
-        if column in base.hits and column not in BY_CUE:
-            found, p_value = paired_difference(ours.hits[column], base.hits[column])
-            row = {
-                "column": column,
-                "difference": found.value,
-                "difference_low": found.low,
-                "difference_high": found.high,
-            }
-            ratio = corruption_ratio(ours.hits["c"], base.hits["c"]) if column == "c" else None
-            row["half_images"] = images_half(ours.hits[column], base.hits[column])
-            rows.append(row | {"p": p_value, "n": found.n, "seeds": found.seeds, f"ratio to {base.model}": ratio})
+    rows, ratio = [], f"ratio to {base.model}"
+    for column in (c for c in ours.hits if c in base.hits and c not in BY_CUE):
+        mine, theirs = ours.hits[column], base.hits[column]
+        found, p_value = paired_difference(mine, theirs)
+        rows.append({"column": column, "difference": found.value, "difference_low": found.low,
+                     "difference_high": found.high, "half_images": images_half(mine, theirs), "p": p_value,
+                     "n": found.n, "seeds": found.seeds,
+                     ratio: corruption_ratio(mine, theirs) if column == "c" else None})  # fmt: skip
     bounds = ["difference", "difference_low", "difference_high", "half_images"]
-    return pd.DataFrame(rows, columns=["column", *bounds, "p", "n", "seeds", f"ratio to {base.model}"])
+    return pd.DataFrame(rows, columns=["column", *bounds, "p", "n", "seeds", ratio])
 
 
 def pool_seeds(evaluations: Sequence[Evaluation], name: str) -> Evaluation:

@@ -20,12 +20,15 @@ class Example(NamedTuple):
     predictions: Tensor
 
 
-def column_examples(bench: Bench, count: int, *, corruption: str = "fog", severity: int = 3) -> dict[str, Example]:
-    """The first images of every column of the suite that is not missing; of c one corruption at one severity.
+_OF_C = "fog", 3  # which corruption is shown, and how severe
+
+
+def column_examples(bench: Bench, count: int) -> dict[str, Example]:
+    """The first images of every column of the suite that is not missing; of c in fog of severity 3.
 
     cue_conflict is left out: its images have two answers, and labels that are no classes of the model.
     """
-    found = {}
+    found, (corruption, severity) = {}, _OF_C
     for name in bench.suite.columns:
         column = COLUMNS[name]
         if name in BY_CUE or missing_of(name, bench):

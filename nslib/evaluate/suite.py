@@ -90,11 +90,8 @@ class Evaluation:
         """What Table 2 prints for a column, and its name: top-1, but an error for c."""
         if column != "c":
             return "top-1", self.estimate(column)
-        return (
-            ("mCE", mce(self._measured(column)))
-            if self.published_c
-            else ("corruption error", corruption_error(self._measured(column)))
-        )
+        name, measure = ("mCE", mce) if self.published_c else ("corruption error", corruption_error)
+        return name, measure(self._measured(column))
 
     def figures(self) -> list[tuple[str, str, Estimate]]:
         """Column, name of the measure and estimate of all that is reported: one a column, of cue_conflict three."""

@@ -14,8 +14,8 @@ class Board:
     A run that goes on takes back those of rounds it repeats. Without the package, or a target, nothing is written.
     """
 
-    def __init__(self, target: Path | None, place: Place, *, writes: bool):
-        self.folder = target.with_suffix(".tensorboard") if target and writes else None
+    def __init__(self, target: Path | None, place: Place):
+        self.folder = target.with_suffix(".tensorboard") if target else None
         self._first, self._writer = place.round, None
 
     def __enter__(self) -> Board:

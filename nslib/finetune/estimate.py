@@ -131,7 +131,7 @@ def _memory(model: StagedViT, cfg: FinetuneConfig, share: Share) -> dict[str, in
             trainer.model.logits_from_tokens(tokens + noise.clone().requires_grad_()).sum().backward()
 
     calls = [update, search] if objective.learns else [update]
-    weights, trained = (sum(map(_size, part)) for part in (model.parameters(), trainer.parameters))
+    weights, trained = (sum(p.nbytes for p in part) for part in (model.parameters(), trainer.parameters))
     pooled = cfg.pool + cfg.heldout if objective.noise else 0
     return {
         "weights": weights * (3 + bool(cfg.ema)),  # given, in training, at the round's beginning, averaged
@@ -140,10 +140,6 @@ def _memory(model: StagedViT, cfg: FinetuneConfig, share: Share) -> dict[str, in
         "pool": pooled * (prod(model.image_shape) + prod(trainer.model.token_shape)) * weight.element_size(),
         "activations": max(kept_bytes(call, weights=trainer.model.parameters()) for call in calls),
     }
-
-
-def _size(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
 
 
 def kept_bytes(call: Callable[[], Any], *, weights: Iterable[Tensor] = ()) -> int:

@@ -169,9 +169,7 @@ def idle(objective: str) -> list[str]:
     """Settings on which no weight of an objective depends, by dotted name; none of one with a loss or attack of a
     user's own, which may take any."""
     found = OBJECTIVES.get(objective)
-    if found is None or not any(found.loss is loss for loss in _LOSSES):
-        return []
-    if found.attack and not any(found.attack is attack for attack in _ATTACKS):
+    if found is None or found.loss not in _LOSSES or found.attack not in (None, *_ATTACKS):
         return []
     attack = (f.name for f in fields(FinetuneConfig) if f.name.startswith("attack_"))
     taken = {

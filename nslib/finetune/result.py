@@ -158,8 +158,8 @@ def slope_table(rounds: pd.DataFrame, of: Sequence[tuple[str, str]]) -> pd.DataF
 class Log:
     """One JSON line for each round, beside the target. A run that goes on has those of the rounds that are done."""
 
-    def __init__(self, target: Path | None, place: Place, *, writes: bool):
-        self.path = target.with_suffix(".jsonl") if target and writes else None
+    def __init__(self, target: Path | None, place: Place):
+        self.path = target.with_suffix(".jsonl") if target else None
         if self.path and (place.round or self.path.is_file()):
             write_text(self.path, "".join(_line(k, r) for k, r in enumerate(place.history[: place.round])))
 

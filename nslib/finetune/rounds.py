@@ -139,12 +139,13 @@ def finetune_model(
             stream.check_files()
         trainer = Trainer(own, objective, cfg, share)
         place = saved.restore(trainer)
-        log = Log(target, place, writes=saved.writes)
+        written = target if saved.writes else None
+        log = Log(written, place)
         share.check_agreed(_words(place, saved), target)  # no process saves before all have looked
 
         if not place.history:
             saved.save(trainer, place)
-        with saved.beginning(), Board(target, place, writes=saved.writes) as board:
+        with saved.beginning(), Board(written, place) as board:
             while place.round < cfg.rounds:
                 current = _round(place, trainer, stream, saved, on_step)
                 if on_round:

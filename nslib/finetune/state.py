@@ -160,12 +160,13 @@ class StateFile:
 
     @contextmanager
     def beginning(self) -> Iterator[None]:
-        """Inside the block a run that fails for its settings or for memory leaves no state that has only its settings:
-        others, with which it would be mended, would be refused for it."""
+        """Inside the block a run that fails before its first update leaves no state that has only its settings: others,
+        with which it would be mended, would be refused for it. One that diverges keeps it, for its error names it."""
         try:
             yield
-        except (ValueError, RuntimeError, MemoryError):
-            if self.writes and self._empty and not self.search_path.is_file():
+        except Exception as error:
+            diverged = isinstance(error, FloatingPointError)
+            if self.writes and self._empty and not diverged and not self.search_path.is_file():
                 self.path.unlink(missing_ok=True)
             raise
 

@@ -70,7 +70,7 @@ class GatheredRun:
     @cached_property
     def contested(self) -> dict[str, tuple[str, ...]]:
         """Files that several records list, and these records: a later run wrote over an earlier one's file."""
-        owners = {file: self._listing(file) for file in self._files}
+        owners = {file: tuple(r.name for r in self.records if file in r.files) for file in self._files}
         return {file: names for file, names in owners.items() if len(names) > 1}
 
     @cached_property
@@ -122,9 +122,6 @@ class GatheredRun:
     @cached_property
     def _files(self) -> list[str]:
         return sorted({file for r in self.records for file in r.files})
-
-    def _listing(self, file: str) -> tuple[str, ...]:
-        return tuple(r.name for r in self.records if file in r.files)
 
 
 def notebook_titles() -> dict[str, str]:

@@ -103,19 +103,6 @@ def render(run: GatheredRun, links: dict[str, str]) -> str:
         sections = list(pool.map(lambda name: _section(run, name, links), _notebooks(run)))
     return _template().render(
         run=run,
-        noticed=any(
-            (
-                run.missing,
-                run.strangers,
-                run.groups[1:],
-                run.kept,
-                run.differences,
-                run.contested,
-                run.absent,
-                run.altered,
-                run.outdated,
-            )
-        ),
         sections=sections,
         links=links,
         claims=[row._asdict() for row in claims.rename(columns={"testable at": "testable_at"}).itertuples(index=False)],

@@ -17,7 +17,7 @@ from nslib.data.source import Source, open_source
 from nslib.evaluate.bench import Bench
 from nslib.models import build_model, load_model
 from nslib.nullspace.membership import CleanPass, Pool, clean_pass, make_pool
-from nslib.pretrain import identity_of, pretrain
+from nslib.pretrain import identity_of, load_trained, pretrain
 from nslib.runtime import data_path, in_store, pick_device
 from nslib.settings import Settings
 from nslib.store import digest
@@ -84,9 +84,8 @@ def open_stranger(settings: Settings, seed: int) -> StagedViT:
     return stranger
 
 
-def _from_scratch(cfg: PretrainConfig, device: torch.device) -> StagedViT:
-    path = _trained(cfg, device)
-    return load_model(cfg.model, path, num_classes=len(CLASSES), img_size=cfg.size, device=device)
+def _from_scratch(cfg: PretrainConfig, device: torch.device) -> nn.Module:
+    return load_trained(cfg, _trained(cfg, device), device)
 
 
 def _trained(cfg: PretrainConfig, device: torch.device) -> Path:
@@ -123,9 +122,9 @@ def open_surrogate(settings: Settings, model: StagedViT) -> nn.Module | None:
                 f"the shipped {name} is for {SurrogateConfig().size} px, {model.name} takes {size}: "
                 f"set surrogate_weights to train and surrogate_pretrain.size to {size}"
             )
-        own = replace(settings.surrogate_pretrain, size=size)
-        path = str(_trained(own, model.device)) if weights == "train" else weights
-        return load_surrogate(path, num_classes=len(CLASSES), size=size, device=model.device)
+        if weights == "train":
+            return _from_scratch(replace(settings.surrogate_pretrain, size=size), model.device)
+        return load_surrogate(weights, num_classes=len(CLASSES), size=size, device=model.device)
     except (FileNotFoundError, ConnectionError) as error:
         warnings.warn(f"no transferred images: {error}", stacklevel=2)
         return None

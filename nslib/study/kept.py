@@ -24,7 +24,6 @@ from nslib.runtime import figures_path, plain_values, run_record, to_json, write
 from nslib.store import changed_settings, sweep, timeless
 
 _taken: dict[Path, None] = {}  # files whose results this process has used
-_PLACE = {column: place for place, column in enumerate(COLUMNS)}
 _SUITE = SuiteConfig(cw_early_stop=True)  # how the code was before there was this setting
 _REACH = {"reach": ApproximateStudy(), "reach_version": 1}
 _DEFAULTS = plain_values({"finetune": FinetuneConfig(), "suite": _SUITE, "trace": _SUITE, **_REACH})
@@ -135,10 +134,10 @@ def unpacked(plain: dict[str, Any], columns: Collection[str]) -> Evaluation:
     hits = {
         column: {
             variant: np.unpackbits(np.frombuffer(base64.b64decode(h["bits"]), np.uint8), count=h["n"]).astype(bool)
-            for variant, h in variants.items()
+            for variant, h in plain["hits"][column].items()
         }
-        for column, variants in sorted(plain["hits"].items(), key=lambda item: _PLACE.get(item[0], len(_PLACE)))
-        if column in asked
+        for column in COLUMNS
+        if column in asked and column in plain["hits"]
     }
     return Evaluation(**plain | {"hits": hits})
 

@@ -84,7 +84,8 @@ def astray(bench: Bench) -> Bench:
 def prepare(settings: Settings, *, jobs: int = 0) -> list[str]:
     """Train, finetune and measure all models of a profile's notebooks but those of the search of 11.
 
-    The notebooks then find them made; eps sets and the base model's rows are left to them. What is there already is not made again, and what was stopped goes on. A line is printed for each.
+    The notebooks then find them made; eps sets and the base model's rows are left to them. What is there already is not
+    made again, and what was stopped goes on. A line is printed for each.
 
     Args:
         jobs: processes at a time; 0: one a thread of torch's, on a GPU four.

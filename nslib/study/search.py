@@ -44,7 +44,7 @@ def settings_table(bench: Bench, settings: Settings) -> pd.DataFrame:
     """
     study = settings.finetuning
     judging = replace(study, columns=VAL, images=study.search_images, wide_images=0, trace_images=_TRACED)
-    suite = replace(settings.suite, first=study.search_first, c_images=0)
+    suite = replace(settings.suite, first=settings.suite.first + study.search_first, c_images=0)
     settings = replace(settings, finetuning=judging, suite=suite)
     rows = []
     for recipe in recipes(settings):

@@ -12,7 +12,7 @@ _ON_TOKENS = ("noises", "warm_start", "block", "groups")  # settings that are be
 
 
 def noise_as_paper(cfg: FinetuneConfig) -> bool:
-    """Whether noise is as claims about it have it: A = 3, T = 3000, eps = .03 on held-out images, one on the tokens."""
+    """Whether noise is as claims have it: A = 3, T >= 3000, eps = .03 on held-out images, one on the tokens."""
     noise, usual = cfg.noise, FinetuneConfig()
     plain = all(getattr(cfg, name) == getattr(usual, name) for name in _ON_TOKENS)
     return plain and (noise.limit, noise.eps, noise.stop_on) == (3, 0.03, "heldout") and noise.steps >= 3000

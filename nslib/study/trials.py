@@ -68,9 +68,12 @@ def rows(bench: Bench, settings: Settings, objectives: Sequence[str]) -> dict[st
     """Rows of several objectives by name, the base model's first; those that the study leaves out are not there."""
     seeds = {o: seeds_of(settings, o) for o in objectives if o in settings.finetuning.objectives}
     wanted = [(o, seed) for o, count in seeds.items() for seed in range(count)]
-    jobs = {(o, seed): run(bench, settings, o, seed=seed) for o, seed in in_turn(bench, settings, wanted)}
-    each = {o: [_row_of(jobs[o, s], config_of(settings, o).noise.eps) for s in range(n)] for o, n in seeds.items()}
-    return {BASE: row(bench, settings, BASE)} | {o: pool_rows(found, o) for o, found in each.items()}
+    made = {
+        (o, seed): _row_of(run(bench, settings, o, seed=seed), config_of(settings, o).noise.eps)
+        for o, seed in in_turn(bench, settings, wanted)
+    }
+    pooled = {o: pool_rows([made[o, seed] for seed in range(count)], o) for o, count in seeds.items()}
+    return {BASE: base_row(bench, settings)} | pooled
 
 
 def of_wide(settings: Settings) -> list[str]:
