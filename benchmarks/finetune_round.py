@@ -115,7 +115,7 @@ def main() -> None:
     cfg = FinetuneConfig(steps=args.steps, batch=args.batch, pool=args.pool, heldout=args.heldout, precision="float32")
     cfg = replace(cfg, noise=replace(cfg.noise, batch=args.batch))
     stream = Stream(open_source(DataConfig(), model), model, cfg, ALONE)
-    images = stream.for_noise
+    images = stream.for_noise.images
     for precision in ("float32", "bfloat16"):  # warm up
         learn(model, images, replace(cfg, precision=precision, noise=replace(cfg.noise, eps=0.3)))
     updates(model, torch.zeros(1, *model.token_shape), stream, replace(cfg, steps=2))

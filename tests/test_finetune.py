@@ -542,12 +542,12 @@ def test_rounds_are_measured_on_the_model_delivered(model, source):
 
 def test_endless_images_run_on_after_those_for_the_noise(model, source):
     stream = Stream(source, model, CFG, ALONE)
-    assert torch.equal(stream.for_noise, source.take("train", 48).images)
+    assert torch.equal(stream.for_noise.images, source.take("train", 48).images)
     for s, batch in zip((3, 4), stream.batches(3, 5), strict=True):
         assert torch.equal(batch.images, source.take("train", 8, start=48 + 8 * s).images)
     updates = CFG.rounds * CFG.steps
     second = Stream(source, model, replace(CFG, seed=CFG.seed + 1), ALONE)
-    assert torch.equal(second.for_noise, stream.for_noise)
+    assert torch.equal(second.for_noise.images, stream.for_noise.images)
     assert torch.equal(second.batch(0).images, stream.batch(updates).images)  # none that the seed before has seen
 
 

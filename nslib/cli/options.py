@@ -43,10 +43,14 @@ def settings_of(
     Raises:
         ValueError, FileNotFoundError: as `check_images`, `overrides` and `resolve`.
     """
+    asked = overrides_of(profile, imagenet, device, settings, within=within, reads=reads, **options)
+    return resolve(profile or ("imagenet" if imagenet else "laptop"), run_name, asked)
+
+
+def overrides_of(profile: str, imagenet: str, device: str, settings: Given, **options) -> dict:
+    """`overrides` with the folder of images and the device among them; arguments and errors as of `settings_of`."""
     check_images(profile, imagenet)
-    options |= {"data__root": imagenet, "device": "" if device == "auto" else device}
-    chosen = overrides(settings, within=within, reads=reads, **options)
-    return resolve(profile or ("imagenet" if imagenet else "laptop"), run_name, chosen)
+    return overrides(settings, data__root=imagenet, device="" if device == "auto" else device, **options)
 
 
 def check_images(profile: str, imagenet: str) -> None:

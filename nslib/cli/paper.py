@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from nslib.cli.options import Setting, check_images, overrides, settings_of
+from nslib.cli.options import Setting, overrides_of, settings_of
 
 
 def reproduce(
@@ -48,10 +48,7 @@ def reproduce(
     from nslib.reproduce import FAILED, LEFT
     from nslib.reproduce import reproduce as run
 
-    device_option = "" if device == "auto" else device
-    options = {"data__root": imagenet, "weights": weights, "device": device_option}
-    check_images(profile, imagenet)
-    chosen = overrides(set, **options)
+    chosen = overrides_of(profile, imagenet, device, set, weights=weights)
     if dry_run:
         from nslib.study.forecast import forecast
 

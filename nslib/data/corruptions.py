@@ -76,9 +76,7 @@ def corrupt(images: Tensor, name: str, severity: int, *, indices: Sequence[int] 
         ValueError: unknown name or severity, images of another shape, type, size or range, indices of another length.
         ModuleNotFoundError: frost without imagecorruptions-imaug, whose pictures it lays over the images.
     """
-    if name not in _CORRUPTIONS:
-        near = get_close_matches(str(name), CORRUPTIONS, n=3) or CORRUPTIONS
-        raise ValueError(f"no corruption {name!r}: did you mean {' or '.join(near)}?")
+    check_corruption(name)
     if isinstance(severity, bool) or severity not in SEVERITIES:
         raise ValueError(f"severity must be one of 1, 2, 3, 4, 5, got {severity!r}: 0 would be the clean image")
     _check_images(images)
@@ -99,6 +97,17 @@ def corrupt(images: Tensor, name: str, severity: int, *, indices: Sequence[int] 
         levels = _CORRUPTIONS[name](levels, int(severity), chunk_keys)
         torch.div(levels.add(SLACK).floor_().clamp_(0, 255), 255, out=out)
     return corrupted
+
+
+def check_corruption(name: str, where: str = "") -> None:
+    """Refuse what is none of `CORRUPTIONS`.
+
+    Raises:
+        ValueError: tells the nearest names.
+    """
+    if name not in CORRUPTIONS:
+        near = get_close_matches(str(name), CORRUPTIONS, n=3) or CORRUPTIONS
+        raise ValueError(f"no corruption {name!r}{where}: did you mean {' or '.join(near)}?")
 
 
 def _check_images(images: Tensor) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 from nslib.config import DataConfig
-from nslib.data.corruptions import CORRUPTIONS, SEVERITIES
+from nslib.data.corruptions import CORRUPTIONS, SEVERITIES, check_corruption
 from nslib.data.files import ImageFiles
 from nslib.data.folders import class_files, image_files, label_of, subfolders, wnids
 from nslib.data.transforms import PUBLISHED, eval_transform
@@ -86,21 +85,17 @@ def open_family(name: str, folder: str | Path, model: StagedViT, *, part: str = 
         raise type(error)(f"{error}; this folder looks like {likely}") from error
 
 
-def corruption_parts(folder: str | Path) -> list[str]:
+def corruption_parts(folder: Path) -> list[str]:
     """Which of the 75 parts `<corruption>/<severity>` of ImageNet-C a folder holds, in the order of `CORRUPTIONS`.
 
     The four corruptions published as extra are passed over.
 
     Raises:
-        FileNotFoundError: no such folder.
         ValueError: a folder in it is no corruption; tells the nearest names.
     """
-    folder = Path(folder).expanduser()
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}: expected {expected('c')}")
     for home in subfolders(folder):
         if home.name not in _EXTRA_CORRUPTIONS:
-            _check_corruption(home.name, f" in {folder}")
+            check_corruption(home.name, f" in {folder}")
     parts = [f"{name}/{severity}" for name in CORRUPTIONS for severity in SEVERITIES]
     return [part for part in parts if (folder / part).is_dir()]
 
@@ -158,7 +153,7 @@ def _files(name: str, folder: Path, part: str) -> list[tuple[Path, int]]:
 
 def _check_part(folder: Path, part: str) -> None:
     corruption, _, severity = part.partition("/")
-    _check_corruption(corruption)
+    check_corruption(corruption)
     if severity not in map(str, SEVERITIES):
         raise ValueError(f"severity must be one of 1, 2, 3, 4, 5, got {severity!r}: ask for a part such as fog/3")
     there = corruption_parts(folder)
@@ -166,12 +161,6 @@ def _check_part(folder: Path, part: str) -> None:
         named = ", ".join(there[:3]) + (" ..." if len(there) > 3 else "")
         told = f"no folder {folder / part}, of the 75 parts there are {len(there)} ({named or 'none'})"
         raise FileNotFoundError(f"{told}: expected {expected('c')}")
-
-
-def _check_corruption(name: str, where: str = "") -> None:
-    if name not in CORRUPTIONS:
-        near = get_close_matches(name, CORRUPTIONS, n=3) or CORRUPTIONS
-        raise ValueError(f"no corruption {name!r}{where}: did you mean {' or '.join(near)}?")
 
 
 def _listed_files(folder: Path) -> list[tuple[Path, int]]:

@@ -197,7 +197,7 @@ def _find_noise(place: Place, trainer: Trainer, stream: Stream, search: Search, 
             values = {"gap": trace.gap[-1], "norm": trace.norm[-1], "loss": trace.loss[-1]}
             on_step(Moment(place.round, "noise", step, values))
 
-        images = stream.for_noise
+        images, labels = stream.for_noise
         started = time.monotonic() - search.begun.get("seconds", 0.0)  # reading images is not on the clock
         with metered(model) as meter, computing_in(cfg.precision, model.device):
             pool = pool_of(model, images, cfg)
@@ -208,7 +208,7 @@ def _find_noise(place: Place, trainer: Trainer, stream: Stream, search: Search, 
 
             place.noise, current.noises = find_noises(
                 kind, model, pool, cfg, round_=place.round, last=place.noise, share=trainer.share,
-                search=replace(search, save=save), on_step=tell if on_step else None, labels=stream.labels_for_noise,
+                search=replace(search, save=save), on_step=tell if on_step else None, labels=labels,
             )  # fmt: skip
         current.noise_units = meter.units * trainer.share.count
         current.noise_seconds = time.monotonic() - started

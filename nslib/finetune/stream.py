@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
 import torch
-from torch import Tensor
 
 from nslib.config import FinetuneConfig
 from nslib.data.shapes import Batch
@@ -62,18 +61,9 @@ class Stream:
             seen = [self._row(place) for place in range(places)]
         self.source.open("train").check([*range(self.first), *seen])
 
-    @property
-    def for_noise(self) -> Tensor:
-        """The images to learn noise from, and after them the held-out ones, (pool + heldout, C, H, W); kept."""
-        return self._for_noise.images
-
-    @property
-    def labels_for_noise(self) -> Tensor:
-        """Their labels (pool + heldout,)."""
-        return self._for_noise.labels
-
     @cached_property
-    def _for_noise(self) -> Batch:
+    def for_noise(self) -> Batch:
+        """The images to learn noise from, and after them the held-out ones, (pool + heldout, C, H, W), and labels."""
         return checked(self.source.take("train", self.first), self.first, self.model)
 
     def batches(self, first: int, last: int) -> Iterator[Batch]:
