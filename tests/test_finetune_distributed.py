@@ -139,6 +139,9 @@ def test_one_of_them_writes(both):
     folder, found = both
     names = {p.name for p in folder.glob("paper*") if p.suffix != ".tensorboard"}
     assert names == {"paper.safetensors", "paper.json", "paper.jsonl", "paper0.pt", "paper1.pt"}
+    rounds = [json.loads(line)["round"] for line in (folder / "paper.jsonl").read_text().splitlines()]
+    assert rounds == list(range(RUNS["paper"].rounds))
+    assert len(list((folder / "paper.tensorboard").iterdir())) == 1
     assert found["paper"][0]["record"] == 2
 
 
