@@ -228,7 +228,7 @@ def test_place_that_cannot_be_written_is_told_in_one_line(call, tmp_path):
     ("command", "place"),
     [
         ("noise --weights random --pool 2 --heldout 1 --noise.steps 1 --out new.safetensors", "set NSLIB_STORE"),
-        ("pretrain --set size=24 steps=1 batch=2 report_images=1 --target new.safetensors", "new.safetensors"),
+        ("pretrain --set size=24 steps=1 batch=2 report_images=1 --target new.safetensors", "new.training.pt"),
     ],
     ids=["noise", "pretrain"],
 )
