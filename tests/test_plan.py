@@ -110,11 +110,12 @@ def test_processes_make_what_one_would(capsys):
 @pytest.mark.filterwarnings("ignore:round 0. 1 noise steps did not reach eps")
 def test_models_that_notebooks_look_at_are_made_though_their_rows_are_kept(monkeypatch):
     few = {"finetuning.objectives": ["plain", "nullspace"], "finetuning.keep": True}
+    few |= {"finetuning.seeds": 2, "finetuning.seeded": ["plain"]}
     settings, made = resolve("smoke", overrides=TINY | few), []
     assert prepare(settings, jobs=1) == []
-    monkeypatch.setattr(plan, "finetuned", lambda bench, settings, objective: made.append(objective))
+    monkeypatch.setattr(plan, "finetuned", lambda bench, settings, objective, seed: made.append((objective, seed)))
     assert prepare(settings, jobs=1) == []
-    assert made == ["plain", "nullspace", "random"]
+    assert made == [("plain", 0), ("plain", 1), ("nullspace", 0), ("random", 0)]
 
 
 def test_a_planned_run_says_what_it_is():

@@ -648,7 +648,7 @@ def test_what_a_notebook_concludes_stands_below_all_that_it_saves():
     page = Page(render(gather(RUN), {}))
     assert "read off the distance to plain, not to the base model" in page.text
     assert page.text.index("table2 csv") < page.text.index("read off the distance to plain")
-    assert "SAM (−.2 [−.6, .3]): figures/full." in page.text  # no link: it would lead elsewhere from the page
+    assert "SAM (−.1 [−.2, −.0]): figures/full." in page.text  # no link: it would lead elsewhere from the page
     assert notes_of("explore").closing == ""  # its last text has a heading of its own
 
 

@@ -117,7 +117,8 @@ class DatasetSource:
         return list(self.labels or map(str, range(self._classes)))
 
     def identity(self, split: str) -> dict[str, Any]:
-        """As `Source.identity`: order, names of the classes, and the version, or a digest of all images and labels."""
+        """As `Source.identity`: order, names of the classes, and a digest of all images and labels, or the version and
+        the transform of images."""
         if split not in self._identities:
             transform = " ".join(repr(self._transform).split())  # and the size of the images
             count, told = self.count(split), {"version": self.version, "transform": transform}

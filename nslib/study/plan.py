@@ -140,10 +140,11 @@ def _timed(function: Callable[..., object], *args) -> tuple[float, str]:
 def _make(settings: Settings, one: Planned) -> None:
     bench = open_bench(settings, one.model)
     run(astray(bench) if one.astray else bench, settings, one.objective, seed=one.seed, **one.changes)
-    usual = one == Planned(settings.models[0], one.objective)  # the first seed, nothing changed
-    if usual and one.objective in TRACED:
-        finetuned(bench, settings, one.objective)  # 05 and 13 look at the models themselves, not only at kept rows
-    if usual and one.objective in _ATTACKED:
+    unchanged = one == Planned(settings.models[0], one.objective, one.seed)
+    if unchanged and one.objective in TRACED:  # 05 and 13 look at the models themselves, not only at kept rows
+        finetuned(bench, settings, one.objective, seed=one.seed)
+    first = unchanged and one.seed == 0
+    if first and one.objective in _ATTACKED:
         strength(bench, settings, one.objective)
-    if usual and one.objective in of_wide(settings):
+    if first and one.objective in of_wide(settings):
         wide_row(bench, settings, one.objective)
