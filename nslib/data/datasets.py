@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nslib.data.files import in_colours
 from nslib.data.shapes import Batch
-from nslib.data.transforms import eval_transform
+from nslib.data.transforms import eval_transform, in_words
 from nslib.runtime import generator
 from nslib.store import digest, tensor_digest
 from nslib.vit.staged import StagedViT, check_staged
@@ -120,8 +120,7 @@ class DatasetSource:
         """As `Source.identity`: order, names of the classes, and a digest of all images and labels, or the version and
         the transform of images."""
         if split not in self._identities:
-            transform = " ".join(repr(self._transform).split())  # and the size of the images
-            count, told = self.count(split), {"version": self.version, "transform": transform}
+            count, told = self.count(split), {"version": self.version, "transform": in_words(self._transform)}
             if not self.version:
                 parts = (range(begin, min(begin + _AT_ONCE, count)) for begin in range(0, count, _AT_ONCE))
                 told = {"contents": digest([tensor_digest(*self.pick(split, rows)) for rows in parts])}

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from nslib.data.shapes import Batch
+from nslib.data.transforms import in_words
 from nslib.runtime import generator
 from nslib.store import digest
 
@@ -97,7 +98,7 @@ class ImageFiles:
             "images": len(told),
             "files": digest(told),
             "times": digest([stat.st_mtime_ns for stat in stats]),
-            "transform": " ".join(repr(self.transform).split()),
+            "transform": in_words(self.transform),
         }
 
     def _read(self, path: Path) -> Tensor | None:

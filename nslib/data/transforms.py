@@ -60,3 +60,8 @@ class CentreCrop:
         """Part of the identity of a data set, and as before where nothing is scaled."""
         scaled = "" if self.scale == 1 else f", scale={self.scale:g}"
         return f"CentreCrop(size={self.size}, interpolation={self.interpolation!r}{scaled})"
+
+
+def in_words(transform: Callable) -> str:
+    """A transform in one line, by which it is told from others; the size of its images is in it."""
+    return " ".join(repr(transform).split())
