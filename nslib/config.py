@@ -282,7 +282,7 @@ class FinetuningStudy:
     """Notebooks 05 to 08 and 11: which models are finetuned, and on what they are measured."""
 
     objectives: tuple[str, ...] = ("nullspace", "plain", "random", "permuted", "madry", "trades")
-    seeded: tuple[str, ...] = ("nullspace", "plain", "random", "permuted")  # those that get more than one seed
+    seeded: tuple[str, ...] = ("nullspace", "plain", "random", "permuted", "nullspace_by_batch")  # with several seeds
     seeds: int = 1
     columns: tuple[str, ...] = ("clean", "fgsm", "damagenet", "a", "c", "v2", "r", "sketch", "stylized")
     images: int = 400  # of each column

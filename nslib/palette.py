@@ -16,6 +16,7 @@ COLOURS = {
     "PGD": "#009E73",
     "random signs": "#E69F00",
     "plain": "#000000",
+    "nullspace_by_batch": "#117733",
     "random_boundary": "#AA4499",
     "madry": "#CC79A7",
     "madry_authors": "#882255",
@@ -62,6 +63,6 @@ VERDICTS = {
     "not run": (".", "#D0D0D0"),
 }
 MARKERS = {"permuted": "s", "random": "^", "random_boundary": "v", "pool": "d", "complement": "s", "paper": "x",
-           "base": "x", "plain": "D", "madry": "p", "madry_authors": "H", "trades": "X", "mixup": "<",
-           "randaugment": ">", "augmix": "P", "sam": "*", "smallest": "s", "nearest level": "s", "clipped": "^",
-           "JPEG 95": "d", "blend": "x", "largest angle": "s"}  # fmt: skip
+           "base": "x", "plain": "D", "nullspace_by_batch": "h", "madry": "p", "madry_authors": "H", "trades": "X",
+           "mixup": "<", "randaugment": ">", "augmix": "P", "sam": "*", "smallest": "s", "nearest level": "s",
+           "clipped": "^", "JPEG 95": "d", "blend": "x", "largest angle": "s"}  # fmt: skip

@@ -146,7 +146,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "suite.c_images": 1000,
         "suite.costly_images": 200,
         "suite.cw_early_stop": True,  # as when what is kept was made
-        "finetuning.objectives": _EVERY,
+        "finetuning.objectives": (*_EVERY, "nullspace_by_batch"),
         "robustness.images": 1000,
         "synthesis.starts": 3,
         "synthesis.noise.lr": 0.02,

@@ -150,7 +150,7 @@ def test_mixed_targets_are_attacked_at_their_largest_share(model, source):
 
 
 def test_unknown_objective(model, source):
-    with pytest.raises(ValueError, match=r"objective must be one of nullspace, permuted, .*, sam, got 'nulspace'"):
+    with pytest.raises(ValueError, match=r"objective must be one of nullspace, nullspace_by_batch, permuted, .*, sam, got 'nulspace'"):
         finetune_model(model, source, replace(CFG, objective="nulspace"))
 
 

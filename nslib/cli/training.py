@@ -140,8 +140,8 @@ def finetune(
         model: shapes_vit or a timm tag.
         weights: shipped, pretrained, random, a safetensors file, a folder of <model>.safetensors, or a training
             checkpoint (.pth, .pt, .tar) such as EasyRobust's.
-        objective: nullspace, plain, random, random_boundary, permuted, madry, madry_authors, trades, mixup,
-            randaugment, augmix or sam.
+        objective: nullspace, nullspace_by_batch, plain, random, random_boundary, permuted, madry, madry_authors,
+            trades, mixup, randaugment, augmix or sam.
         imagenet: ImageNet-style folder with train/; default: the embedded data.
         profile: whose settings to take; default: laptop, or imagenet with --imagenet.
         target: the safetensors file to write, its record and log beside it; default:

@@ -112,9 +112,9 @@ class Objective:
         noise: which kind of noise a round begins with, see `find_noises`; empty: none.
         attack: makes the adversarial images of each batch, the model being in evaluation mode.
         sharpness: take the gradient at the worst point within sam_rho of the weights.
-        recipe: settings of this row of the paper's tables, where they are not set otherwise.
+        recipe: settings of this row of the paper's tables, by dotted name, where they are not set otherwise.
     Raises:
-        ValueError: no such kind of noise, or a recipe for what is no setting of finetuning.
+        ValueError: no such kind of noise, or a recipe for what is no setting of finetuning or cannot have that value.
     """
 
     loss: Loss
@@ -128,8 +128,9 @@ class Objective:
         if self.noise not in kinds:
             known = ", ".join(kinds[1:])
             raise ValueError(f"noise of an objective must be one of {known}, or empty, got {self.noise!r}")
-        if unknown := [name for name in self.recipe if name not in settings]:
+        if unknown := [name for name in self.recipe if name.partition(".")[0] not in settings]:
             raise ValueError(f"recipe of an objective names {', '.join(unknown)}: settings are {', '.join(settings)}")
+        overridden(FinetuneConfig(), self.recipe)
 
     @property
     def learns(self) -> bool:
@@ -139,6 +140,8 @@ class Objective:
 
 OBJECTIVES: dict[str, Objective] = {
     "nullspace": Objective(clean_and_noised, noise="learned"),
+    # Stopped as the paper's noise, whose last batch alone says whether it is inside eps.
+    "nullspace_by_batch": Objective(clean_and_noised, noise="learned", recipe={"noise.stop_on": "batch"}),
     "permuted": Objective(clean_and_noised, noise="permuted"),
     "random": Objective(clean_and_noised, noise="authors"),
     "random_boundary": Objective(clean_and_noised, noise="boundary"),
@@ -204,7 +207,7 @@ def recipe_of(cfg: FinetuneConfig) -> tuple[Objective, FinetuneConfig]:
 def with_recipe(cfg: FinetuneConfig) -> FinetuneConfig:
     """The configuration with what its objective's recipe sets, where it is at its default, and without what is idle."""
     recipe = OBJECTIVES[cfg.objective].recipe if cfg.objective in OBJECTIVES else {}
-    unset = (name for name in recipe if getattr(cfg, name) == getattr(FinetuneConfig, name))
+    unset = (name for name in recipe if attrgetter(name)(cfg) == attrgetter(name)(FinetuneConfig))
     reset = {name: attrgetter(name)(FinetuneConfig) for name in idle(cfg.objective)}
     return overridden(cfg, reset | {name: recipe[name] for name in unset})
 

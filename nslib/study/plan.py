@@ -66,7 +66,6 @@ def beyond(own: FinetuneConfig, *, depth: int) -> dict[str, dict[str, Any]]:
     """Changes of the recipe that notebook 11 measures, by a name that begins with the objective."""
     embedding = {"trainable": "pos_embed"}
     return {
-        "nullspace, stopped by its batch": {"noise": replace(own.noise, stop_on="batch")},
         "plain, position embedding only": embedding,
         "plain, position embedding, lr x 30": embedding | {"lr": 30 * own.lr, "lr_min": 30 * own.lr_min},
         "nullspace, 4 noises": {"noises": 4, "groups": 1},
