@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from nslib.config import TABLE2, WEIGHTS
+from nslib.config import TABLE2, WEIGHTS, FinetuningStudy
 from nslib.settings import Settings, overridden
 
 _EVERY = ("nullspace", "plain", "random", "permuted", "random_boundary", "madry", "madry_authors", "trades", "mixup",
@@ -108,6 +108,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "finetune.noise.limit": 2.0,
         "finetune.noise.steps": 400,
         "finetune.noise.batch": 32,
+        "finetuning.objectives": (*FinetuningStudy.objectives, "nullspace_by_batch"),
         "finetuning.images": 32,
         "finetuning.trace_images": 16,
         "finetuning.fresh": 1,

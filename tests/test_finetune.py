@@ -150,7 +150,8 @@ def test_mixed_targets_are_attacked_at_their_largest_share(model, source):
 
 
 def test_unknown_objective(model, source):
-    with pytest.raises(ValueError, match=r"objective must be one of nullspace, nullspace_by_batch, permuted, .*, sam, got 'nulspace'"):
+    known = r"nullspace, nullspace_by_batch, permuted, .*, sam"
+    with pytest.raises(ValueError, match=rf"objective must be one of {known}, got 'nulspace'"):
         finetune_model(model, source, replace(CFG, objective="nulspace"))
 
 
@@ -197,6 +198,19 @@ def test_every_objective_trains_a_copy(model, source, name):
     assert [len(r.losses) for r in made.history] == [3, 3]
     assert all(math.isfinite(loss) for r in made.history for loss in r.losses)
     assert [len(r.noises) for r in made.history] == [1 if OBJECTIVES[name].noise else 0] * 2
+
+
+def test_noise_stopped_by_its_batch_is_inside_eps_there_alone(model, source):
+    """An objective of its own, of the weights that `noise.stop_on` gives the method."""
+    ours, asked, heldout = (
+        finetune_model(model, source, replace(CFG, objective=name, noise=replace(NOISE, batch=4, stop_on=stop))).history
+        for name, stop in (("nullspace_by_batch", "heldout"), ("nullspace", "batch"), ("nullspace", "heldout"))
+    )
+    assert [r.losses for r in ours] == [r.losses for r in asked] != [r.losses for r in heldout]
+    found = [noise for r in ours for noise in r.noises]
+    assert all(noise.converged and noise.gap_batch < NOISE.eps for noise in found)
+    assert any(noise.gap_heldout >= NOISE.eps for noise in found)
+    assert ours[0].noises[0].steps < heldout[0].noises[0].steps
 
 
 def test_every_objective_sees_the_same_images(model, source, monkeypatch):

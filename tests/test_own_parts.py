@@ -398,6 +398,8 @@ def test_settings_of_an_own_objective_tell_models_apart(monkeypatch):
     [
         ({"noise": "learnt"}, "noise of an objective must be one of learned, permuted, .*, or empty, got 'learnt'"),
         ({"recipe": {"mix_up": 0.8}}, "recipe of an objective names mix_up: settings are objective, rounds"),
+        ({"recipe": {"noise.stop": "batch"}}, "no setting 'noise.stop': NoiseConfig has limit, lr"),
+        ({"recipe": {"noise.stop_on": "train"}}, "stop_on must be heldout or batch, got 'train'"),
     ],
 )
 def test_objectives_that_cannot_be(wrong, told):

@@ -369,10 +369,10 @@ def test_the_base_model_is_compared_with_all_seeds_from_either_side():
 
 
 def test_figures_against_plain_have_what_claims_speak_of_apart_from_other_controls():
-    models = ["base", "nullspace", "permuted", "madry", "random", "sam", "trades"]
+    models = ["base", "nullspace", "permuted", "madry", "random", "sam", "nullspace_by_batch", "trades"]
     parts = tables.claimed_and_others(pd.DataFrame({"model": models}))
     assert {name: rows.model.tolist() for name, rows in parts.items()} == {
-        "": ["base", "nullspace", "random"],
+        "": ["base", "nullspace", "random", "nullspace_by_batch"],
         "_others": ["permuted", "sam"],
     }
     assert list(tables.claimed_and_others(pd.DataFrame({"model": ["nullspace", "madry"]}))) == [""]

@@ -28,7 +28,8 @@ def column_examples(bench: Bench, count: int) -> dict[str, Example]:
 
     cue_conflict is left out: its images have two answers, and labels that are no classes of the model.
     """
-    found, (corruption, severity) = {}, _OF_C
+    found = {}
+    corruption, severity = _OF_C
     for name in bench.suite.columns:
         column = COLUMNS[name]
         if name in BY_CUE or missing_of(name, bench):

@@ -156,7 +156,7 @@ def side_gains(found: Mapping[str, Evaluation], model: str, sides: Mapping[str, 
 def claimed_and_others(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The rows, by their column model, of learned and random noise and the base model, and as `_others` those of other
     models that were not trained on adversarial images, if there are any."""
-    claimed = table.model.isin((BASE, "nullspace", "random"))
+    claimed = table.model.isin((BASE, "nullspace", "nullspace_by_batch", "random"))
     parts = {"": table[claimed], "_others": table[~claimed & ~table.model.isin(ADVERSARIAL)]}
     return {name: rows for name, rows in parts.items() if len(rows)}
 
