@@ -147,7 +147,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "suite.c_images": 1000,
         "suite.costly_images": 200,
         "suite.cw_early_stop": True,  # as when what is kept was made
-        "finetuning.objectives": (*_EVERY, "nullspace_by_batch"),
+        "finetuning.objectives": ("nullspace", "nullspace_by_batch", *_EVERY[1:]),
         "robustness.images": 1000,
         "synthesis.starts": 3,
         "synthesis.noise.lr": 0.02,
