@@ -261,6 +261,8 @@ class SuiteConfig:
         require_counts(self, "images", "costly_images", "batch", "pgd_steps", "cw_steps")
         require_counts(self, "patchfool_steps", "patchfool_patches")
         require_counts(self, "first", "c_images", least=0)
+        require_counts(self, "transfer_smoothing")
+        require_each(self, ("transfer_smoothing",), lambda v: v % 2 == 1, "an odd number of pixels, 1 for none")
         told = "in [0, 1], 8-bit levels divided by 255"
         require_each(self, ("fgsm_eps", "pgd_eps", "autoattack_eps", "transfer_eps"), lambda v: 0 <= v <= 1, told)
         require_each(self, ("patchfool_bound",), lambda v: v is None or 0 <= v <= 1, told)

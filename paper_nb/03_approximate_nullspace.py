@@ -120,6 +120,6 @@ record.save(mean_steps=stopping.groupby(["eps", "stop_on"]).steps.mean().reset_i
 record.summary()
 
 # %% [markdown]
-# How much the batch underestimates the gap depends on ε: at `laptop`, averaged over starts, noise that passes on its batch has 1.7 times the required gap at ε = .01, 1.4 times at .03 and about that gap at .1. Stopping on held-out images gives no larger gap than stopping on the batch from the same start, and at `laptop` and `full` on average none above ε, which is why every later notebook does so.
+# How much the batch underestimates the gap depends on ε: at `laptop`, averaged over starts, noise that passes on its batch has 1.7 times the required gap at ε = .01, 1.4 times at .03 and about that gap at .1. Stopping on held-out images gives no larger gap than stopping on the batch from the same start, and at `laptop` and `full` on average none above ε, which is why later notebooks do so, but for one control.
 # They are no guarantee: at `imagenet-mini`, with batches of 16 images, the noise has 2.3 times ε = .03 when its batch stops it; held-out images had not stopped it after 120 steps, at 1.8 times.
 # Whether noise is hard to bring inside before finetuning depends on the model and on the size of the start. At `full` it is not: all of ten starts reach ε = .03, in 27 steps on average, so that this half of C7 does not hold; `laptop`, with three starts, and `gpu`, with one, cannot tell. The set reaches 2.4 times as far along learned noise as along the same permuted: [figures/full](../figures/full/index.html).

@@ -38,7 +38,7 @@ settings.models, settings.finetuning.seeded, settings.finetuning.seeds
 
 # %% [markdown]
 # ## Which noise?
-# Mean over the columns minus `plain`, seed by seed; then NS minus each of the others over all seeds, and so `nullspace_by_batch`, whose noise counts as found when the gap of its last batch is below ε, as in the paper: on held-out images it has twice ε (`gap_heldout` in the table below). The permuted noise has the norm of the noise that its own run learned, and lies far outside ε, so that it is the stronger disturbance; `random`, shrunk by fifths, lies inside the same ε (at `full` .024 on average, the learned one .029), and `random_boundary` in notebook 06 at its boundary. Each seed learns other noises and trains on other images, the same for every objective.
+# Mean over the columns minus `plain`, seed by seed; then NS minus each of the others over all seeds, and so `nullspace_by_batch`, whose noise counts as found when the gap of its last batch is below ε, as in the paper: on held-out images it then has, at `full`, twice ε (`gap_heldout` in the table below). The permuted noise has the norm of the noise that its own run learned, and lies far outside ε, so that it is the stronger disturbance; `random`, shrunk by fifths, lies inside the same ε (at `full` .024 on average, the learned one .029), and `random_boundary` in notebook 06 at its boundary. Each seed learns other noises and trains on other images, the same for every objective.
 
 # %%
 bench = nslib.open_bench(settings)
@@ -165,4 +165,4 @@ by_seed.groupby("model").difference.describe().round(2)
 
 # %% [markdown]
 # Were there a gain left after these controls, it would be what the noise itself does.
-# With one seed the table shows the size of things. At `full`, with three, NS minus `plain` is −.01 points [−.52, .50], stopped by its batch −.27 [−1.02, .48], and with the first of twenty settings searched on val −.18 [−.52, .15]; no option beyond the paper takes the ε set farther along new noises than NS alone; the wrong mean and std cost the small ViT 13.8 points, of which finetuning wins back 11.7 without noise and 11.9 with it: [figures/full](../figures/full/index.html).
+# With one seed the table shows the size of things. At `full`, with three, NS minus `plain` is −.01 points [−.52, .50], stopped by its batch −.27 [−1.02, .48], and with the first of twenty settings searched on val −.18 [−.52, .15]; no option beyond the paper takes the ε set farther along new noises than NS alone, as stopping by the batch does (05); the wrong mean and std cost the small ViT 13.8 points, of which finetuning wins back 11.7 without noise and 11.9 with it: [figures/full](../figures/full/index.html).

@@ -99,7 +99,11 @@ def paper(monkeypatch):
         ),
         (("evaluate", "--columns", "clean,frog"), "no column 'frog': there are clean, patchfool"),
         (("evaluate", "--set", "suite.fgsm_eps=8"), "fgsm_eps must be in [0, 1], 8-bit levels divided by 255, got 8.0"),
-        (("finetune", "--objective", "mystery"), "objective must be one of nullspace, permuted, random"),
+        (
+            ("evaluate", "--set", "suite.transfer_smoothing=8"),
+            "transfer_smoothing must be an odd number of pixels, 1 for none, got 8",
+        ),
+        (("finetune", "--objective", "mystery"), "objective must be one of nullspace, nullspace_by_batch, permuted"),
         (
             ("finetune", "--model", "vit_tiny_patch16_224", "--imagenet", "x"),
             "--imagenet: no folder x; expected one with",

@@ -190,6 +190,10 @@ def test_a_key_on_disk(tmp_path, key):
     save_file({"key": key[:, 0].contiguous()}, tmp_path / "vector")
     with pytest.raises(ValueError, match=r"vector holds no key \(a matrix of float64\), but torch.float64 \(48,\)"):
         fingerprint.read_key(tmp_path / "vector")
+    for i, claims_all in enumerate((key * 1e-3, key * 0, key * torch.nan, torch.eye(len(key), dtype=key.dtype))):
+        fingerprint.write_key(tmp_path / f"all{i}", claims_all)
+        with pytest.raises(ValueError, match=rf"all{i} holds no key \(an orthonormal basis\)"):
+            fingerprint.read_key(tmp_path / f"all{i}")
     save_file({"weights": key}, tmp_path / "other")
     (tmp_path / "text").write_text("no key")
     for name in ("other", "text"):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -51,6 +52,13 @@ def test_curves(vit):
     alone = pgd_curve(vit, images, labels, (0.0, 0.5), steps=3)
     pgd = table[table.attack == "PGD"].drop(columns="attack").reset_index(drop=True)
     pd.testing.assert_frame_equal(alone, pgd)
+
+
+def test_no_curve_of_a_model_in_training_mode_is_kept(vit):
+    """Random signs need no gradient, and are the first: they would be of dropout, and stay in the store."""
+    with pytest.raises(ValueError, match="is in training mode"):
+        attack_curves(vit.train(), random_images(vit, 2), torch.zeros(2, dtype=torch.int64), (0.1,), steps=1, seed=0)
+    assert not (Path(os.environ["NSLIB_STORE"]) / "strength").exists()
 
 
 def test_no_two_batches_have_the_same_signs(vit, monkeypatch):

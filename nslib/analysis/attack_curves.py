@@ -64,7 +64,10 @@ def _hits(model: StagedViT, images: Tensor, labels: Tensor, name: str, eps: floa
 
     Args:
         asked: settings of the attack.
+    Raises:
+        ValueError: model in training mode.
     """
+    model.check_frozen_use()
 
     def compute() -> dict[str, Tensor]:
         draws = generator(asked.get("seed", 0))  # goes on from batch to batch: no two images have the same signs

@@ -58,6 +58,9 @@ def read_key(path: str | Path) -> Tensor:
         raise ValueError(f"{path} holds no key ({error!r}): {_REMEDY}") from error
     if key.ndim != 2 or key.dtype != torch.float64:
         raise ValueError(f"{path} holds no key (a matrix of float64), but {key.dtype} {tuple(key.shape)}: {_REMEDY}")
+    pixels, dim = key.shape
+    if not (0 < dim < pixels and torch.allclose(key.T @ key, torch.eye(dim, dtype=key.dtype), atol=1e-6)):
+        raise ValueError(f"{path} holds no key (an orthonormal basis), which could claim any model: {_REMEDY}")
     return key
 
 

@@ -67,7 +67,7 @@ class Source(Protocol):
         ...
 
     def identity(self, split: str) -> dict[str, Any]:
-        """Plain values that change whenever the images, labels or order of a split do: a part of cache keys.
+        """Plain values that change whenever images, labels, order or classes of a split do: a part of cache keys.
 
         Files are looked at once: this may be asked often.
         """
