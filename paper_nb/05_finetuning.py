@@ -89,7 +89,7 @@ record.figure("figure4", figure, rounds)
 # %%
 gaps = ["gap_batch", "gap_heldout"]
 table5 = first[["round", *gaps]].assign(step=first["round"] * settings.finetune.steps)
-asked = [*traces.TRACED, *(o for o in ["nullspace_by_batch"] if o in settings.finetuning.objectives)]
+asked = trials.of_eps_sets(settings)
 if "nullspace_by_batch" in asked:
     by_batch = trials.seed_rounds(bench, settings, "nullspace_by_batch")
     record.table("rounds_by_batch", by_batch)

@@ -141,6 +141,23 @@ def test_mistakes_are_one_line(call, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
+        (("finetune", "--objective", "mystery"), "objective must be one of"),
+        (("finetune", "--target", "w.pt"), "target"),
+        (("evaluate", "--columns", "clean,frog"), "no column 'frog'"),
+    ],
+)
+def test_what_the_arguments_show_to_be_wrong_is_told_before_a_model_is_made(call, monkeypatch, arguments, told):
+    """Which may be trained from scratch, or fetched."""
+    for name in ("open_model", "open_bench"):
+        monkeypatch.setattr(f"nslib.study.experiment.{name}", lambda *_: pytest.fail("a model was made"))
+    code, _, errors = call(*arguments)
+    assert code == 2
+    assert told in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
         (("reproduce", "--profil", "smoke"), "--profil"),
         (("noise", "--noise.step", "3"), "--noise.step"),
         (("noise", "--noise.eps", "3"), "eps must be a squared l2 gap in (0, 2], or None, got 3.0"),

@@ -16,7 +16,14 @@ from nslib.study.forecast import finetunings, forecast
 def test_seeds_are_counted_of_the_objectives_that_get_them():
     settings = resolve("full", overrides={"finetuning.eps": [0.03], "finetuning.fixed_steps": 0})
     counts = finetunings(settings)
-    assert (counts["nullspace"], counts["plain"], counts["random"], counts["madry"]) == (3 + 6, 3 + 3, 3, 1)
+    assert counts["nullspace_by_batch"] == 3
+    assert (counts["nullspace"], counts["plain"], counts["random"], counts["madry"]) == (3 + 5, 3 + 3, 3, 1)
+
+
+def test_eps_sets_are_of_what_notebook_05_looks_at():
+    settings = resolve("full")
+    (noises,) = (count for name, _, count in module._searches(settings) if name == "eps sets of 05")
+    assert noises == (1 + 4 * 3) * 12  # base; nullspace, also stopped by its batch, plain, random
 
 
 def test_forecast_by_hand():
@@ -28,7 +35,7 @@ def test_forecast_by_hand():
     assert table.noise_steps["noises of 04"] == 4 * 5
     fresh, steps = settings.finetuning.fresh, settings.finetune.noise.steps
     assert table.noise_steps["eps sets of 05"] == 4 * fresh * steps  # base, nullspace, plain, random
-    assert table.noise_steps["eps sets of 11"] == 5 * fresh * steps  # of those with noise
+    assert table.noise_steps["eps sets of 11"] == 4 * fresh * steps  # of those with noise
     assert table.images["finetune: plain"] == 4 * 8
     assert table.noise_steps["finetune: random"] == 0
     assert table.runs["evaluate: rows of 06 to 08, 11"] == finetunings(settings).total() + 1

@@ -13,7 +13,7 @@ from nslib.data.source import open_source
 from nslib.evaluate.bench import Bench
 from nslib.evaluate.columns import COLUMNS
 from nslib.evaluate.suite import Evaluation
-from nslib.finetune.objectives import OBJECTIVES
+from nslib.finetune.objectives import OBJECTIVES, Objective
 from nslib.study import jobs, search, trials
 from nslib.study.kept import kept, packed, rounded, unpacked
 
@@ -359,6 +359,24 @@ def test_a_recipe_is_part_of_what_is_kept(bench, folder, monkeypatch):
         jobs.run(bench, KEEPING, "mixup")
     jobs.run(bench, KEEPING, "mixup", mixup=0.1)
     assert (folder / f"{bench.model.name}_mixup_seed0_mixup-0.1.json").is_file()
+
+
+def test_the_code_of_an_own_objective_is_part_of_what_is_kept(bench, folder, monkeypatch):
+    jobs.run(bench, KEEPING, "plain")
+    own = jobs._target(bench, KEEPING, jobs.config_of(KEEPING, "plain"))
+    loss = lambda model, view, cfg: model(view.images).square().mean()  # noqa: E731
+    monkeypatch.setitem(OBJECTIVES, "plain", Objective(loss))
+    with pytest.raises(ValueError, match=r"_plain_seed0\.json was made from other inputs: .*objective was None, is "):
+        jobs.run(bench, KEEPING, "plain")
+    assert jobs._target(bench, KEEPING, jobs.config_of(KEEPING, "plain")) != own
+
+
+def test_a_copy_of_the_images_finds_the_weights(bench, monkeypatch):
+    cfg, places = jobs.config_of(KEEPING, "nullspace"), set()
+    for times in ("then", "now"):
+        monkeypatch.setattr(Bench, "identity", lambda self, split, told=times: {"split": split, "times": told})
+        places.add(jobs._target(bench, KEEPING, cfg))
+    assert len(places) == 1
 
 
 def test_what_learns_noise_is_part_of_the_key_of_the_weights(bench, monkeypatch):

@@ -70,6 +70,7 @@ def evaluate(
         out: write the table to this CSV file, its record beside it as .evaluation.json.
         set: override a setting, such as --set suite.images=500 suite.fgsm_eps=4/255.
     """
+    from nslib.evaluate.columns import check_columns
     from nslib.evaluate.comparison import differences
     from nslib.evaluate.suite import dry_run as estimate
     from nslib.evaluate.suite import evaluate_model
@@ -85,6 +86,7 @@ def evaluate(
         suite__protocol=protocol,
         suite__columns=[c.strip() for c in columns.split(",")] if columns else "",
     )  # fmt: skip
+    check_columns(settings.suite.columns)  # before a model is fetched or trained
     if "damagenet" not in settings.suite.columns:
         settings = replace(settings, surrogate="")  # no image is made on it
     settings = barely_trained(settings) if dry_run else settings
@@ -156,7 +158,7 @@ def finetune(
     from nslib.data.source import open_source
     from nslib.finetune.cost import cost_told, split_told
     from nslib.finetune.estimate import estimate
-    from nslib.finetune.objectives import unheeded
+    from nslib.finetune.objectives import recipe_of, unheeded
     from nslib.finetune.rounds import finetune_model
     from nslib.finetune.updates import average_told
     from nslib.machine.processes import processes
@@ -164,6 +166,7 @@ def finetune(
     from nslib.models import reset_head
     from nslib.runtime import runs_path
     from nslib.study.experiment import barely_trained, open_model
+    from nslib.vit.weights import check_target
 
     alone = {"finetune__objective": objective, "finetuning__objectives": ("plain", "nullspace")}  # a profile's other
     # objectives, some of which would refuse what this one may be told, are none of this run's
@@ -173,6 +176,8 @@ def finetune(
     settings = barely_trained(settings) if dry_run else settings
     cfg = settings.finetune
     path = Path(target or runs_path("finetune") / settings.profile / f"{model}_{cfg.objective}.safetensors")
+    recipe_of(cfg)  # before a model is fetched or trained
+    check_target(path.expanduser())
     prefix = "finetune."
     named = [name.removeprefix(prefix) for name in overrides(set, within="finetune") if name.startswith(prefix)]
     with processes(settings.device) as (share, place):

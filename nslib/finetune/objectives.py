@@ -163,8 +163,8 @@ _ATTACKS = (against_labels, against_itself)
 
 def own_code(objective: str) -> dict[str, str]:
     """A digest of the code of an objective of a user's own, by which it is told from others that had its name; empty
-    for those of this module."""
-    found = OBJECTIVES[objective]
+    for those of this module, and where there is none of that name."""
+    found = OBJECTIVES.get(objective)
     return {} if found is _SHIPPED.get(objective) else {"objective": short(found)}
 
 

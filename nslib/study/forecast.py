@@ -18,7 +18,7 @@ from nslib.study.experiment import barely_trained, open_bench
 from nslib.study.jobs import config_of, row_suite, wide_suite
 from nslib.study.plan import beyond, planned
 from nslib.study.traces import TRACED, trace_suite
-from nslib.study.trials import OF_OTHERS, of_wide, seeds_of
+from nslib.study.trials import OF_OTHERS, of_eps_sets, of_wide, seeds_of
 
 _COLUMNS = ["model", "work", "runs", "images", "noise_steps", "noise_hours", "hours", "memory"]
 
@@ -96,12 +96,13 @@ def _searches(settings: Settings) -> list[tuple[str, Any, int]]:
     """Of notebooks 02 to 05 and 11: name, what has the settings of the noise, and how many noises are learned."""
     sweep, sets, closure = settings.synthesis, settings.approximate, settings.closure
     fresh = settings.finetuning.fresh
+    of_05 = 1 + sum(seeds_of(settings, o) for o in of_eps_sets(settings))  # the base model has one
     options = beyond(settings.finetune, depth=1) if settings.finetuning.variants else {}
     of_11 = sum(name.startswith("nullspace") for name in options)
     return [
         ("noises of 02", sweep, len(sweep.lambdas) * sweep.starts),
         ("noises of 03", sets, len(sets.eps) * sets.starts * len(STOPPING)),
         ("noises of 04", closure, closure.noises),
-        ("eps sets of 05", settings.finetune, (1 + sum(seeds_of(settings, o) for o in TRACED)) * fresh),  # base first
+        ("eps sets of 05", settings.finetune, of_05 * fresh),
         *([("eps sets of 11", settings.finetune, of_11 * fresh)] if of_11 else []),
     ]

@@ -20,7 +20,7 @@ from nslib.evaluate.bench import TRANSFER_VERSION, Bench
 from nslib.evaluate.columns import COLUMNS, COSTLY, check_columns, missing_of
 from nslib.evaluate.suite import VERSION as EVALUATION_VERSION
 from nslib.evaluate.suite import Evaluation, evaluate_model
-from nslib.finetune.objectives import with_recipe
+from nslib.finetune.objectives import own_code, with_recipe
 from nslib.finetune.precision import resolved
 from nslib.finetune.rounds import Finetuned, finetune_model
 from nslib.finetune.state import Round, identity_of, rounds_of
@@ -92,11 +92,13 @@ def in_turn(bench: Bench, settings: Settings, wanted: Sequence[tuple[str, int]])
 
 def _target(bench: Bench, settings: Settings, cfg: FinetuneConfig) -> Path:
     """Where in the store a finetuned model lies."""
-    asked = [trace_key(settings), *traced_inputs(bench, settings)] if cfg.objective in TRACED else None
+    asked = [trace_key(settings), *timeless(traced_inputs(bench, settings))] if cfg.objective in TRACED else None
     train = timeless(bench.identity("train"))
     inputs = [VERSION, NOISE_VERSION, identity_of(cfg), model_digest(bench.model), train, asked]
     if (kind := precision_of(bench, cfg)) != "float32":
         inputs.append(kind)
+    if own := own_code(cfg.objective):
+        inputs.append(own)
     return store_path() / "finetune" / digest(inputs) / f"{cfg.objective}.safetensors"
 
 
@@ -230,7 +232,7 @@ def _inputs(bench: Bench) -> dict[str, Any]:
 
 
 def _training(bench: Bench, cfg: FinetuneConfig) -> dict[str, Any]:
-    return {"finetune": identity_of(cfg), "precision": precision_of(bench, cfg)}
+    return {"finetune": identity_of(cfg), "precision": precision_of(bench, cfg), **own_code(cfg.objective)}
 
 
 def _measurement(bench: Bench, suite: SuiteConfig) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from nslib.settings import Settings
 from nslib.study.experiment import open_bench
 from nslib.study.jobs import BASE, Job, base_row, config_of, eps_set, fixed_noise, in_turn, run, wide_row
 from nslib.study.tables import Row, pool_rows, shown
+from nslib.study.traces import TRACED
 
 OF_OTHERS = ("plain", "nullspace")  # with which a profile's further models are finetuned
 
@@ -119,6 +120,11 @@ def costs(bench: Bench, settings: Settings, objectives: Sequence[str]) -> pd.Dat
             images = job.cost["images_of_standard_training"]
             lines.append({"objective": name, "seed": seed, **spent, "images": images})
     return pd.DataFrame(lines)
+
+
+def of_eps_sets(settings: Settings) -> list[str]:
+    """Objectives whose eps sets notebook 05 measures, beside the base model's."""
+    return [*TRACED, *(o for o in ("nullspace_by_batch",) if o in settings.finetuning.objectives)]
 
 
 def eps_sets(
