@@ -111,10 +111,9 @@ summary = sizes.groupby(["model", "noise"], sort=False).norm.agg(value="mean", l
 figure, ax = plt.subplots(figsize=(4.6, 2.3))
 plots.bars(summary, ax, x="model").set(ylabel="norm at the boundary")
 plots.legend_above(figure, ax)
-plots.caption(
-    figure,
-    f"seeds: {sizes[sizes.model != trials.BASE].seed.nunique()}; n = {settings.approximate.reach_images} images; bars, along new noises: {plots.mean_of(settings.finetuning.fresh)}",
-)
+trained = sizes[sizes.model != trials.BASE].seed.nunique()
+along = f"along new noises{' under each seed' if trained > 1 else ''}: {plots.mean_of(settings.finetuning.fresh)}"
+plots.caption(figure, f"seeds: {trained}; n = {settings.approximate.reach_images} images; bars, {along}")
 record.figure("eps_set", figure, sizes)
 summary.pivot(index="model", columns="noise", values="value").round(1)
 
