@@ -24,6 +24,14 @@ def require_each(config: object, names: tuple[str, ...], holds: Callable[..., bo
         require(held, name, expected, value)
 
 
+def require_all(config: object, names: tuple[str, ...], holds: Callable[..., bool], expected: str) -> None:
+    """Refuse settings of these names that are no tuple of at least one value, or for one of whose values this does not
+    hold."""
+    require_each(
+        config, names, lambda values: values and all(map(holds, values)), f"one or more values, each {expected}"
+    )
+
+
 def require_counts(config: object, *names: str, least: int = 1) -> None:
     """Refuse settings of these names that are no whole numbers, below the least or beyond 31 bits."""
     for name, value in ((name, getattr(config, name)) for name in names):

@@ -13,7 +13,7 @@ from timm.layers import resample_abs_pos_embed
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from nslib.runtime import data_path, first_line
+from nslib.runtime import data_path, drawn_from, first_line
 from nslib.vit.staged import EXPECTED, StagedViT
 from nslib.vit.weights import Weights, read_weights
 
@@ -98,8 +98,7 @@ def load_model(
     """
     weights = weights or ("shipped" if name == SHAPES_VIT else "pretrained")
     kwargs = dict(num_classes=num_classes, img_size=img_size, **architecture)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with drawn_from(seed):
         model = _from_hub(name, kwargs) if str(weights) == "pretrained" else build_model(name, **kwargs)
         if str(weights) not in ("pretrained", "random"):
             path = weights_path(name, weights)
@@ -231,8 +230,7 @@ def reset_head(model: StagedViT, num_classes: int, *, seed: int = 0) -> None:
         model.classes = ()
         return
     device = model.device
-    with torch.random.fork_rng(devices=[]):  # drawn on the CPU, the same for every device
-        torch.manual_seed(seed)
+    with drawn_from(seed):  # on the CPU, the same for every device
         model.cpu().give_head(num_classes)
     model.to(device)
 

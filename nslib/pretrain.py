@@ -23,7 +23,7 @@ from nslib.data.rendered import Rendered
 from nslib.data.shapes import CLASSES, SPLITS, VERSION, Batch, render
 from nslib.machine.makers import only_maker
 from nslib.models import build_model, load_model
-from nslib.runtime import atomic_path, generator, run_record, to_json, write_text
+from nslib.runtime import atomic_path, drawn_from, generator, run_record, to_json, write_text
 from nslib.store import check_same, load_state, save_state, sweep
 from nslib.vit.staged import batched_logits
 from nslib.vit.weights import check_target
@@ -109,8 +109,7 @@ def _train(cfg: PretrainConfig, target: Path, device: str | torch.device, progre
     """Train from scratch, or on from a saved state, and save the weights; returns minutes."""
     state_file = _state_file(target)
     sweep(target, state_file)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(cfg.seed)
+    with drawn_from(cfg.seed):
         if isinstance(cfg, SurrogateConfig):
             model = network = SurrogateCNN(len(CLASSES), cfg.size)
         else:

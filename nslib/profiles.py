@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from nslib.config import TABLE2, WEIGHTS, FinetuningStudy
+from nslib.config import TABLE2, WEIGHTS
 from nslib.settings import Settings, overridden
+from nslib.studies import FinetuningStudy
 
 _EVERY = ("nullspace", "plain", "random", "permuted", "random_boundary", "madry", "madry_authors", "trades", "mixup",
           "randaugment", "augmix", "sam")  # fmt: skip
@@ -177,7 +178,6 @@ PROFILES: dict[str, dict[str, Any]] = {
         "suite.costly_images": 64,
         "suite.cw_early_stop": True,  # as when what is kept was made: at 224 px a weak attack
         "surrogate_weights": "train",
-        "surrogate_pretrain.size": 224,
         "surrogate_pretrain.images": 2**14,
         "fingerprint.trained": 1,
         "fingerprint.steps": 2000,

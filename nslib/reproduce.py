@@ -19,6 +19,7 @@ import papermill
 from nbclient.exceptions import CellTimeoutError
 from papermill.exceptions import PapermillExecutionError
 
+from nslib.machine.makers import only_maker
 from nslib.machine.workers import KILLED, threads, workers
 from nslib.notebooks import KERNELS, find_notebooks, longest_first, read_cells, reads_records, write_notebook
 from nslib.profiles import resolve
@@ -37,6 +38,7 @@ from nslib.runtime import (
     write_text,
 )
 from nslib.settings import Settings
+from nslib.study.ready import check_images, check_study
 
 DONE, SKIPPED, FAILED, LEFT = "done", "unchanged", "FAILED", "left"
 _AT_A_TIME = 4  # notebooks, at most: each holds its own models and images in memory
@@ -79,8 +81,8 @@ def reproduce(
             notebook on a GPU. With several those that took longest before begin; what two of them need is computed by
             one, and the other waits.
     Raises:
-        ValueError: unknown profile, setting or notebook, a notebook whose parameters cell lacks one of ours, or no
-            time at all.
+        ValueError: unknown profile, setting or notebook, a notebook whose parameters cell lacks one of ours, no time at
+            all, as `check_study`, or where all notebooks are to be run as `check_images`.
     """
     if not minutes > 0:
         raise ValueError(f"minutes must be > 0, got {minutes}")
@@ -88,6 +90,9 @@ def reproduce(
         raise ValueError(f"jobs must be >= 0, got {jobs}")
     deadline = time.monotonic() + 60 * minutes
     settings = resolve(profile, run_name, overrides)
+    check_study(settings)
+    if not names:  # single ones take a part of the images
+        check_images(settings)
     parameters = {"profile": profile, "run_name": settings.run_name, "overrides": overrides or {}}
     notebooks = find_notebooks(names)
     last = [notebook for notebook in notebooks if reads_records(read_cells(notebook))]  # they tell of the others
@@ -158,7 +163,13 @@ def _marker(folder: Path, notebook: Path) -> Path:
     return folder / f"{notebook.stem}.done.json"
 
 
-def _run(notebook: Path, *, parameters: dict[str, Any], folder: Path, inputs: str, deadline: float) -> Outcome:
+def _run(notebook: Path, *, folder: Path, **how) -> Outcome:
+    """What became of a notebook; where another call with this run name is at it, after that one's end."""
+    with only_maker(folder / notebook.name):
+        return _run_alone(notebook, folder=folder, **how)
+
+
+def _run_alone(notebook: Path, *, parameters: dict[str, Any], folder: Path, inputs: str, deadline: float) -> Outcome:
     final = folder / notebook.name
     marker = _marker(folder, notebook)
     partial = final.with_suffix(".partial.ipynb")
@@ -279,5 +290,6 @@ def _inputs_digest(settings: Settings) -> str:
         h.update(hashlib.sha256(path.read_bytes()).digest())
     for root in settings.data.paths().values():
         for folder, _, names in sorted(os.walk(Path(root).expanduser(), followlinks=True)):
-            h.update(str([(folder, n, os.path.getsize(os.path.join(folder, n))) for n in sorted(names)]).encode())
+            found = ((name, os.path.join(folder, name)) for name in sorted(names))
+            h.update(str([(folder, n, os.path.getsize(p) if os.path.exists(p) else None) for n, p in found]).encode())
     return h.hexdigest()

@@ -103,6 +103,19 @@ def generator(seed: int):
     return torch.Generator().manual_seed(seed)
 
 
+@contextmanager
+def drawn_from(seed: int) -> Iterator[None]:
+    """Inside the block the CPU's global generator, by which torch initialises layers, starts from this seed.
+
+    After it that goes on as if nothing had been drawn. Those of other devices are left alone.
+    """
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
 def first_line(error: Exception) -> str:
     """What an error says, in short; its kind where it says nothing."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # torch colours some of its words

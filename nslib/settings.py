@@ -9,18 +9,20 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from nslib.checks import require, require_counts
 from nslib.config import (
-    ApproximateStudy,
-    ClosureStudy,
     DataConfig,
     FinetuneConfig,
-    FinetuningStudy,
-    FingerprintStudy,
     NoiseConfig,
-    PatchStudy,
     PretrainConfig,
-    RobustnessStudy,
     SuiteConfig,
     SurrogateConfig,
+)
+from nslib.studies import (
+    ApproximateStudy,
+    ClosureStudy,
+    FinetuningStudy,
+    FingerprintStudy,
+    PatchStudy,
+    RobustnessStudy,
     SynthesisStudy,
     WatermarkStudy,
 )
@@ -80,7 +82,7 @@ def overridden(settings: Part, values: Mapping[str, Any]) -> Part:
     Raises:
         ValueError: unknown name, or a value of another type than the one there is.
     """
-    return _overridden(settings, {name: name.split(".") for name in values}, values)
+    return _overridden(settings, {name: name.split(".") for name in values}, values, "")
 
 
 def _near(name: str) -> str:
@@ -93,8 +95,9 @@ def _near(name: str) -> str:
     return f"; near it: {', '.join(dict.fromkeys(near))}" if near else ""
 
 
-def _overridden(part: Any, paths: Mapping[str, list[str]], values: Mapping[str, Any]) -> Any:
-    """A part with its values by what is left of their paths, all at once: some are valid only beside each other."""
+def _overridden(part: Any, paths: Mapping[str, list[str]], values: Mapping[str, Any], place: str) -> Any:
+    """A part with its values by what is left of their paths, all at once: some are valid only beside each other. What
+    it refuses is told with its place, such as `synthesis.noise.`."""
     known, hints = {f.name: getattr(part, f.name) for f in fields(part)}, get_type_hints(type(part))
     chosen: dict[str, Any] = {}
     deeper: dict[str, dict[str, list[str]]] = {}
@@ -108,8 +111,11 @@ def _overridden(part: Any, paths: Mapping[str, list[str]], values: Mapping[str, 
             deeper.setdefault(head, {})[name] = rest
         else:
             chosen[head] = _typed(name, hints[head], known[head], values[name])
-    chosen |= {head: _overridden(known[head], inner, values) for head, inner in deeper.items()}
-    return replace(part, **chosen)
+    chosen |= {head: _overridden(known[head], inner, values, f"{place}{head}.") for head, inner in deeper.items()}
+    try:
+        return replace(part, **chosen)
+    except ValueError as error:
+        raise ValueError(f"{place}{error}") from None
 
 
 def _typed(name: str, hint: Any, default: Any, value: Any) -> Any:

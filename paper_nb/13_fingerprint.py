@@ -73,7 +73,7 @@ others = [experiment.open_model(settings, name) for name in settings.models[1:]]
 others += [bench.surrogate] if isinstance(bench.surrogate, nslib.StagedViT) else []
 named |= {("other model", other.name): other for other in others}
 strangers = fingerprint.fingerprint_table(key, {name: stranger for (_, name), stranger in named.items()})
-images, labels = bench.take("val", 0, 200)
+images, labels = bench.take("val", 0, min(200, settings.images))
 reached = {name: accuracy(stranger, images, labels) for name, stranger in trained.items()}
 strangers = strangers.assign(kind=[kind for kind, _ in named], accuracy=strangers.suspect.map(reached))
 record.table("strangers", strangers)

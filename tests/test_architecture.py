@@ -15,6 +15,7 @@ NAMES = [str(f.relative_to(PACKAGE)) for f in FILES]
 FLOORS = (
     {"checks", "description", "intervals", "palette"},
     {"config"},
+    {"studies"},
     {"runtime", "settings"},
     {"profiles", "store"},
     {"machine", "vit"},

@@ -521,7 +521,13 @@ def test_evaluate_dry_run_only_counts(call):
     code, printed, _ = call("evaluate", "--dry-run", "--columns", "clean,c", "--set", "suite.c_images=100")
     assert code == 0
     assert re.search(r"c\s+100\s+7500", printed)
-    assert "minutes on one process" in printed
+    assert re.search(r"minutes on one process as fast as this one$", printed.strip())
+    code, printed, _ = call("evaluate", "--dry-run", "--columns", "clean", "--against", "shipped")
+    assert code == 0
+    assert printed.strip().endswith("minutes on one process as fast as this one, for both models")
+    code, _, errors = call("evaluate", "--dry-run", "--columns", "clean", "--against", "none.safetensors")
+    assert code == 2
+    assert "none.safetensors" in errors
 
 
 # Finetuning

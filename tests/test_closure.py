@@ -8,9 +8,10 @@ import torch
 from conftest import ROOT
 
 from nslib.analysis import closure, mixtures
-from nslib.config import ClosureStudy, NoiseConfig
+from nslib.config import NoiseConfig
 from nslib.nullspace.membership import CleanPass, agreement, noise_gap, permute
 from nslib.runtime import generator
+from nslib.studies import ClosureStudy
 
 EPS = 0.03
 STUDY = ClosureStudy(

@@ -196,9 +196,35 @@ def test_values_that_are_valid_beside_each_other_alone(profile, turned):
         resolve(profile, overrides={"finetune.lr": 1e-7})
 
 
-def test_range_is_checked_also_for_overrides():
-    with pytest.raises(ValueError, match=r"eps must be a squared l2 gap in \(0, 2\]"):
-        resolve("laptop", overrides={"approximate.noise.eps": 3.0})
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("approximate.noise.eps", 3.0, r"must be a squared l2 gap in \(0, 2\], or None, got 3.0"),
+        (
+            "approximate.eps",
+            [0.03, 3],
+            r"must be one or more values, each a squared l2 gap in \(0, 2\], got \(0.03, 3.0",
+        ),
+        ("finetuning.eps", [], r"must be one or more values, each a squared l2 gap in \(0, 2\], got \(\)"),
+        ("patch.images", 0, "must be >= 1, got 0"),
+        ("patch.peak", 0.0, "must be > 0 and finite, got 0.0"),
+        ("patch.amplitudes", [0.1, -1.0], "must be one or more values, each > 0 and finite, got"),
+        ("synthesis.lambdas", -1, "must be one or more values, each >= 0 and finite, got"),
+        ("synthesis.starts", 0, "must be >= 1, got 0"),
+        ("closure.step", -0.1, "must be > 0 and finite, got -0.1"),
+        ("closure.spans", [0], r"must be one or more values, each >= 1, got \(0,\)"),
+        ("watermark.strengths", [2], r"must be one or more values, each in \[0, 1\], got \(2.0,\)"),
+        ("watermark.images", 0, "must be >= 1, got 0"),
+        ("fingerprint.steps", 0, "must be >= 1, got 0"),
+        ("robustness.eps", [8], r"must be one or more values, each in \[0, 1\], 8-bit levels .*, got \(8.0,\)"),
+        ("robustness.images", 0, "must be >= 1, got 0"),
+        ("finetuning.fixed_steps", -1, "must be >= 0, got -1"),
+        ("finetune.rounds", 0, "must be >= 1, got 0"),
+    ],
+)
+def test_range_is_checked_also_for_overrides_and_told_with_the_whole_name(name, value, told):
+    with pytest.raises(ValueError, match=f"^{name} {told}"):
+        resolve("laptop", overrides={name: value})
 
 
 # Real input

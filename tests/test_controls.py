@@ -10,11 +10,12 @@ from nslib.analysis import linear
 from nslib.analysis.controls import control_directions, mean_agreement, with_controls
 from nslib.analysis.epsilon import eps_noises, reach_summary, reach_table, stopping_table
 from nslib.analysis.synthesis import lambda_sweep
-from nslib.config import ApproximateStudy, NoiseConfig, SynthesisStudy
+from nslib.config import NoiseConfig
 from nslib.nullspace.encoder import learn_noise
 from nslib.nullspace.membership import agreement, boundary_scale, clean_pass, match_rate, noise_gap
 from nslib.nullspace.patch import PatchNullspace
 from nslib.runtime import generator
+from nslib.studies import ApproximateStudy, SynthesisStudy
 
 NOISE = NoiseConfig(limit=1.0, lr=0.05, steps=60, batch=16)
 

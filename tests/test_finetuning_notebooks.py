@@ -11,7 +11,7 @@ from nslib.profiles import resolve
 from nslib.report.cells import read_cells
 from nslib.runtime import store_path
 from nslib.study.forecast import finetunings
-from nslib.study.plan import prepare
+from nslib.study.prepare import prepare
 
 FEW = {
     "surrogate": "",  # no damagenet

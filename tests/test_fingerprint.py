@@ -12,13 +12,13 @@ from safetensors.torch import save_file
 from test_patch_nullspace import tiny
 
 from nslib.analysis import fingerprint
-from nslib.config import FingerprintStudy
 from nslib.data.shapes import render
 from nslib.models import build_model, weights_record
 from nslib.nullspace.patch import PatchNullspace
 from nslib.pretrain import accuracy
 from nslib.profiles import resolve
 from nslib.runtime import generator, store_path
+from nslib.studies import FingerprintStudy
 from nslib.study.experiment import open_model, open_stranger
 from nslib.vit.staged import StagedViT
 

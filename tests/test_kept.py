@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from test_trials import TINY
 
-from nslib.config import ApproximateStudy, DataConfig, FinetuneConfig, NoiseConfig, SuiteConfig
+from nslib.config import DataConfig, FinetuneConfig, NoiseConfig, SuiteConfig
 from nslib.data.source import open_source
 from nslib.evaluate.bench import Bench
 from nslib.evaluate.columns import COLUMNS
 from nslib.evaluate.suite import Evaluation
 from nslib.finetune.objectives import OBJECTIVES, Objective
+from nslib.studies import ApproximateStudy
 from nslib.study import jobs, search, trials
 from nslib.study.kept import kept, packed, rounded, unpacked
 

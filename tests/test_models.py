@@ -408,3 +408,12 @@ def test_what_the_last_block_leaves_out_changes_no_gradient(name):
         model.zero_grad()
     for parameter, expected in gradients[1].items():
         assert torch.allclose(gradients[0][parameter], expected, atol=1e-5 * expected.abs().max().item()), parameter
+
+
+@pytest.mark.parametrize("begin", [lambda: load_model(weights="random"), lambda: reset_head(load_model(), 7)])
+def test_random_weights_leave_the_generators_as_they_were(begin, monkeypatch):
+    """That of the CPU goes on where it was, and those of other devices are not asked."""
+    monkeypatch.setattr("torch.cuda.manual_seed_all", lambda seed: pytest.fail("seeded every GPU"))
+    before = torch.get_rng_state()
+    begin()
+    assert torch.equal(torch.get_rng_state(), before)

@@ -7,8 +7,9 @@ from conftest import ROOT
 
 from nslib.cli import main
 from nslib.profiles import resolve
-from nslib.study import jobs, plan
-from nslib.study.plan import Planned, planned, prepare
+from nslib.study import jobs
+from nslib.study.plan import Planned, planned
+from nslib.study.prepare import prepare
 
 TINY = {
     "finetune.rounds": 1,
@@ -74,7 +75,7 @@ def test_all_are_made_once_and_one_that_fails_does_not_stop_the_others(monkeypat
             raise ValueError("no such luck")
         return jobs.run(bench, settings, objective, **rest)
 
-    monkeypatch.setattr(plan, "run", failing)
+    monkeypatch.setattr("nslib.study.prepare.run", failing)
     failed = prepare(settings, jobs=1)
     assert failed == ["shapes_vit: madry, seed 0: FAILED, ValueError: no such luck"]
     # What takes longest first, then what 05 traces though the study leaves it out, last those of wrong mean and std.
@@ -85,7 +86,7 @@ def test_all_are_made_once_and_one_that_fails_does_not_stop_the_others(monkeypat
 
 
 def test_where_no_base_model_is_to_be_had_nothing_is_finetuned(monkeypatch, tmp_path):
-    monkeypatch.setattr(plan, "run", lambda *a, **k: pytest.fail("finetuned"))
+    monkeypatch.setattr("nslib.study.prepare.run", lambda *a, **k: pytest.fail("finetuned"))
     settings = resolve(
         "smoke", overrides=TINY | {"weights": str(tmp_path / "none.safetensors"), "fingerprint.trained": 0}
     )
@@ -113,7 +114,9 @@ def test_models_that_notebooks_look_at_are_made_though_their_rows_are_kept(monke
     few |= {"finetuning.seeds": 2, "finetuning.seeded": ["plain"]}
     settings, made = resolve("smoke", overrides=TINY | few), []
     assert prepare(settings, jobs=1) == []
-    monkeypatch.setattr(plan, "finetuned", lambda bench, settings, objective, seed: made.append((objective, seed)))
+    monkeypatch.setattr(
+        "nslib.study.prepare.finetuned", lambda bench, settings, objective, seed: made.append((objective, seed))
+    )
     assert prepare(settings, jobs=1) == []
     assert made == [("plain", 0), ("plain", 1), ("nullspace", 0), ("random", 0)]
 
@@ -126,7 +129,7 @@ def test_a_planned_run_says_what_it_is():
 def test_the_command_says_what_failed(monkeypatch, capsys):
     assert _status(monkeypatch, "--jobs", "-1") == 2
     assert "jobs must be >= 0" in capsys.readouterr().err
-    monkeypatch.setattr(plan, "prepare", lambda settings, jobs: ["a model"])
+    monkeypatch.setattr("nslib.study.prepare.prepare", lambda settings, jobs: ["a model"])
     assert _status(monkeypatch) == 1
 
 

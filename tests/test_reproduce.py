@@ -418,6 +418,34 @@ def test_images_behind_a_link_are_part_of_the_key(tmp_path):
     assert runner._inputs_digest(settings) != before
 
 
+def test_a_link_to_nowhere_beside_the_images_stops_nothing(tmp_path):
+    settings = resolve("imagenet", overrides={"data.root": str(tmp_path), "weights": "random", "models": "vit"})
+    before = runner._inputs_digest(settings)
+    (tmp_path / "gone.JPEG").symlink_to(tmp_path / "nowhere")
+    assert runner._inputs_digest(settings) != before
+
+
+def test_of_two_calls_with_one_run_name_the_second_waits_and_finds_the_notebook_done(place):
+    """One of them is another process, which is at the notebook when this one asks for it."""
+    place.add("01_slow", "import time; time.sleep(3)", RECORD)
+    code = f"""
+        from pathlib import Path
+        import nslib.notebooks as files, nslib.reproduce as runner
+        files.notebook_folder = lambda: Path({str(place.notebooks)!r})
+        runner.runs_path = lambda run_name: Path({str(place.runs)!r}) / run_name
+        runner.reproduce([], "smoke")
+    """
+    other = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], cwd=ROOT, stdout=subprocess.PIPE)
+    partial = place.runs / "smoke" / "01_slow.partial.ipynb"
+    while not partial.is_file():
+        assert other.poll() is None
+        time.sleep(0.05)
+    assert statuses(reproduce([], "smoke")) == [SKIPPED]
+    told, _ = other.communicate(timeout=60)
+    assert b"01_slow done" in told
+    assert len(place.log()) == 1
+
+
 def test_weights_in_the_home_folder_are_part_of_the_key(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "one.safetensors").write_bytes(b"weights")

@@ -8,7 +8,7 @@ import torch
 from conftest import make_vit
 from test_tables import evaluation
 
-from nslib.config import ApproximateStudy, DataConfig, FinetuneConfig, FinetuningStudy, NoiseConfig, SuiteConfig
+from nslib.config import DataConfig, FinetuneConfig, NoiseConfig, SuiteConfig
 from nslib.data.source import open_source
 from nslib.evaluate.bench import Bench
 from nslib.finetune.noises import NoiseFacts
@@ -17,6 +17,7 @@ from nslib.finetune.state import Round
 from nslib.machine.makers import only_maker
 from nslib.machine.processes import ALONE
 from nslib.settings import Settings
+from nslib.studies import ApproximateStudy, FinetuningStudy
 from nslib.study import jobs, tables, trials
 from nslib.study.kept import kept
 from nslib.study.traces import traced

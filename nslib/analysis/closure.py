@@ -12,11 +12,11 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from nslib.config import ClosureStudy
 from nslib.intervals import mean_estimate
 from nslib.nullspace.membership import CleanPass, Pool, check_use, permute, probability_gap
 from nslib.nullspace.stored import stored_noise
 from nslib.runtime import generator
+from nslib.studies import ClosureStudy
 from nslib.vit.staged import StagedViT
 
 

@@ -7,11 +7,11 @@ from dataclasses import asdict, replace
 import pandas as pd
 
 from nslib.analysis.controls import control_directions
-from nslib.config import ApproximateStudy
 from nslib.intervals import mean_estimate
 from nslib.nullspace.encoder import LearnedNoise
 from nslib.nullspace.membership import CleanPass, Pool, agreement, boundary_scale
 from nslib.nullspace.stored import stored_noise
+from nslib.studies import ApproximateStudy
 from nslib.vit.staged import StagedViT
 
 VERSION = 1  # part of every kept reach: raise it when the same noises reach elsewhere

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from nslib.analysis.closure import combine, combine_pairs, inside_each, measure
-from nslib.config import ClosureStudy
 from nslib.intervals import share_estimate
 from nslib.nullspace.membership import CleanPass
 from nslib.runtime import generator
+from nslib.studies import ClosureStudy
 from nslib.vit.staged import StagedViT
 
 

@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass, replace
 import pandas as pd
 
 from nslib.analysis.controls import mean_agreement, with_controls
-from nslib.config import SynthesisStudy
 from nslib.intervals import Estimate, estimates_of, mean_estimate, share_estimate
 from nslib.nullspace.membership import Agreement, CleanPass, Pool, agreement
 from nslib.nullspace.stored import stored_noise
+from nslib.studies import SynthesisStudy
 from nslib.vit.staged import StagedViT
 
 

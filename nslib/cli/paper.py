@@ -89,7 +89,7 @@ def prepare(
         profile, run_name, imagenet, weights, device, set: as of `reproduce`.
         jobs: processes at a time; default: one a core, and 4 on a GPU.
     """
-    from nslib.study.plan import prepare as make
+    from nslib.study.prepare import prepare as make
 
     settings = settings_of(profile, imagenet, device, set, run_name=run_name, weights=weights)
     return 1 if make(settings, jobs=jobs) else 0

@@ -93,13 +93,14 @@ def evaluate(
     with processes(settings.device) as (share, place):
         settings = replace(settings, device=str(place))
         bench = open_bench(settings)
+        other = against and bench.of(open_model(replace(settings, weights=absolute_weights(against))))
         if dry_run:
             planned = estimate(bench)
             if share.rank == 0:
                 show(planned)
-                print(f"{planned.minutes.sum():.1f} minutes on one process as fast as this one")
+                minutes, models = planned.minutes.sum(), ", for both models" if other else ""
+                print(f"{2 * minutes if other else minutes:.1f} minutes on one process as fast as this one{models}")
             return 0
-        other = against and bench.of(open_model(replace(settings, weights=absolute_weights(against))))
         found = evaluate_model(bench.model, bench.source, settings.suite, surrogate=bench.surrogate, share=share)
         if not found.hits:
             raise FileNotFoundError(f"no column can be measured: {'; '.join(dict.fromkeys(found.missing.values()))}")

@@ -200,7 +200,8 @@ def recipe_of(cfg: FinetuneConfig) -> tuple[Objective, FinetuneConfig]:
     objective, cfg = OBJECTIVES[cfg.objective], with_recipe(cfg)
     if cfg.noise.eps is None and (objective.noise in RANDOM_RULES or cfg.warm_start):
         what = "warm_start" if cfg.warm_start else f"objective {cfg.objective}"
-        raise ValueError(f"{what} needs the eps up to whose boundary a noise is scaled: set noise.eps, such as 0.03")
+        raise ValueError(f"{what} needs the eps up to whose boundary a noise is scaled: set noise.eps (--set "
+                         "finetune.noise.eps), such as 0.03")  # fmt: skip
     return objective, cfg
 
 

@@ -39,10 +39,9 @@ class Stream:
         self.first = cfg.pool + cfg.heldout
         total = source.count("train")
         if total is not None and total <= self.first:
-            raise ValueError(
-                f"train holds {total} images and pool + heldout = {self.first} are for the noise: none is left to "
-                f"train on; lower pool or heldout, such as --set pool={total // 4 or 1} heldout={total // 8 or 1}"
-            )
+            fitting = f"finetune.pool={total // 4 or 1} finetune.heldout={total // 8 or 1}"
+            raise ValueError(f"train holds {total} images and pool + heldout = {self.first} are for the noise: none is "
+                             f"left to train on; lower them, such as --set {fitting}")  # fmt: skip
         self.length = None if total is None else total - self.first
         self._pass, self._order = -1, torch.empty(0, dtype=torch.int64)
 

@@ -120,7 +120,7 @@ def open_surrogate(settings: Settings, model: StagedViT) -> nn.Module | None:
         if weights == "shipped" and size != SurrogateConfig().size:
             raise FileNotFoundError(
                 f"the shipped {name} is for {SurrogateConfig().size} px, {model.name} takes {size}: "
-                f"set surrogate_weights to train and surrogate_pretrain.size to {size}"
+                "set surrogate_weights to train"
             )
         if weights == "train":
             return _from_scratch(replace(settings.surrogate_pretrain, size=size), model.device)

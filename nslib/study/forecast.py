@@ -17,6 +17,7 @@ from nslib.settings import Settings
 from nslib.study.experiment import barely_trained, open_bench
 from nslib.study.jobs import config_of, row_suite, wide_suite
 from nslib.study.plan import beyond, planned
+from nslib.study.ready import check_images, check_study
 from nslib.study.traces import TRACED, trace_suite
 from nslib.study.trials import OF_OTHERS, of_eps_sets, of_wide, seeds_of
 
@@ -34,15 +35,17 @@ def forecast(settings: Settings) -> pd.DataFrame:
 
     Speeds are measured now, in a few steps and batches. No noise is taken to be inside eps before its last step, and
     nothing to be in the store already; runs with settings of their own count as one with the profile's, and training
-    from scratch as plain finetuning on as many images. What takes less, such as curves of attacks and ways to a
-    boundary, is left out, and so is the search of notebook 11.
+    from scratch as plain finetuning on as many images. What takes less, such as curves of attacks, ways to a boundary
+    and the training of a surrogate, is left out, and so is the search of notebook 11.
 
     Returns:
         columns model, work, runs, images (of all runs), noise_steps and noise_hours (at most), hours (without those),
         memory (GB of one process; not known of evaluation).
     Raises:
-        as `open_bench` and `finetune_model`.
+        as `check_study`, `check_images`, `open_bench` and `finetune_model`.
     """
+    check_study(settings)
+    check_images(settings)
     (first, *others), barely = settings.models, barely_trained(settings)
     tables = [_of_model(open_bench(barely, first), settings, finetunings(settings), whole=True)]
     for name in others:

@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from nslib.config import ApproximateStudy, FinetuneConfig, SuiteConfig
+from nslib.config import FinetuneConfig, SuiteConfig
 from nslib.evaluate.columns import BESIDE, COLUMNS
 from nslib.evaluate.suite import Evaluation
 from nslib.finetune.objectives import idle
 from nslib.machine.makers import only_maker
 from nslib.runtime import figures_path, plain_values, run_record, to_json, write_text
 from nslib.store import changed_settings, sweep, timeless
+from nslib.studies import ApproximateStudy
 
 _taken: dict[Path, None] = {}  # files whose results this process has used
 _SUITE = SuiteConfig(cw_early_stop=True)  # how the code was before there was this setting

@@ -1,0 +1,75 @@
+"""What a profile's notebooks would stumble over, told before the first of them starts."""
+
+from __future__ import annotations
+
+from operator import attrgetter
+
+from nslib.checks import require
+from nslib.data.source import open_source
+from nslib.evaluate.columns import check_columns
+from nslib.finetune.objectives import OBJECTIVES, recipe_of
+from nslib.settings import Settings
+from nslib.study.experiment import open_model
+from nslib.study.jobs import config_of
+from nslib.study.plan import planned
+
+# Settings in whose place notebooks put others.
+_REPLACED = {
+    "approximate.noise.eps": "each of approximate.eps",
+    "synthesis.noise.regularization": "each of synthesis.lambdas",
+    "finetune.objective": "each of finetuning.objectives",
+    "pretrain.model": "each of models",
+    "surrogate_pretrain.size": "the size of the model's images",
+}
+_SHOWN = ("images", "patch.images", "approximate.reach_images", "robustness.images", "watermark.images")  # of val
+
+
+def check_study(settings: Settings) -> None:
+    """Refuse settings that notebooks refuse after hours, and those that they would not heed.
+
+    Raises:
+        ValueError: there is no such objective or column, a model of the study cannot be finetuned so, or a setting is
+            one in whose place others are put.
+    """
+    for name, instead in _REPLACED.items():
+        given, default = attrgetter(name)(settings), attrgetter(name)(Settings())
+        if given != default:
+            raise ValueError(f"{name} = {given} changes nothing: notebooks put {instead} in its place, set that")
+    study = settings.finetuning
+    for name in ("objectives", "seeded"):
+        for objective in getattr(study, name):
+            require(objective in OBJECTIVES, f"finetuning.{name}", f"among {', '.join(OBJECTIVES)}", objective)
+    check_columns([*study.columns, *settings.suite.columns])
+    for one in planned(settings, depth=1):
+        recipe_of(config_of(settings, one.objective, one.seed, **one.changes))
+
+
+def check_images(settings: Settings) -> None:
+    """Refuse settings that ask for more images than train or val holds; in a folder its files are counted.
+
+    Raises:
+        ValueError: there are fewer.
+        As `open_model` and `open_source`.
+    """
+    own = settings.finetune
+    wanted = {
+        "train": {
+            "pool + heldout": settings.pool + settings.heldout,
+            "finetune.pool + finetune.heldout and some to train on": own.pool + own.heldout + 1,
+        },
+        "val": {name: attrgetter(name)(settings) for name in _SHOWN}
+        | {"suite.first + suite.costly_images": settings.suite.first + settings.suite.costly_images},
+    }
+    for split, count in _counts(settings).items():
+        more = [f"{name} = {n}" for name, n in wanted[split].items() if count is not None and n > count]
+        if more:
+            raise ValueError(f"{split} holds {count} images, and there must be at least {', '.join(more)}: lower these "
+                             "by --set NAME=VALUE, or add images")  # fmt: skip
+
+
+def _counts(settings: Settings) -> dict[str, int | None]:
+    """How many images train and val hold, None where they have no end."""
+    if settings.data.kind == "shapes":
+        return {"train": settings.data.images or None, "val": None}
+    source = open_source(settings.data, open_model(settings))
+    return {split: source.count(split) for split in ("train", "val")}

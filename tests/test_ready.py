@@ -1,0 +1,85 @@
+"""What a run would stumble over after hours is told before it starts, and nothing is told of what would go well."""
+
+import shutil
+
+import pytest
+from conftest import WNIDS
+
+from nslib.profiles import PROFILES, REAL, resolve
+from nslib.reproduce import reproduce
+from nslib.study.forecast import forecast
+from nslib.study.prepare import prepare
+from nslib.study.ready import check_images, check_study
+
+TINY = {"pool": 2, "heldout": 1, "images": 2, "patch.images": 1, "approximate.reach_images": 1, "watermark.images": 1}
+TINY |= {"robustness.images": 1, "suite.costly_images": 1, "finetune.pool": 2, "finetune.heldout": 1}
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_profiles_are_sound(profile):
+    check_study(resolve(profile))
+    if profile not in REAL:
+        check_images(resolve(profile))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"finetuning.objectives": ["plain", "nullspace", "maddry"]},
+         "finetuning.objectives must be among nullspace, .*madry, .*, got 'maddry'"),
+        ({"finetuning.seeded": ["plian"]}, "finetuning.seeded must be among nullspace, .*, got 'plian'"),
+        ({"finetuning.columns": ["clean", "fog"]}, "no column 'fog': there are clean, "),
+        ({"suite.columns": ["clean", "fog"]}, "no column 'fog': there are clean, "),
+        ({"finetune.noise.eps": None}, r"objective random needs the eps .*: set noise.eps"),
+        ({"approximate.noise.eps": 0.1}, "approximate.noise.eps = 0.1 changes nothing: .* each of approximate.eps in"),
+        ({"synthesis.noise.regularization": 0.5}, "synthesis.noise.regularization = 0.5 changes nothing"),
+        ({"finetune.objective": "trades"}, "finetune.objective = trades changes nothing: .* finetuning.objectives in"),
+        ({"pretrain.model": "vit_tiny_patch16_224"}, "pretrain.model = .* changes nothing: notebooks put each of mode"),
+        ({"surrogate_pretrain.size": 32}, "surrogate_pretrain.size = 32 changes nothing"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("begin", [forecast, prepare, lambda settings: check_study(settings)])
+def test_settings_of_a_study_are_refused_before_anything_is_computed(changes, told, begin, monkeypatch):
+    monkeypatch.setattr("nslib.models.build_model", lambda *a, **k: pytest.fail("opened a model"))
+    with pytest.raises(ValueError, match=told):
+        begin(resolve("smoke", overrides=changes))
+
+
+def test_no_notebook_runs_with_settings_that_one_of_them_refuses(monkeypatch):
+    monkeypatch.setattr("nslib.reproduce._execute", lambda *a: pytest.fail("ran a notebook"))
+    with pytest.raises(ValueError, match="got 'maddry'"):
+        reproduce(["01"], "smoke", overrides={"finetuning.objectives": ["plain", "nullspace", "maddry"]})
+
+
+def test_too_few_shapes_are_refused(monkeypatch):
+    monkeypatch.setattr("nslib.reproduce._at_once", lambda *a, **k: pytest.fail("ran a notebook"))
+    few = {"data.images": 100}
+    with pytest.raises(ValueError, match=r"train holds 100 images, .* at least pool \+ heldout = 384, finetune.pool"):
+        reproduce([], "smoke", overrides=few)
+    with pytest.raises(ValueError, match=r"train holds 100 images"):
+        forecast(resolve("smoke", overrides=few))
+    with pytest.raises(ValueError, match=r"train holds 100 images"):
+        prepare(resolve("smoke", overrides=few))
+    with pytest.raises(pytest.fail.Exception, match="ran a notebook"):  # which may need none of them
+        reproduce(["01"], "smoke", overrides=few)
+
+
+def test_one_image_is_left_to_train_on():
+    """Pool and held-out images are none of these."""
+    settings = {"pool": 1, "heldout": 1, "finetune.pool": 60, "finetune.heldout": 40}
+    check_images(resolve("smoke", overrides={**settings, "data.images": 101}))
+    with pytest.raises(ValueError, match=r"finetune\.pool [^,]* and some to train on = 101: lower these"):
+        check_images(resolve("smoke", overrides={**settings, "data.images": 100}))
+
+
+def test_images_of_a_folder_are_counted(image_tree):
+    shutil.copytree(image_tree / "val", image_tree / "train")
+    shutil.rmtree(image_tree / "train" / WNIDS[0])  # 8 images are left, and 12 of val
+    tree = {"data.root": str(image_tree), "weights": "random", "models": ["vit_tiny_patch16_224"]}
+    check_images(resolve("imagenet", overrides=tree | TINY | {"pool": 7, "images": 12}))
+    with pytest.raises(ValueError, match=r"train holds 8 images, and there must be at least pool \+ heldout = 9: "):
+        check_images(resolve("imagenet", overrides=tree | TINY | {"pool": 8}))
+    many = {"images": 13, "suite.costly_images": 8, "suite.first": 5}
+    told = r"val holds 12 images, .* at least images = 13, suite.first \+ suite.costly_images = 13: lower"
+    with pytest.raises(ValueError, match=told):
+        check_images(resolve("imagenet", overrides=tree | TINY | many))
