@@ -32,7 +32,7 @@ from nslib import plots
 from nslib.evaluate.comparison import mean_difference
 from nslib.finetune.objectives import ADVERSARIAL
 from nslib.report.reference import printed
-from nslib.study import jobs, tables, testable, trials
+from nslib.study import beside, jobs, tables, testable, trials
 
 plots.use_style()
 settings = nslib.resolve(profile, run_name, overrides)
@@ -91,7 +91,7 @@ gains.round(2)
 # FGSM of Table 2 is of 1/255, and the rivals are trained at 8/255: top-1 under PGD against its budget. At `full` `base`, `plain` and `nullspace` nearly coincide.
 
 # %%
-curves = pd.concat([jobs.strength(bench, settings, name) for name in found], ignore_index=True)
+curves = pd.concat([beside.strength(bench, settings, name) for name in found], ignore_index=True)
 strength, ax = plt.subplots(figsize=(4.8, 2.6))
 plots.curves(curves, ax, x="eps", by="model").set(xlabel="attack budget, /255", ylabel="top-1, %")
 plots.legend_above(strength, ax, columns=3)

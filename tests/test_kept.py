@@ -15,7 +15,7 @@ from nslib.evaluate.columns import COLUMNS
 from nslib.evaluate.suite import Evaluation
 from nslib.finetune.objectives import OBJECTIVES, Objective
 from nslib.studies import ApproximateStudy
-from nslib.study import jobs, search, trials
+from nslib.study import beside, jobs, search, trials
 from nslib.study.kept import kept, packed, rounded, unpacked
 
 KEEPING = replace(TINY, run_name="kept", finetuning=replace(TINY.finetuning, keep=True))
@@ -168,17 +168,17 @@ def test_settings_of_other_columns_do_not_matter(bench, folder, monkeypatch):
 def test_settings_on_which_a_result_does_not_depend_do_not_matter(bench, folder, monkeypatch):
     measured = replace(KEEPING, robustness=replace(KEEPING.robustness, eps=(0.0,), images=6))
     jobs.run(bench, measured, "plain")
-    jobs.strength(bench, measured, "plain")
-    jobs.strength(bench, measured, "base")
+    beside.strength(bench, measured, "plain")
+    beside.strength(bench, measured, "base")
     monkeypatch.setattr(jobs, "finetuned", lambda *args, **kwargs: pytest.fail("trained again"))
-    monkeypatch.setattr(jobs, "pgd_curve", lambda *args, **kwargs: pytest.fail("measured again"))
+    monkeypatch.setattr(beside, "pgd_curve", lambda *args, **kwargs: pytest.fail("measured again"))
     other_noise = replace(measured.finetune, noise=replace(measured.finetune.noise, lr=0.5), groups=2)
     jobs.run(bench, replace(measured, finetune=other_noise), "plain")
     fewer = replace(measured, finetuning=replace(measured.finetuning, trace_images=3))
-    jobs.strength(bench, replace(fewer, suite=replace(measured.suite, batch=3, fgsm_eps=0.5)), "plain")
-    jobs.strength(bench, replace(measured, finetune=replace(measured.finetune, steps=3)), "base")
+    beside.strength(bench, replace(fewer, suite=replace(measured.suite, batch=3, fgsm_eps=0.5)), "plain")
+    beside.strength(bench, replace(measured, finetune=replace(measured.finetune, steps=3)), "base")
     with pytest.raises(ValueError, match=r"finetune\.steps was 2, is 3"):
-        jobs.strength(bench, replace(measured, finetune=replace(measured.finetune, steps=3)), "plain")
+        beside.strength(bench, replace(measured, finetune=replace(measured.finetune, steps=3)), "plain")
 
 
 def test_files_that_name_more_than_a_result_depends_on_are_taken(bench, folder, monkeypatch):
@@ -222,7 +222,7 @@ def test_who_made_each_kept_result_is_told(bench, folder):
 
 def test_strength_is_measured_once(bench, folder, monkeypatch):
     settings = replace(KEEPING, robustness=replace(KEEPING.robustness, eps=(0.0, 0.1), images=6))
-    first = {o: jobs.strength(bench, settings, o) for o in ("base", "plain")}
+    first = {o: beside.strength(bench, settings, o) for o in ("base", "plain")}
     assert {file.stem.removeprefix(f"{bench.model.name}_") for file in folder.iterdir()} == {
         "base_seed0_strength", "plain_seed0_strength"
     }  # fmt: skip
@@ -233,7 +233,7 @@ def test_strength_is_measured_once(bench, folder, monkeypatch):
     assert first["base"].value[1] <= first["base"].value[0]
     assert set(first["plain"].model) == {"plain"}
     monkeypatch.setattr(jobs, "finetuned", lambda *args, **kwargs: pytest.fail("trained again"))
-    assert jobs.strength(bench, settings, "plain").equals(first["plain"])
+    assert beside.strength(bench, settings, "plain").equals(first["plain"])
 
 
 def test_a_wide_row_is_measured_once_on_images_that_begin_with_those_of_the_table(bench, folder, monkeypatch):
@@ -390,12 +390,12 @@ def test_what_learns_noise_is_part_of_the_key_of_the_weights(bench, monkeypatch)
 
 
 def test_eps_sets_are_kept_too(bench, folder, monkeypatch):
-    table = jobs.eps_set(bench, KEEPING, "plain", eps=0.03)
-    monkeypatch.setattr(jobs, "reach_table", lambda *args, **kwargs: pytest.fail("measured again"))
-    again = jobs.eps_set(bench, KEEPING, "plain", eps=0.03)
+    table = beside.eps_set(bench, KEEPING, "plain", eps=0.03)
+    monkeypatch.setattr(beside, "reach_table", lambda *args, **kwargs: pytest.fail("measured again"))
+    again = beside.eps_set(bench, KEEPING, "plain", eps=0.03)
     assert again.equals(table)
     with pytest.raises(pytest.fail.Exception, match="measured again"):
-        jobs.eps_set(bench, KEEPING, "plain", eps=0.03, lr=1e-2)  # another model
+        beside.eps_set(bench, KEEPING, "plain", eps=0.03, lr=1e-2)  # another model
 
 
 def test_only_the_rows_of_the_study_are_repeated(bench, folder):

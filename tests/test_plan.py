@@ -37,7 +37,9 @@ def test_the_runs_that_are_kept_are_those_that_are_planned(profile):
         names.add(jobs._file(bench, settings, jobs.config_of(settings, p.objective, p.seed, **p.changes)).name)
     kept = {path.name for path in (ROOT / "figures" / profile / "records" / "jobs").glob("*.json")}
     search = {name for name in kept if "_first-" in name or "_rounds-" in name}  # and what came first in it
-    beside = {name for name in kept if any(kind in name for kind in ("reach-", "strength", "wide", "_row"))}
+    beside = {
+        name for name in kept if any(kind in name for kind in ("reach-", "strength", "wide", "_row", "influence"))
+    }
     assert names == kept - search - beside
     assert len(names) == len(planned(settings, depth=depth))
 

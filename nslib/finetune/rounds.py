@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from nslib.config import FinetuneConfig
 from nslib.data.source import Source, check_source, own_classes
@@ -82,6 +83,7 @@ def finetune_model(
     target: Path | str | None = None,
     share: Share = ALONE,
     on_step: Callable[[Moment], None] | None = None,
+    on_noise: Callable[[int, StagedViT, Tensor], dict[str, Any] | None] | None = None,
     on_round: Callable[[int, StagedViT], dict[str, Any] | None] | None = None,
 ) -> Finetuned:
     """Finetune a copy of a model: K rounds of finding a noise and of S updates with it.
@@ -99,8 +101,10 @@ def finetune_model(
         source: of split train only. Its first pool + heldout images are for the noise, the model is trained on others.
         share: of each batch, from `nslib.machine.processes`.
         on_step: called at each noise step and each update, on every process. May raise to stop the run.
-        on_round: called after each round with its number, from 0, and the model as it would be delivered; the plain
-            values it returns, if any, are kept as the round's `measured`.
+        on_noise: called once the noises (n, N, D) of a round are found, with its number, from 0, and the model as it is
+            then; the plain values it returns, if any, are kept as the round's `influence`.
+        on_round: called after each round with its number and the model as it would be delivered; what it returns is
+            kept as the round's `measured`.
     Raises:
         ValueError: settings, data, target or number of processes do not fit; what lies at the target, or a saved
             state, is of other settings or cannot be read.
@@ -147,7 +151,7 @@ def finetune_model(
             saved.save(trainer, place)
         with saved.beginning(), Board(written, place) as board:
             while place.round < cfg.rounds:
-                current = _round(place, trainer, stream, saved, on_step)
+                current = _round(place, trainer, stream, saved, on_step, on_noise)
                 if on_round:
                     saved.save(trainer, place)
                     current.measured = on_round(place.round, trainer.result()) or {}
@@ -168,7 +172,7 @@ def _words(place: Place, saved: StateFile) -> str:
     return begun if saved.begun else "no saved state"
 
 
-def _round(place: Place, trainer: Trainer, stream: Stream, saved: StateFile, on_step) -> Round:
+def _round(place: Place, trainer: Trainer, stream: Stream, saved: StateFile, on_step, on_noise) -> Round:
     """A round, or what is left of it.
 
     Raises:
@@ -179,6 +183,8 @@ def _round(place: Place, trainer: Trainer, stream: Stream, saved: StateFile, on_
         if len(place.history) == place.round:
             _find_noise(place, trainer, stream, saved.search(place.round), on_step)
             if trainer.objective.noise:
+                if on_noise:
+                    place.history[-1].influence = on_noise(place.round, trainer.model, place.noise) or {}
                 saved.save(trainer, place)
         _train(place, trainer, stream, lambda: saved.save(trainer, place), on_step)
     except FloatingPointError as error:

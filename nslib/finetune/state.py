@@ -31,6 +31,7 @@ class Round:
     losses: list[float] = field(default_factory=list)  # of each update
     update_seconds: float = 0.0
     update_units: float = 0
+    influence: dict[str, Any] = field(default_factory=dict)  # what on_noise returned
     measured: dict[str, Any] = field(default_factory=dict)  # what on_round returned
 
 

@@ -5,40 +5,35 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from torch import Tensor
 
-from nslib.analysis.attack_curves import VERSION as STRENGTH_VERSION
-from nslib.analysis.attack_curves import pgd_curve
-from nslib.analysis.epsilon import VERSION as REACH_VERSION
-from nslib.analysis.epsilon import eps_noises, reach_table
 from nslib.config import FinetuneConfig, NoiseConfig, SuiteConfig
 from nslib.data.corruptions import VERSION as CORRUPTIONS_VERSION
 from nslib.evaluate.bench import TRANSFER_VERSION, Bench
 from nslib.evaluate.columns import COLUMNS, COSTLY, check_columns, missing_of
 from nslib.evaluate.suite import VERSION as EVALUATION_VERSION
 from nslib.evaluate.suite import Evaluation, evaluate_model
-from nslib.finetune.objectives import own_code, with_recipe
+from nslib.finetune.objectives import own_code, recipe_of, with_recipe
 from nslib.finetune.precision import resolved
 from nslib.finetune.rounds import Finetuned, finetune_model
 from nslib.finetune.state import Round, identity_of, rounds_of
 from nslib.machine.makers import being_made
 from nslib.machine.progress import finetune_bar
 from nslib.nullspace.encoder import VERSION as NOISE_VERSION
-from nslib.nullspace.membership import clean_pass
 from nslib.runtime import store_path
 from nslib.settings import Settings
 from nslib.store import digest, model_digest, timeless
-from nslib.study.experiment import open_pool
 from nslib.study.kept import jobs_path, kept, packed, read_kept, rounded, taken, unpacked
-from nslib.study.traces import TRACED, trace_key, traced, traced_inputs
+from nslib.study.traces import TRACED, influence, influence_key, influenced, trace_key, traced, traced_inputs
 from nslib.vit.staged import StagedViT
 
 VERSION = 1  # part of every stored model: raise it when the same settings give another one
 BASE = "base"
-_FRESH = 1000  # seeds from here on are of noises that no round has learned
 _COST = ("minutes", "units", "images_of_standard_training", "missed_eps")
 
 
@@ -66,13 +61,18 @@ def finetuned(bench: Bench, settings: Settings, objective: str, *, seed: int = 0
     """
     cfg = config_of(settings, objective, seed, **changes)
 
+    images = cache(lambda: influenced(bench, settings))
+
+    def weigh(number: int, model: StagedViT, noises: Tensor) -> dict[str, float]:
+        return influence(model, images(), noises)
+
     def measure(number: int, model: StagedViT) -> dict[str, float]:
         return traced(bench, settings, model)
 
     with finetune_bar(cfg, f"{objective}, seed {cfg.seed}") as on_step:
         return finetune_model(
             bench.model, bench.source, cfg, target=_target(bench, settings, cfg), on_step=on_step,
-            on_round=measure if objective in TRACED else None,
+            on_noise=weigh if _influences(cfg) else None, on_round=measure if objective in TRACED else None,
         )  # fmt: skip
 
 
@@ -90,6 +90,11 @@ def in_turn(bench: Bench, settings: Settings, wanted: Sequence[tuple[str, int]])
         yield one
 
 
+def _influences(cfg: FinetuneConfig) -> bool:
+    """Whether the influence of its rounds' noise is measured: of a group's noise that on others would tell nothing."""
+    return bool(recipe_of(cfg)[0].noise) and cfg.groups == 1
+
+
 def _target(bench: Bench, settings: Settings, cfg: FinetuneConfig) -> Path:
     """Where in the store a finetuned model lies."""
     asked = [trace_key(settings), *timeless(traced_inputs(bench, settings))] if cfg.objective in TRACED else None
@@ -99,6 +104,8 @@ def _target(bench: Bench, settings: Settings, cfg: FinetuneConfig) -> Path:
         inputs.append(kind)
     if own := own_code(cfg.objective):
         inputs.append(own)
+    if _influences(cfg):
+        inputs.append(influence_key(bench, settings))
     return store_path() / "finetune" / digest(inputs) / f"{cfg.objective}.safetensors"
 
 
@@ -156,66 +163,22 @@ def base_row(bench: Bench, settings: Settings) -> Evaluation:
 
 
 def _measured(bench: Bench, settings: Settings, objective: str, kind: str, suite: SuiteConfig) -> Evaluation:
-    def measure(model: StagedViT) -> dict[str, Any]:
-        return {"evaluation": packed(evaluate_model(model, bench.source, suite, surrogate=bench.surrogate))}
+    def measure(done: Finetuned) -> dict[str, Any]:
+        return {"evaluation": packed(evaluate_model(done.model, bench.source, suite, surrogate=bench.surrogate))}
 
-    found = _kept_of(bench, settings, objective, kind, _measurement(bench, suite), measure)
+    found = kept_of(bench, settings, objective, kind, _measurement(bench, suite), measure)
     return unpacked(found["evaluation"], suite.columns)
 
 
-def eps_set(bench: Bench, settings: Settings, objective: str, *, eps: float, seed: int = 0, **changes) -> pd.DataFrame:
-    """How far the eps set of a model reaches along fresh directions: noises that no finetuning has seen.
-
-    The noises are learned anew against each model from the same starts; the controls are their permutations and random
-    directions. Norms are measured on the reported images.
-
-    Args:
-        objective: with which the model was finetuned, or `base`.
-        seed, changes: as in `finetuned`.
-    Returns:
-        columns model (the objective), start, noise, norm, gap, reached.
-    """
-    study = replace(settings.approximate, eps=(eps,), starts=settings.finetuning.fresh, noise=settings.finetune.noise)
-
-    def measure(model: StagedViT) -> dict[str, Any]:
-        reported, _ = bench.source.take("val", study.reach_images)
-        pool = open_pool(settings, model, bench.source)
-        noises = eps_noises(model, pool, study, seed=settings.seed + _FRESH, stops=("heldout",))
-        found = reach_table(model, clean_pass(model, reported), noises, seed=settings.seed + _FRESH)
-        return {"rows": rounded(found.drop(columns="eps").assign(model=objective).to_dict("records"))}
-
-    given = {name: getattr(settings, name) for name in ("seed", "pool", "heldout")}
-    asked = {"reach": study, "reach_version": REACH_VERSION, **given}
-    rows = _kept_of(bench, settings, objective, f"reach-{eps:g}", asked, measure, seed=seed, **changes)["rows"]
-    return pd.DataFrame(rows, columns=["model", "start", "noise", "norm", "gap", "reached"])
-
-
-def strength(bench: Bench, settings: Settings, objective: str) -> pd.DataFrame:
-    """Top-1 under PGD against its budget, on the first images of val: of a finetuned model, or of `base`.
-
-    Returns:
-        columns model, eps (in 1/255), value, low, high (percent), n.
-    """
-    study, steps = settings.robustness, settings.suite.pgd_steps
-
-    def measure(model: StagedViT) -> dict[str, Any]:
-        found = pgd_curve(model, *bench.take("val", 0, study.images), study.eps, steps=steps)
-        return {"rows": rounded(found.to_dict("records"))}
-
-    asked = {"eps": study.eps, "images": study.images, "steps": steps, "version": STRENGTH_VERSION}
-    rows = _kept_of(bench, settings, objective, "strength", {"strength": asked}, measure)["rows"]
-    return pd.DataFrame(rows, columns=["eps", "value", "low", "high", "n"]).assign(model=objective)
-
-
-def _kept_of(
+def kept_of(
     bench: Bench, settings: Settings, objective: str, kind: str, asked: dict[str, Any],
-    measure: Callable[[StagedViT], dict[str, Any]], seed: int = 0, **changes,
+    measure: Callable[[Finetuned], dict[str, Any]], seed: int = 0, **changes,
 ) -> dict[str, Any]:  # fmt: skip
     """What is measured of a finetuned model, or of `base`, beside its row; from its file if there."""
 
     def compute() -> dict[str, Any]:
-        own = bench.model if objective == BASE else finetuned(bench, settings, objective, seed=seed, **changes).model
-        return measure(own)
+        base = Finetuned(bench.model)
+        return measure(base if objective == BASE else finetuned(bench, settings, objective, seed=seed, **changes))
 
     cfg = config_of(settings, objective, seed, **changes)
     how = {} if objective == BASE else _training(bench, cfg)

@@ -11,12 +11,13 @@ from nslib.finetune.objectives import ADVERSARIAL
 from nslib.machine.workers import KILLED, threads, workers
 from nslib.runtime import pick_device
 from nslib.settings import Settings
+from nslib.study.beside import influence_of_rounds, strength
 from nslib.study.experiment import open_bench, open_model, open_stranger
-from nslib.study.jobs import finetuned, run, strength, wide_row
+from nslib.study.jobs import finetuned, run, wide_row
 from nslib.study.plan import Planned, astray, planned
 from nslib.study.ready import check_images, check_study
 from nslib.study.traces import TRACED
-from nslib.study.trials import OF_OTHERS, of_wide
+from nslib.study.trials import OF_OTHERS, of_influences, of_wide
 
 _ATTACKED = (*OF_OTHERS, *ADVERSARIAL)  # by 07, against the strength of an attack
 _ON_A_GPU = 4  # processes, by default: each holds its own model and images there
@@ -86,6 +87,8 @@ def _make(settings: Settings, one: Planned) -> None:
     unchanged = one == Planned(settings.models[0], one.objective, one.seed)
     if unchanged and one.objective in TRACED:  # 05 and 13 look at the models themselves, not only at kept rows
         finetuned(bench, settings, one.objective, seed=one.seed)
+    if unchanged and one.objective in of_influences(settings):
+        influence_of_rounds(bench, settings, one.objective, seed=one.seed)
     first = unchanged and one.seed == 0
     if first and one.objective in _ATTACKED:
         strength(bench, settings, one.objective)

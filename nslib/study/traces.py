@@ -1,19 +1,26 @@
-"""What is measured of a model after every round of its finetuning: the curves of Figure 4."""
+"""What is measured in every round of a finetuning: of the model for Figure 4, and what its noise does elsewhere."""
 
 from __future__ import annotations
 
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from nslib.config import SuiteConfig
 from nslib.evaluate.bench import Bench
 from nslib.evaluate.columns import COLUMNS
 from nslib.evaluate.suite import VERSION as EVALUATION_VERSION
 from nslib.evaluate.suite import evaluate_model
+from nslib.nullspace.membership import agreement, clean_pass
 from nslib.settings import Settings
+from nslib.store import timeless
 from nslib.vit.staged import StagedViT
 
 TRACED = ("nullspace", "plain", "random")  # objectives of Fig. 4
 SHIFTED = ("a", "v2", "r", "sketch", "stylized")
+_MOST_INFLUENCED = 1000  # images, which stay in memory through all rounds
+_INFLUENCE_VERSION = 1
 
 
 def trace_suite(settings: Settings) -> SuiteConfig:
@@ -27,6 +34,39 @@ def traced(bench: Bench, settings: Settings, model: StagedViT) -> dict[str, floa
     values = {"clean": found.estimate("clean").value, "adversarial": found.estimate("fgsm").value}
     shifted = [found.estimate(c).value for c in SHIFTED if c in found.hits]
     return values | ({"shifted": sum(shifted) / len(shifted)} if shifted else {})
+
+
+def influence(model: StagedViT, images: Tensor, noises: Tensor) -> dict[str, float]:
+    """What the noises (n, N, D) of a round do to images (M, C, H, W) that had no say in learning or stopping them.
+
+    Returns:
+        gap (mean of the squared l2 gap between softmax vectors over noises and images), gap_error (its standard error
+        over images), match (share of predictions that stay), n (images).
+    """
+    clean = clean_pass(model, images)
+    found = [agreement(model, clean, noise[None]) for noise in noises]
+    gaps = torch.stack([one.gap for one in found]).mean(0)
+    match = torch.stack([one.match for one in found]).float().mean()
+    error = gaps.std(correction=min(1, len(gaps) - 1)) / len(gaps) ** 0.5
+    return {"gap": gaps.mean().item(), "gap_error": error.item(), "match": match.item(), "n": len(gaps)}
+
+
+def influenced(bench: Bench, settings: Settings) -> Tensor:
+    """The images of val for `influence`: the first of those that are reported, on the model's device."""
+    first, count = _influenced(bench, settings)
+    return bench.take("val", first, first + count).images
+
+
+def influence_key(bench: Bench, settings: Settings) -> dict[str, Any]:
+    """By what `influence` is told apart."""
+    first, count = _influenced(bench, settings)
+    return {"version": _INFLUENCE_VERSION, "first": first, "n": count, "images": timeless(bench.identity("val"))}
+
+
+def _influenced(bench: Bench, settings: Settings) -> tuple[int, int]:
+    first, end = settings.suite.first, bench.source.count("val")
+    count = min(settings.finetuning.images, _MOST_INFLUENCED)
+    return first, count if end is None else min(count, end - first)
 
 
 def trace_key(settings: Settings) -> dict[str, Any]:

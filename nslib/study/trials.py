@@ -14,8 +14,9 @@ from nslib.evaluate.suite import Evaluation
 from nslib.finetune.result import history_table
 from nslib.intervals import Estimate
 from nslib.settings import Settings
+from nslib.study.beside import eps_set, influence_of_rounds
 from nslib.study.experiment import open_bench
-from nslib.study.jobs import BASE, Job, base_row, config_of, eps_set, fixed_noise, in_turn, run, wide_row
+from nslib.study.jobs import BASE, Job, base_row, config_of, fixed_noise, in_turn, run, wide_row
 from nslib.study.tables import Row, pool_rows, shown
 from nslib.study.traces import TRACED
 
@@ -127,10 +128,29 @@ def of_eps_sets(settings: Settings) -> list[str]:
     return [*TRACED, *(o for o in ("nullspace_by_batch",) if o in settings.finetuning.objectives)]
 
 
+def influences(bench: Bench, settings: Settings, objectives: Sequence[str]) -> pd.DataFrame:
+    """What the noise of each round does to images that did not stop its search, under each seed of the study.
+
+    Returns:
+        as `nslib.study.beside.influence_of_rounds`, with columns objective and seed.
+    """
+    each = [
+        influence_of_rounds(bench, settings, o, seed=seed).assign(objective=o, seed=seed)
+        for o in objectives
+        for seed in range(seeds_of(settings, o))
+    ]
+    return pd.concat(each, ignore_index=True)
+
+
+def of_influences(settings: Settings) -> list[str]:
+    """Objectives of which `influences` are asked in 05: those of learned noise, by how its search is stopped."""
+    return [o for o in of_eps_sets(settings) if o.startswith("nullspace")]
+
+
 def eps_sets(
     bench: Bench, settings: Settings, variants: Mapping[str, Mapping[str, Any]], *, eps: float
 ) -> pd.DataFrame:
-    """The eps sets of several finetuned models, of every seed, the base model's first: see `nslib.study.jobs.eps_set`.
+    """The eps sets of several finetuned models, of every seed, the base model's first: `nslib.study.beside.eps_set`.
 
     Args:
         variants: changes of the recipe, by a name that begins with the objective, as of `nslib.study.plan.beyond`.
