@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import nbformat
@@ -84,12 +84,21 @@ def reads_records(cells: list[nbformat.NotebookNode]) -> bool:
     return any("reads-records" in c.metadata.get("tags", []) for c in cells)
 
 
-def execute_sources() -> None:
-    """Write each `paper_nb/*.ipynb` anew from its paired .py, executed at its own defaults, the smoke profile."""
+def execute_sources(names: Collection[str] = ()) -> None:
+    """Write `paper_nb/*.ipynb` anew from their paired .py, executed at their own defaults, the smoke profile.
+
+    Args:
+        names: of notebooks, or their numbers; default: all.
+    Raises:
+        ValueError: no such source.
+    """
     import jupytext  # a third of a second, which running the notebooks does without
     from jupytext.config import load_jupytext_config
 
-    for source in sorted(notebook_folder().glob("*.py")):
+    sources = {source: {source.stem, source.stem.split("_")[0]} for source in sorted(notebook_folder().glob("*.py"))}
+    if unknown := set(names).difference(*sources.values()):
+        raise ValueError(f"no source {', '.join(sorted(unknown))}: there are {', '.join(s.stem for s in sources)}")
+    for source in (source for source, known in sources.items() if not names or known & {*names}):
         notebook = jupytext.read(source)
         folder = {"metadata": {"path": str(source.parent)}}
         NotebookClient(notebook, kernel_name="python3", resources=folder, record_timing=False, config=KERNELS).execute()

@@ -32,7 +32,7 @@ from nslib.finetune.updates import Trainer
 from nslib.machine.processes import ALONE, Share
 from nslib.machine.progress import _TimeLeft, finetune_bar
 from nslib.models import load_model
-from nslib.nullspace.membership import boundary_scale, noise_gap, random_noise_at
+from nslib.nullspace.membership import agreement, boundary_scale, clean_pass, noise_gap, random_noise_at
 from nslib.runtime import generator
 
 NOISE = NoiseConfig(limit=1.0, lr=0.05, steps=100, batch=16)
@@ -541,6 +541,25 @@ def test_history_as_a_table(model, source):
         assert table["norm"][k] == pytest.approx(sum(n.norm for n in r.noises) / 2)
         assert table["loss"][k] == pytest.approx(sum(r.losses) / 3)
     assert "norm" not in history_table(finetune_model(model, source, replace(CFG, objective="plain")).history)
+
+
+def test_noises_are_measured_against_the_model_as_it_is_when_they_are_found(model, source):
+    """In round 0 the one that was given; and what is measured there changes neither weights nor order."""
+    seen = []
+
+    def measure(number, current, noises):
+        held = source.take("train", CFG.pool + CFG.heldout).images[CFG.pool :]
+        gaps = [agreement(current, clean_pass(current, held), noise[None]).gap.mean().item() for noise in noises]
+        seen.append((number, same(current, model), current.training))
+        return {"gap": sum(gaps) / len(gaps)}
+
+    cfg = replace(CFG, noises=2)
+    made = finetune_model(model, source, cfg, on_noise=measure)
+    assert seen == [(0, True, False), (1, False, False)]
+    for r in made.history:
+        assert r.influence["gap"] == pytest.approx(sum(n.gap_heldout for n in r.noises) / 2, rel=1e-5)
+    assert same(made.model, finetune_model(model, source, cfg).model)
+    finetune_model(model, source, replace(CFG, objective="plain"), on_noise=lambda *_: pytest.fail("there is none"))
 
 
 def test_rounds_are_measured_on_the_model_delivered(model, source):

@@ -560,6 +560,21 @@ def test_files_that_the_run_will_need_are_read_before_it_begins(image_tree, tmp_
     assert 0 not in asked
 
 
+def test_measurements_of_noises_that_are_found_are_kept(model, source, tmp_path):
+    target, asked = tmp_path / "w.safetensors", []
+
+    def measure(k, model, noises):
+        asked.append(k)
+        return {"k": k}
+
+    with pytest.raises(Stopped):
+        finetune_model(model, source, CFG, target=target, on_step=stop_at(1, "update", 2), on_noise=measure)
+    made = finetune_model(model, source, CFG, target=target, on_noise=measure)
+    assert asked == [0, 1, 2]
+    assert [r.influence for r in made.history] == [{"k": 0}, {"k": 1}, {"k": 2}]
+    assert finetune_model(model, source, CFG, target=target).history == made.history
+
+
 def test_measurements_of_rounds_that_are_done_are_kept(model, source, tmp_path, monkeypatch):
     target, asked = tmp_path / "w.safetensors", []
 

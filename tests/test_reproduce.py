@@ -569,6 +569,15 @@ def test_sources_are_executed_into_their_notebooks(place):
     assert (place.notebooks / "01_first.ipynb").read_bytes() == contents  # nothing that changes by itself
 
 
+def test_single_sources_are_executed_by_name_or_number(place):
+    for name in ("01_first", "02_second", "03_third"):
+        (place.notebooks / f"{name}.py").write_text("# %%\n6 * 7\n")
+    files.execute_sources(("03", "01_first"))
+    assert sorted(p.stem for p in place.notebooks.glob("*.ipynb")) == ["01_first", "03_third"]
+    with pytest.raises(ValueError, match="no source 04: there are 01_first, 02_second, 03_third"):
+        files.execute_sources(("01", "04"))
+
+
 def test_marker_that_cannot_be_read_counts_as_none(tmp_path):
     marker = tmp_path / "x.done.json"
     assert runner._marked(marker) == {}

@@ -1,6 +1,7 @@
 """The finetuned rows of the notebooks: each model trained once, measured on the same images."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,11 +17,12 @@ from nslib.finetune.result import over_seeds
 from nslib.finetune.state import Round
 from nslib.machine.makers import only_maker
 from nslib.machine.processes import ALONE
+from nslib.runtime import generator
 from nslib.settings import Settings
 from nslib.studies import ApproximateStudy, FinetuningStudy
 from nslib.study import jobs, tables, trials
 from nslib.study.kept import kept
-from nslib.study.traces import traced
+from nslib.study.traces import influence, influenced, traced
 from nslib.vit.staged import renormalised
 
 TINY = Settings(
@@ -168,6 +170,57 @@ def test_the_last_round_measures_the_model_delivered(bench):
     run = jobs.finetuned(bench, TINY, "plain")
     after = traced(bench, TINY, run.model)
     assert run.history[-1].measured == pytest.approx(after)
+
+
+def test_influence_by_hand(vit):
+    """The mean over noises of what each does, image by image; its error is that of the images."""
+    images = torch.rand(5, *vit.image_shape, generator=generator(0))
+    noises = torch.randn(2, 4, 48, generator=generator(1))
+    found = influence(vit, images, noises)
+    with torch.no_grad():
+        tokens = vit.embed(images)
+        before = vit.logits_from_tokens(tokens)
+        after = [vit.logits_from_tokens(tokens + noise) for noise in noises]
+    gaps = sum((z.softmax(1) - before.softmax(1)).square().sum(1) for z in after) / 2
+    same = sum((z.argmax(1) == before.argmax(1)).float().mean().item() for z in after) / 2
+    error = gaps.numpy().std(ddof=1) / 5**0.5
+    assert found == pytest.approx({"gap": gaps.mean().item(), "gap_error": error, "match": same, "n": 5}, abs=1e-6)
+    assert influence(vit, images[:1], noises)["gap_error"] == 0
+
+
+def test_influences_are_of_each_round_and_seed_on_images_of_val(bench, trainings):
+    settings = replace(TINY, finetuning=replace(TINY.finetuning, seeds=2))
+    table = trials.influences(bench, settings, trials.of_influences(settings))
+    assert trainings == [("nullspace", 0), ("nullspace", 1)]
+    assert table[["objective", "seed", "round"]].values.tolist() == [
+        ["nullspace", s, r] for s in (0, 1) for r in (0, 1)
+    ]
+    for seed, own in table.groupby("seed"):
+        history = jobs.finetuned(bench, settings, "nullspace", seed=seed).history
+        assert own.gap_heldout.tolist() == pytest.approx([r.noises[0].gap_heldout for r in history], rel=1e-5)
+        assert own.gap.tolist() == pytest.approx([r.influence["gap"] for r in history], rel=1e-5)
+    assert (table.n == 6).all()
+    assert ((table.low <= table.gap) & (table.gap <= table.high)).all()
+    assert len(trainings) == 2
+    by_batch = replace(settings.finetuning, objectives=("plain", "nullspace", "nullspace_by_batch"))
+    assert trials.of_influences(replace(settings, finetuning=by_batch)) == ["nullspace", "nullspace_by_batch"]
+
+
+def test_images_of_influence_are_those_that_are_reported_and_not_too_many(bench):
+    """Beyond 1,000 they would fill the memory; a search that looks further on in val looks at none of them."""
+    taken = []
+    noted = SimpleNamespace(take=lambda *a: taken.append(a) or SimpleNamespace(images=None),
+                            source=SimpleNamespace(count=lambda split: 1500))  # fmt: skip
+    for images, first in ((6, 0), (4000, 0), (4000, 1200)):
+        study, suite = replace(TINY.finetuning, images=images), replace(TINY.suite, first=first)
+        influenced(noted, replace(TINY, finetuning=study, suite=suite))
+    assert taken == [("val", 0, 6), ("val", 0, 1000), ("val", 1200, 1500)]
+
+
+def test_of_a_groups_noise_no_influence_on_others_is_told(bench):
+    grouped = jobs.finetuned(bench, TINY, "nullspace", groups=2, pool=40, heldout=30)
+    assert [r.influence for r in grouped.history] == [{}, {}]
+    assert jobs.finetuned(bench, TINY, "random").history[0].influence["n"] == 6
 
 
 def test_eps_sets_are_measured_along_fresh_directions(bench):

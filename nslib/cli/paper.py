@@ -113,11 +113,15 @@ def report(run_name: Annotated[str, tyro.conf.Positional] = "") -> int:
     return 0
 
 
-def notebooks() -> int:
-    """For maintainers: execute the sources in paper_nb/*.py at the smoke profile and write the .ipynb beside them."""
+def notebooks(names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()) -> int:
+    """For maintainers: execute the sources in paper_nb/*.py at the smoke profile and write the .ipynb beside them.
+
+    Args:
+        names: names or numbers, such as 02; default: all.
+    """
     from nslib.notebooks import execute_sources
 
     with tempfile.TemporaryDirectory() as empty:
         os.environ |= {"NSLIB_STORE": f"{empty}/store", "NSLIB_FIGURES": f"{empty}/figures"}
-        execute_sources()
+        execute_sources(names)
     return 0
