@@ -90,7 +90,7 @@ def execute_sources(names: Collection[str] = ()) -> None:
     Args:
         names: of notebooks, or their numbers; default: all.
     Raises:
-        ValueError: no such source.
+        ValueError: no such source, or one that tells of the records of all others.
     """
     import jupytext  # a third of a second, which running the notebooks does without
     from jupytext.config import load_jupytext_config
@@ -98,8 +98,10 @@ def execute_sources(names: Collection[str] = ()) -> None:
     sources = {source: {source.stem, source.stem.split("_")[0]} for source in sorted(notebook_folder().glob("*.py"))}
     if unknown := set(names).difference(*sources.values()):
         raise ValueError(f"no source {', '.join(sorted(unknown))}: there are {', '.join(s.stem for s in sources)}")
-    for source in (source for source, known in sources.items() if not names or known & {*names}):
-        notebook = jupytext.read(source)
+    chosen = {s: jupytext.read(s) for s, known in sources.items() if not names or known & {*names}}
+    if names and (telling := [s.stem for s, notebook in chosen.items() if reads_records(notebook.cells)]):
+        raise ValueError(f"{', '.join(telling)} tells of what the others have found: execute all, without names")
+    for source, notebook in chosen.items():
         folder = {"metadata": {"path": str(source.parent)}}
         NotebookClient(notebook, kernel_name="python3", resources=folder, record_timing=False, config=KERNELS).execute()
         for number, cell in enumerate(notebook.cells):

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial as bound
 from pathlib import Path
@@ -74,7 +75,7 @@ def reproduce(
     `<name>.partial.ipynb` to look at and does not stop the others.
 
     Args:
-        force: forget which notebooks are done; a call that goes on from this one leaves it out.
+        force: forget which notebooks are done now; a call that goes on from this one leaves it out.
         minutes: after which the kernel is stopped; notebooks that are not done are `left`. The store keeps what was
             computed, down to the last saved step of a training, so that the same call goes on from there.
         jobs: notebooks at a time, with a like part of torch's threads each; 0: a thread each, at most four, and one
@@ -91,8 +92,6 @@ def reproduce(
     deadline = time.monotonic() + 60 * minutes
     settings = resolve(profile, run_name, overrides)
     check_study(settings)
-    if not names:  # single ones take a part of the images
-        check_images(settings)
     parameters = {"profile": profile, "run_name": settings.run_name, "overrides": overrides or {}}
     notebooks = find_notebooks(names)
     last = [notebook for notebook in notebooks if reads_records(read_cells(notebook))]  # they tell of the others
@@ -103,6 +102,8 @@ def reproduce(
             print(told, flush=True)
         if force:
             _marker(runs_path(settings.run_name), notebook).unlink(missing_ok=True)
+    if not names:  # single ones take a part of the images
+        check_images(settings)
     run = bound(
         _run,
         parameters=parameters,
@@ -163,10 +164,17 @@ def _marker(folder: Path, notebook: Path) -> Path:
     return folder / f"{notebook.stem}.done.json"
 
 
-def _run(notebook: Path, *, folder: Path, **how) -> Outcome:
-    """What became of a notebook; where another call with this run name is at it, after that one's end."""
-    with only_maker(folder / notebook.name):
-        return _run_alone(notebook, folder=folder, **how)
+def _run(notebook: Path, *, folder: Path, deadline: float, **how) -> Outcome:
+    """What became of a notebook; where another call with this run name and store is at it, after that one's end."""
+    patience = -1 if math.isinf(deadline) else max(0, deadline - time.monotonic())
+    with ExitStack() as held:
+        try:
+            held.enter_context(only_maker(folder / notebook.name, patience=patience))
+        except ValueError:
+            return Outcome(notebook.stem, LEFT, patience)
+        except OSError:  # a store that may only be read has no locks
+            pass
+        return _run_alone(notebook, folder=folder, deadline=deadline, **how)
 
 
 def _run_alone(notebook: Path, *, parameters: dict[str, Any], folder: Path, inputs: str, deadline: float) -> Outcome:

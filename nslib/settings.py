@@ -66,10 +66,12 @@ class Settings:
         require(len(self.models) > 0, "models", "at least one, such as shapes_vit", self.models)
         study = self.finetuning
         for objective in study.objectives:
-            replace(self.finetune, objective=objective)  # refuses what one of them cannot be combined with
+            try:
+                replace(self.finetune, objective=objective)
+            except ValueError as error:
+                raise ValueError(f"finetune.{error}; {objective} is among finetuning.objectives") from None
         reported = max(self.images, self.suite.images, study.images, study.wide_images)
-        search = (study.search_lr, study.search_limits, study.search_bases, study.search_longer, study.search_few)
-        if any(search) and study.search_first < reported:
+        if study.searches and study.search_first < reported:
             raise ValueError(
                 f"finetuning.search_first must be >= {reported}, the images of val that are reported, or settings are "
                 f"chosen on these, got {study.search_first}"

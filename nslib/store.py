@@ -131,11 +131,15 @@ def locked(lock: FileLock, *, timeout: float = -1) -> Iterator[None]:
 
 
 @contextmanager
-def awaited(lock: FileLock, path: Path) -> Iterator[None]:
-    """Hold the lock of a file inside the block, and say so where another process has to be waited for."""
+def awaited(lock: FileLock, path: Path, *, timeout: float = -1) -> Iterator[None]:
+    """Hold the lock of a file inside the block, and say so where another process has to be waited for.
+
+    Raises:
+        Timeout, OSError: as `locked`.
+    """
     if held(lock):
         print(f"{path} is being made by another process: waiting for it", flush=True)
-    with locked(lock):
+    with locked(lock, timeout=timeout):
         yield
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from nslib.checks import require, require_all, require_counts, require_positive
+from nslib.checks import require, require_all, require_counts, require_each, require_positive
 from nslib.config import NoiseConfig
 
 _GAP = (lambda v: 0 < v <= 2, "a squared l2 gap in (0, 2]")
@@ -147,7 +147,12 @@ class FinetuningStudy:
     def __post_init__(self):
         require_counts(self, "seeds", "images", "trace_images", "fresh", "search_rounds", "search_images")
         require_counts(self, "costly_images", "fixed_steps", "search_first", least=0)
-        require_all(self, ("eps",), *_GAP)
+        require_each(self, ("eps",), lambda values: all(map(_GAP[0], values)), f"values, each {_GAP[1]}")
         wide = self.wide_images
         require(wide == 0 or wide >= self.images, "wide_images", f"0, or >= images = {self.images}", wide)
         require({"plain", "nullspace"} <= {*self.objectives}, "objectives", "plain, nullspace, ...", self.objectives)
+
+    @property
+    def searches(self) -> bool:
+        """Whether settings are looked for, on images of val beyond all that are reported."""
+        return any((self.search_lr, self.search_limits, self.search_bases, self.search_longer, self.search_few))

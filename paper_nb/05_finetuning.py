@@ -105,13 +105,13 @@ table5.round(4)
 influence = trials.influences(bench, settings, trials.of_influences(settings))
 kinds = {"gap_batch": "last batch", "gap_heldout": "held out", "gap": "val"}
 each = influence.rename(columns=kinds).melt(["objective", "round", "seed"], [*kinds.values()], var_name="images")
-figure, axes = plt.subplots(1, influence.objective.nunique(), figsize=(6.4, 2.3), squeeze=False, sharey=True)
-for ax, (name, own) in zip(axes[0], each.groupby("objective", sort=False), strict=True):
+figure, panels = plt.subplots(1, influence.objective.nunique(), figsize=(6.4, 2.3), squeeze=False, sharey=True)
+for ax, (name, own) in zip(panels[0], each.groupby("objective", sort=False), strict=True):
     shown = own.groupby(["images", "round"], sort=False).value.agg(value="mean", low="min", high="max").reset_index()
     plots.curves(shown, ax, x="round", by="images").set(xlabel="round", ylabel="MSE probability", title=name)
     ax.axhline(settings.finetune.noise.eps, color="0.3", linewidth=0.8, linestyle=":")
     ax.xaxis.get_major_locator().set_params(integer=True)
-plots.legend_above(figure, axes[0][0])
+plots.legend_above(figure, panels[0][0])
 told = f"{bench.model.name}; n = {influence.n.max()} images of val; seeds: {influence.seed.nunique()}{'; bands: from the least to the largest' if influence.seed.nunique() > 1 else ''}; dotted: ε"
 plots.caption(figure, told)
 record.figure("influence", figure, influence)

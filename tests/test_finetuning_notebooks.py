@@ -54,11 +54,17 @@ def execute(monkeypatch, tmp_path):
 def test_05(execute):
     cells, record = execute("05_finetuning")
     assert cells["measured"] == ["fgsm"]
+    assert cells["influence"][["objective", "seed", "round", "n"]].values.tolist() == [["nullspace", 0, 0, 16]]
     assert cells["table5"].step.tolist() == [0]
     assert [ax.get_ylabel() for ax in cells["axes"]][2:] == [
         f"{m} top-1, %" for m in ("clean", "adversarial", "shifted")
     ]
     assert record["facts"]["missed_eps"] == {"nullspace": 0}
+
+
+def test_05_with_noise_for_each_group_of_classes(execute):
+    cells, _ = execute("05_finetuning", **{"finetune.groups": 2, "finetune.noise.eps": 0.5})
+    assert 0 <= cells["influence"].gap[0] < 2
 
 
 def test_07_without_a_model_trained_on_attacks(execute, tmp_path):

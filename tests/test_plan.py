@@ -47,7 +47,7 @@ def test_the_runs_that_are_kept_are_those_that_are_planned(profile):
     ("changes", "told"),
     [
         ({"finetune.warm_start": 1.2, "finetuning.objectives": ["plain", "nullspace", "permuted"]},
-         "warm_start must be 0 with permuted, got 1.2"),
+         "^finetune.warm_start must be 0 with permuted, got 1.2; permuted is among finetuning.objectives$"),
         ({"finetuning.search_lr": [1e-3], "finetuning.search_first": 10},
          r"search_first must be >= \d+, the images of val that are reported"),
         ({"finetuning.search_lr": [1e-3], "finetuning.wide_images": 30000},

@@ -54,11 +54,11 @@ def test_no_notebook_runs_with_settings_that_one_of_them_refuses(monkeypatch):
 def test_too_few_shapes_are_refused(monkeypatch):
     monkeypatch.setattr("nslib.reproduce._at_once", lambda *a, **k: pytest.fail("ran a notebook"))
     few = {"data.images": 100}
-    with pytest.raises(ValueError, match=r"train holds 100 images, .* at least pool \+ heldout = 384, finetune.pool"):
+    with pytest.raises(ValueError, match=r"train holds 100 images, .* some to train on = 193, pool \+ heldout = 384: "):
         reproduce([], "smoke", overrides=few)
     with pytest.raises(ValueError, match=r"train holds 100 images"):
         forecast(resolve("smoke", overrides=few))
-    with pytest.raises(ValueError, match=r"train holds 100 images"):
+    with pytest.raises(ValueError, match=r"train holds 100 images, .* at least finetune.pool [^,]*: lower"):
         prepare(resolve("smoke", overrides=few))
     with pytest.raises(pytest.fail.Exception, match="ran a notebook"):  # which may need none of them
         reproduce(["01"], "smoke", overrides=few)
@@ -83,3 +83,16 @@ def test_images_of_a_folder_are_counted(image_tree):
     told = r"val holds 12 images, .* at least images = 13, suite.first \+ suite.costly_images = 13: lower"
     with pytest.raises(ValueError, match=told):
         check_images(resolve("imagenet", overrides=tree | TINY | many))
+    check_images(resolve("imagenet", overrides=tree | TINY | many), notebooks=False)  # models are made without these
+    searched = resolve("imagenet", overrides=tree | TINY | {"finetuning.search_lr": [0.1]})
+    with pytest.raises(ValueError, match=r"val holds 12 images, .* suite.first \+ finetuning.search_first and "):
+        check_images(searched)
+
+
+def test_a_model_is_not_trained_for_counting_images(image_tree, monkeypatch):
+    trained = []
+    monkeypatch.setattr("nslib.study.experiment.pretrain", lambda cfg, *a, **k: trained.append(cfg.steps) or 1 / 0)
+    settings = resolve("imagenet", overrides={"data.root": str(image_tree), "weights": "train"})
+    with pytest.raises(ZeroDivisionError):
+        check_images(settings)
+    assert trained == [2]

@@ -17,6 +17,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 import nslib.notebooks as files
 import nslib.reproduce as runner
+from nslib.machine.makers import only_maker
 from nslib.notebooks import find_notebooks
 from nslib.profiles import resolve
 from nslib.report.record import portable
@@ -446,6 +447,21 @@ def test_of_two_calls_with_one_run_name_the_second_waits_and_finds_the_notebook_
     assert len(place.log()) == 1
 
 
+def test_a_notebook_that_another_call_is_at_is_left_when_the_time_is_up(place):
+    place.add("01_first")
+    with only_maker(place.runs / "smoke" / "01_first.ipynb"):
+        (left,) = reproduce([], "smoke", minutes=0.02)
+    assert (left.status, place.log()) == (LEFT, [])
+
+
+def test_a_store_that_may_only_be_read_stops_no_notebook(place, folders, monkeypatch):
+    """Nothing of it needs to be written where all that it asks for is there; a file stands where locks would lie."""
+    place.add("01_first")
+    (folders / "store").mkdir()
+    (folders / "store" / "makers").write_text("")
+    assert statuses(reproduce([], "smoke")) == [DONE]
+
+
 def test_weights_in_the_home_folder_are_part_of_the_key(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "one.safetensors").write_bytes(b"weights")
@@ -576,6 +592,10 @@ def test_single_sources_are_executed_by_name_or_number(place):
     assert sorted(p.stem for p in place.notebooks.glob("*.ipynb")) == ["01_first", "03_third"]
     with pytest.raises(ValueError, match="no source 04: there are 01_first, 02_second, 03_third"):
         files.execute_sources(("01", "04"))
+    (place.notebooks / "12_claims.py").write_text('# %% tags=["reads-records"]\n6 * 7\n')
+    with pytest.raises(ValueError, match="12_claims tells of what the others have found: execute all"):
+        files.execute_sources(("02", "12"))
+    assert sorted(p.stem for p in place.notebooks.glob("*.ipynb")) == ["01_first", "03_third"]
 
 
 def test_marker_that_cannot_be_read_counts_as_none(tmp_path):

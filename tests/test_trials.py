@@ -10,6 +10,7 @@ from conftest import make_vit
 from test_tables import evaluation
 
 from nslib.config import DataConfig, FinetuneConfig, NoiseConfig, SuiteConfig
+from nslib.data.shapes import Batch
 from nslib.data.source import open_source
 from nslib.evaluate.bench import Bench
 from nslib.finetune.noises import NoiseFacts
@@ -174,18 +175,21 @@ def test_the_last_round_measures_the_model_delivered(bench):
 
 def test_influence_by_hand(vit):
     """The mean over noises of what each does, image by image; its error is that of the images."""
-    images = torch.rand(5, *vit.image_shape, generator=generator(0))
+    images, labels = torch.rand(5, *vit.image_shape, generator=generator(0)), torch.tensor([3, 0, 1, 2, 5])
     noises = torch.randn(2, 4, 48, generator=generator(1))
-    found = influence(vit, images, noises)
+    found = influence(vit, Batch(images, labels), noises, batch=2)
     with torch.no_grad():
         tokens = vit.embed(images)
         before = vit.logits_from_tokens(tokens)
         after = [vit.logits_from_tokens(tokens + noise) for noise in noises]
-    gaps = sum((z.softmax(1) - before.softmax(1)).square().sum(1) for z in after) / 2
+    each = torch.stack([(z.softmax(1) - before.softmax(1)).square().sum(1) for z in after])
+    gaps = each.mean(0)
     same = sum((z.argmax(1) == before.argmax(1)).float().mean().item() for z in after) / 2
     error = gaps.numpy().std(ddof=1) / 5**0.5
     assert found == pytest.approx({"gap": gaps.mean().item(), "gap_error": error, "match": same, "n": 5}, abs=1e-6)
-    assert influence(vit, images[:1], noises)["gap_error"] == 0
+    assert influence(vit, Batch(images[:1], labels[:1]), noises)["gap_error"] == 0
+    grouped = influence(vit, Batch(images, labels), noises, groups=2, batch=2)
+    assert grouped["gap"] == pytest.approx(each[[1, 0, 1, 0, 1], range(5)].mean().item(), abs=1e-6)
 
 
 def test_influences_are_of_each_round_and_seed_on_images_of_val(bench, trainings):
@@ -209,18 +213,33 @@ def test_influences_are_of_each_round_and_seed_on_images_of_val(bench, trainings
 def test_images_of_influence_are_those_that_are_reported_and_not_too_many(bench):
     """Beyond 1,000 they would fill the memory; a search that looks further on in val looks at none of them."""
     taken = []
-    noted = SimpleNamespace(take=lambda *a: taken.append(a) or SimpleNamespace(images=None),
-                            source=SimpleNamespace(count=lambda split: 1500))  # fmt: skip
+
+    def take(split, n, *, start):
+        taken.append((split, start, n))
+        return Batch(torch.zeros(n, *bench.model.image_shape), torch.zeros(n, dtype=torch.int64))
+
+    noted = SimpleNamespace(source=SimpleNamespace(count=lambda split: 1500, take=take), model=bench.model)
     for images, first in ((6, 0), (4000, 0), (4000, 1200)):
         study, suite = replace(TINY.finetuning, images=images), replace(TINY.suite, first=first)
         influenced(noted, replace(TINY, finetuning=study, suite=suite))
-    assert taken == [("val", 0, 6), ("val", 0, 1000), ("val", 1200, 1500)]
+    assert taken == [("val", 0, 6), ("val", 0, 1000), ("val", 1200, 300)]
+    with pytest.raises(ValueError, match=r"suite\.first must be below 1500, the images of val, got 1500"):
+        influenced(noted, replace(TINY, suite=replace(TINY.suite, first=1500)))
 
 
-def test_of_a_groups_noise_no_influence_on_others_is_told(bench):
-    grouped = jobs.finetuned(bench, TINY, "nullspace", groups=2, pool=40, heldout=30)
-    assert [r.influence for r in grouped.history] == [{}, {}]
-    assert jobs.finetuned(bench, TINY, "random").history[0].influence["n"] == 6
+def test_influence_is_of_what_is_asked_for_alone(bench, trainings):
+    """Other runs do not depend on these images, and are not made again for them."""
+    grouped = replace(TINY, finetune=replace(TINY.finetune, groups=2, pool=40, heldout=30))
+    assert (trials.influences(bench, grouped, ["nullspace"]).n == 6).all()
+    for objective, changes in (("nullspace", {"noises": 2}), ("random", {})):
+        assert [r.influence for r in jobs.finetuned(bench, TINY, objective, **changes).history] == [{}, {}]
+    done = len(trainings)
+    more = replace(TINY, finetuning=replace(TINY.finetuning, images=5))
+    jobs.finetuned(bench, more, "random")
+    assert len(trainings) == done
+    jobs.finetuned(bench, TINY, "nullspace")
+    jobs.finetuned(bench, more, "nullspace")
+    assert len(trainings) == done + 2
 
 
 def test_eps_sets_are_measured_along_fresh_directions(bench):

@@ -32,7 +32,7 @@ def draws(seed: int, purpose: str, *place: int) -> torch.Generator:
 def seeded(value: int, device: torch.device) -> Iterator[None]:
     """Inside the block the global generators of Python, numpy and torch, on which timm draws, start from this value.
 
-    After it those of the CPU and of this device go on as if nothing had been drawn.
+    After it those of the CPU and of this CUDA device go on as if nothing had been drawn.
     """
     python, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -101,8 +102,9 @@ def finetune_model(
         source: of split train only. Its first pool + heldout images are for the noise, the model is trained on others.
         share: of each batch, from `nslib.machine.processes`.
         on_step: called at each noise step and each update, on every process. May raise to stop the run.
-        on_noise: called once the noises (n, N, D) of a round are found, with its number, from 0, and the model as it is
-            then; the plain values it returns, if any, are kept as the round's `influence`.
+        on_noise: called once the noises (n, N, D) of a round are found, on every process and in the precision of the
+            run, with its number, from 0, the model as it is then, and them; the plain values it returns, if any, are
+            kept as the round's `influence`.
         on_round: called after each round with its number and the model as it would be delivered; what it returns is
             kept as the round's `measured`.
     Raises:
@@ -179,18 +181,27 @@ def _round(place: Place, trainer: Trainer, stream: Stream, saved: StateFile, on_
         FinetuneDiverged: a loss was not finite.
     """
     began = trainer.result(averaged=False)
-    try:
-        if len(place.history) == place.round:
+    if len(place.history) == place.round:
+        with _diverging(place, began, saved):
             _find_noise(place, trainer, stream, saved.search(place.round), on_step)
-            if trainer.objective.noise:
-                if on_noise:
-                    place.history[-1].influence = on_noise(place.round, trainer.model, place.noise) or {}
-                saved.save(trainer, place)
+        if on_noise and trainer.objective.noise:
+            with computing_in(trainer.cfg.precision, trainer.model.device):
+                place.history[-1].influence = on_noise(place.round, trainer.model, place.noise) or {}
+        if trainer.objective.noise:
+            saved.save(trainer, place)
+    with _diverging(place, began, saved):
         _train(place, trainer, stream, lambda: saved.save(trainer, place), on_step)
+    return place.history[-1]
+
+
+@contextmanager
+def _diverging(place: Place, began: StagedViT, saved: StateFile) -> Iterator[None]:
+    """Inside the block a value that is not finite is told as where the run diverged."""
+    try:
+        yield
     except FloatingPointError as error:
         weights = saved.keep_good(began) if place.round else ""
         raise FinetuneDiverged(place, began, error, saved.last_good, weights) from error
-    return place.history[-1]
 
 
 def _find_noise(place: Place, trainer: Trainer, stream: Stream, search: Search, on_step) -> None:

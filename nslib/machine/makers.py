@@ -23,20 +23,23 @@ def being_made(target: Path | None) -> bool:
 
 
 @contextmanager
-def only_maker(target: Path | None, share: Share = ALONE) -> Iterator[None]:
+def only_maker(target: Path | None, share: Share = ALONE, *, patience: float = -1) -> Iterator[None]:
     """One run at a time makes a target: a second with the same store waits, says so, and finds it made or goes on.
 
     Of several processes the first holds the lock for all.
 
+    Args:
+        patience: seconds to wait for another run; negative: for ever.
     Raises:
-        ValueError: another run is at it and this one has several processes, which cannot wait for hours: their
-            communication times out.
+        ValueError: another run is still at it after these, or this one has several processes, which cannot wait for
+            hours: their communication times out.
     """
     if target is None or share.rank:
         yield
         return
     lock = _lock_of(target)
-    holding = awaited(lock, target) if share.count == 1 else locked(lock, timeout=1)  # `held` takes it for a moment
+    alone = share.count == 1
+    holding = awaited(lock, target, timeout=patience) if alone else locked(lock, timeout=1)  # `held` takes it shortly
     with ExitStack() as stack:
         try:
             stack.enter_context(holding)

@@ -55,6 +55,8 @@ def eps_set(bench: Bench, settings: Settings, objective: str, *, eps: float, see
 def influence_of_rounds(bench: Bench, settings: Settings, objective: str, *, seed: int = 0) -> pd.DataFrame:
     """The gap of each round's noise on the images that stopped its search and on images of val, which had no say.
 
+    Args:
+        objective: one of `nslib.study.traces.INFLUENCED`.
     Returns:
         columns round, norm, steps, gap_batch, gap_heldout, gap (on val), low, high (normal, 95 % over its images),
         match (share of their predictions that stay), n.

@@ -18,7 +18,7 @@ from nslib.evaluate.bench import TRANSFER_VERSION, Bench
 from nslib.evaluate.columns import COLUMNS, COSTLY, check_columns, missing_of
 from nslib.evaluate.suite import VERSION as EVALUATION_VERSION
 from nslib.evaluate.suite import Evaluation, evaluate_model
-from nslib.finetune.objectives import own_code, recipe_of, with_recipe
+from nslib.finetune.objectives import own_code, with_recipe
 from nslib.finetune.precision import resolved
 from nslib.finetune.rounds import Finetuned, finetune_model
 from nslib.finetune.state import Round, identity_of, rounds_of
@@ -29,7 +29,16 @@ from nslib.runtime import store_path
 from nslib.settings import Settings
 from nslib.store import digest, model_digest, timeless
 from nslib.study.kept import jobs_path, kept, packed, read_kept, rounded, taken, unpacked
-from nslib.study.traces import TRACED, influence, influence_key, influenced, trace_key, traced, traced_inputs
+from nslib.study.traces import (
+    INFLUENCED,
+    TRACED,
+    influence,
+    influence_key,
+    influenced,
+    trace_key,
+    traced,
+    traced_inputs,
+)
 from nslib.vit.staged import StagedViT
 
 VERSION = 1  # part of every stored model: raise it when the same settings give another one
@@ -61,10 +70,10 @@ def finetuned(bench: Bench, settings: Settings, objective: str, *, seed: int = 0
     """
     cfg = config_of(settings, objective, seed, **changes)
 
-    images = cache(lambda: influenced(bench, settings))
+    images = cache(lambda: influenced(bench, settings))  # read once, and not at all where the model is there
 
     def weigh(number: int, model: StagedViT, noises: Tensor) -> dict[str, float]:
-        return influence(model, images(), noises)
+        return influence(model, images(), noises, groups=cfg.groups)
 
     def measure(number: int, model: StagedViT) -> dict[str, float]:
         return traced(bench, settings, model)
@@ -72,7 +81,7 @@ def finetuned(bench: Bench, settings: Settings, objective: str, *, seed: int = 0
     with finetune_bar(cfg, f"{objective}, seed {cfg.seed}") as on_step:
         return finetune_model(
             bench.model, bench.source, cfg, target=_target(bench, settings, cfg), on_step=on_step,
-            on_noise=weigh if _influences(cfg) else None, on_round=measure if objective in TRACED else None,
+            on_noise=weigh if _influences(settings, cfg) else None, on_round=measure if objective in TRACED else None,
         )  # fmt: skip
 
 
@@ -90,9 +99,9 @@ def in_turn(bench: Bench, settings: Settings, wanted: Sequence[tuple[str, int]])
         yield one
 
 
-def _influences(cfg: FinetuneConfig) -> bool:
-    """Whether the influence of its rounds' noise is measured: of a group's noise that on others would tell nothing."""
-    return bool(recipe_of(cfg)[0].noise) and cfg.groups == 1
+def _influences(settings: Settings, cfg: FinetuneConfig) -> bool:
+    """Whether the influence of its rounds' noise is measured: of the objectives of which it is asked, unchanged."""
+    return cfg.objective in INFLUENCED and cfg == config_of(settings, cfg.objective, cfg.seed - settings.finetune.seed)
 
 
 def _target(bench: Bench, settings: Settings, cfg: FinetuneConfig) -> Path:
@@ -104,7 +113,7 @@ def _target(bench: Bench, settings: Settings, cfg: FinetuneConfig) -> Path:
         inputs.append(kind)
     if own := own_code(cfg.objective):
         inputs.append(own)
-    if _influences(cfg):
+    if _influences(settings, cfg):
         inputs.append(influence_key(bench, settings))
     return store_path() / "finetune" / digest(inputs) / f"{cfg.objective}.safetensors"
 

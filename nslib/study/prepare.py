@@ -39,7 +39,7 @@ def prepare(settings: Settings, *, jobs: int = 0) -> list[str]:
     if jobs < 0:
         raise ValueError(f"jobs must be >= 0, got {jobs}")
     check_study(settings)
-    check_images(settings)
+    check_images(settings, notebooks=False)
     jobs = jobs or (threads() if pick_device(settings.device).type == "cpu" else _ON_A_GPU)
     strangers = range(1, settings.fingerprint.trained + 1)
     first = [(f"{name} and its surrogate", open_bench, settings, name) for name in settings.models]

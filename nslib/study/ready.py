@@ -9,7 +9,7 @@ from nslib.data.source import open_source
 from nslib.evaluate.columns import check_columns
 from nslib.finetune.objectives import OBJECTIVES, recipe_of
 from nslib.settings import Settings
-from nslib.study.experiment import open_model
+from nslib.study.experiment import barely_trained, open_model
 from nslib.study.jobs import config_of
 from nslib.study.plan import planned
 
@@ -21,7 +21,7 @@ _REPLACED = {
     "pretrain.model": "each of models",
     "surrogate_pretrain.size": "the size of the model's images",
 }
-_SHOWN = ("images", "patch.images", "approximate.reach_images", "robustness.images", "watermark.images")  # of val
+_SHOWN = ("images", "patch.images", "approximate.reach_images", "watermark.images")  # of val
 
 
 def check_study(settings: Settings) -> None:
@@ -44,22 +44,26 @@ def check_study(settings: Settings) -> None:
         recipe_of(config_of(settings, one.objective, one.seed, **one.changes))
 
 
-def check_images(settings: Settings) -> None:
+def check_images(settings: Settings, *, notebooks: bool = True) -> None:
     """Refuse settings that ask for more images than train or val holds; in a folder its files are counted.
 
+    Args:
+        notebooks: count what all of them look at; False: what making their models takes.
     Raises:
         ValueError: there are fewer.
         As `open_model` and `open_source`.
     """
-    own = settings.finetune
+    own, study, suite = settings.finetune, settings.finetuning, settings.suite
     wanted = {
-        "train": {
-            "pool + heldout": settings.pool + settings.heldout,
-            "finetune.pool + finetune.heldout and some to train on": own.pool + own.heldout + 1,
-        },
-        "val": {name: attrgetter(name)(settings) for name in _SHOWN}
-        | {"suite.first + suite.costly_images": settings.suite.first + settings.suite.costly_images},
+        "train": {"finetune.pool + finetune.heldout and some to train on": own.pool + own.heldout + 1},
+        "val": {"robustness.images": settings.robustness.images},
     }
+    if notebooks:
+        wanted["train"] |= {"pool + heldout": settings.pool + settings.heldout}
+        wanted["val"] |= {name: attrgetter(name)(settings) for name in _SHOWN}
+        wanted["val"] |= {"suite.first + suite.costly_images": suite.first + suite.costly_images}
+        if study.searches:
+            wanted["val"] |= {"suite.first + finetuning.search_first and some": suite.first + study.search_first + 1}
     for split, count in _counts(settings).items():
         more = [f"{name} = {n}" for name, n in wanted[split].items() if count is not None and n > count]
         if more:
@@ -71,5 +75,5 @@ def _counts(settings: Settings) -> dict[str, int | None]:
     """How many images train and val hold, None where they have no end."""
     if settings.data.kind == "shapes":
         return {"train": settings.data.images or None, "val": None}
-    source = open_source(settings.data, open_model(settings))
+    source = open_source(settings.data, open_model(barely_trained(settings)))
     return {split: source.count(split) for split in ("train", "val")}

@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nslib.checks import require
 from nslib.config import SuiteConfig
+from nslib.data.shapes import Batch
+from nslib.data.source import checked
 from nslib.evaluate.bench import Bench
 from nslib.evaluate.columns import COLUMNS
 from nslib.evaluate.suite import VERSION as EVALUATION_VERSION
@@ -18,6 +21,7 @@ from nslib.store import timeless
 from nslib.vit.staged import StagedViT
 
 TRACED = ("nullspace", "plain", "random")  # objectives of Fig. 4
+INFLUENCED = ("nullspace", "nullspace_by_batch")  # whose noise is followed beyond the images that stop it, Table 5
 SHIFTED = ("a", "v2", "r", "sketch", "stylized")
 _MOST_INFLUENCED = 1000  # images, which stay in memory through all rounds
 _INFLUENCE_VERSION = 1
@@ -36,25 +40,31 @@ def traced(bench: Bench, settings: Settings, model: StagedViT) -> dict[str, floa
     return values | ({"shifted": sum(shifted) / len(shifted)} if shifted else {})
 
 
-def influence(model: StagedViT, images: Tensor, noises: Tensor) -> dict[str, float]:
-    """What the noises (n, N, D) of a round do to images (M, C, H, W) that had no say in learning or stopping them.
+def influence(model: StagedViT, shown: Batch, noises: Tensor, *, groups: int = 1, batch: int = 128) -> dict[str, float]:
+    """What the noises (n, N, D) of a round do to images that had no say in learning or stopping them.
 
+    Args:
+        groups: above 1 each image is given the noise of its group of classes, see `find_noises`, else each noise.
     Returns:
-        gap (mean of the squared l2 gap between softmax vectors over noises and images), gap_error (its standard error
-        over images), match (share of predictions that stay), n (images).
+        gap (mean over images of the squared l2 gap between softmax vectors, of several noises their mean), gap_error
+        (its standard error over images), match (share of predictions that stay), n (images).
     """
-    clean = clean_pass(model, images)
-    found = [agreement(model, clean, noise[None]) for noise in noises]
-    gaps = torch.stack([one.gap for one in found]).mean(0)
-    match = torch.stack([one.match for one in found]).float().mean()
-    error = gaps.std(correction=min(1, len(gaps) - 1)) / len(gaps) ** 0.5
-    return {"gap": gaps.mean().item(), "gap_error": error.item(), "match": match.item(), "n": len(gaps)}
+    each = []
+    for images, labels in zip(shown.images.split(batch), shown.labels.split(batch), strict=True):
+        clean = clean_pass(model, images.to(model.device))
+        found = [agreement(model, clean, noise[None]) for noise in noises]
+        values = torch.stack([torch.stack([one.gap, one.match.to(one.gap)]) for one in found]).float().cpu()
+        own = (labels.cpu() % groups)[None, None].expand(1, 2, -1)
+        each.append(values.mean(0) if groups == 1 else values.gather(0, own)[0])
+    gap, match = torch.cat(each, dim=1)
+    error = gap.std(correction=min(1, len(gap) - 1)) / len(gap) ** 0.5
+    return {"gap": gap.mean().item(), "gap_error": error.item(), "match": match.mean().item(), "n": len(gap)}
 
 
-def influenced(bench: Bench, settings: Settings) -> Tensor:
-    """The images of val for `influence`: the first of those that are reported, on the model's device."""
+def influenced(bench: Bench, settings: Settings) -> Batch:
+    """The images of val for `influence`: the first of those that are reported."""
     first, count = _influenced(bench, settings)
-    return bench.take("val", first, first + count).images
+    return checked(bench.source.take("val", count, start=first), count, bench.model)
 
 
 def influence_key(bench: Bench, settings: Settings) -> dict[str, Any]:
@@ -65,6 +75,7 @@ def influence_key(bench: Bench, settings: Settings) -> dict[str, Any]:
 
 def _influenced(bench: Bench, settings: Settings) -> tuple[int, int]:
     first, end = settings.suite.first, bench.source.count("val")
+    require(end is None or first < end, "suite.first", f"below {end}, the images of val", first)
     count = min(settings.finetuning.images, _MOST_INFLUENCED)
     return first, count if end is None else min(count, end - first)
 

@@ -18,7 +18,7 @@ from nslib.study.beside import eps_set, influence_of_rounds
 from nslib.study.experiment import open_bench
 from nslib.study.jobs import BASE, Job, base_row, config_of, fixed_noise, in_turn, run, wide_row
 from nslib.study.tables import Row, pool_rows, shown
-from nslib.study.traces import TRACED
+from nslib.study.traces import INFLUENCED, TRACED
 
 OF_OTHERS = ("plain", "nullspace")  # with which a profile's further models are finetuned
 
@@ -143,8 +143,8 @@ def influences(bench: Bench, settings: Settings, objectives: Sequence[str]) -> p
 
 
 def of_influences(settings: Settings) -> list[str]:
-    """Objectives of which `influences` are asked in 05: those of learned noise, by how its search is stopped."""
-    return [o for o in of_eps_sets(settings) if o.startswith("nullspace")]
+    """Objectives of which `influences` are asked in 05, those of the study."""
+    return [o for o in INFLUENCED if o in settings.finetuning.objectives]
 
 
 def eps_sets(
