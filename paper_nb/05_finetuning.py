@@ -99,7 +99,7 @@ table5.round(4)
 
 # %% [markdown]
 # ## On images that had no say
-# The held-out images of Table 5 decide when a search stops, so that their gap is below ε whenever it succeeds. Images of val decided nothing: what each round's noise does to them, against the model as it was then. At `full`, three seeds, noise stopped by held-out images is inside ε on them in 58 of 60 rounds, .020 on average [.015, .026], and noise stopped by its batch outside in 58 of 60, .044 [.035, .053]: our held-out images are harder to leave alone than those of val, and a batch of the images from which the noise is learned, here 512, says too little (from 2,048, in notebook 03, it has 1.3 ε). The table has means over all rounds and seeds, `gap` with an interval over the images as if all rounds erred alike, and how many rounds are `outside` ε there.
+# The held-out images of Table 5 decide when a search stops, so that their gap is below ε whenever it succeeds. Images of val decided nothing: what each round's noise does to them, against the model as it was then. At `full`, three seeds, noise stopped by held-out images is inside ε on them in 58 of 60 rounds, .020 on average [.015, .026], and noise stopped by its batch outside in 58 of 60, .044 [.035, .053]: a batch of the images from which the noise is learned, here 512, says too little (from 2,048, in notebook 03, it has 1.3 ε). That it has .060 on the held-out images may be chance: they are 256, the same in every round, and a mean over so many is known to ± .02. The table has means over all rounds and seeds, `gap` with an interval over the images as if all rounds erred alike, and how many rounds are `outside` ε there.
 
 # %%
 influence = trials.influences(bench, settings, trials.of_influences(settings))
