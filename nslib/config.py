@@ -32,6 +32,11 @@ class DataConfig:
     def __post_init__(self):
         require_counts(self, "seed", "images", least=0)
 
+    def check_root(self) -> None:
+        """Refuse a folder that is not named, by a ValueError."""
+        if self.kind == "folder" and not self.root:
+            raise ValueError("no ImageNet folder: pass --imagenet FOLDER or set NSLIB_IMAGENET")
+
     def paths(self) -> dict[str, str]:
         """The folders that are set, by the name of their setting."""
         return {k: v for k, v in vars(self).items() if k != "kind" and v and isinstance(v, str)}

@@ -58,7 +58,7 @@ def test_too_few_shapes_are_refused(monkeypatch):
         reproduce([], "smoke", overrides=few)
     with pytest.raises(ValueError, match=r"train holds 100 images"):
         forecast(resolve("smoke", overrides=few))
-    with pytest.raises(ValueError, match=r"train holds 100 images, .* at least finetune.pool [^,]*: lower"):
+    with pytest.raises(ValueError, match=r"train holds 100 images, asked for finetune.pool [^,]*: lower"):
         prepare(resolve("smoke", overrides=few))
     with pytest.raises(pytest.fail.Exception, match="ran a notebook"):  # which may need none of them
         reproduce(["01"], "smoke", overrides=few)
@@ -77,16 +77,26 @@ def test_images_of_a_folder_are_counted(image_tree):
     shutil.rmtree(image_tree / "train" / WNIDS[0])  # 8 images are left, and 12 of val
     tree = {"data.root": str(image_tree), "weights": "random", "models": ["vit_tiny_patch16_224"]}
     check_images(resolve("imagenet", overrides=tree | TINY | {"pool": 7, "images": 12}))
-    with pytest.raises(ValueError, match=r"train holds 8 images, and there must be at least pool \+ heldout = 9: "):
+    with pytest.raises(ValueError, match=r"train holds 8 images, asked for pool \+ heldout = 9: "):
         check_images(resolve("imagenet", overrides=tree | TINY | {"pool": 8}))
+    both = r"^train holds 8 images, asked for pool \+ heldout = 9; val holds 12 images, asked for images = 13: lower"
+    with pytest.raises(ValueError, match=both):
+        check_images(resolve("imagenet", overrides=tree | TINY | {"pool": 8, "images": 13}))
     many = {"images": 13, "suite.costly_images": 8, "suite.first": 5}
-    told = r"val holds 12 images, .* at least images = 13, suite.first \+ suite.costly_images = 13: lower"
+    told = r"val holds 12 images, asked for images = 13, suite.first \+ suite.costly_images = 13: lower .* hundred\)$"
     with pytest.raises(ValueError, match=told):
         check_images(resolve("imagenet", overrides=tree | TINY | many))
     check_images(resolve("imagenet", overrides=tree | TINY | many), notebooks=False)  # models are made without these
     searched = resolve("imagenet", overrides=tree | TINY | {"finetuning.search_lr": [0.1]})
     with pytest.raises(ValueError, match=r"val holds 12 images, .* suite.first \+ finetuning.search_first and "):
         check_images(searched)
+
+
+def test_a_folder_that_is_not_named_is_told_before_a_model_is_fetched(monkeypatch):
+    monkeypatch.delenv("NSLIB_IMAGENET", raising=False)
+    monkeypatch.setattr("nslib.study.ready.open_model", lambda settings: pytest.fail("fetched"))
+    with pytest.raises(ValueError, match=r"^no ImageNet folder: pass --imagenet FOLDER"):
+        check_images(resolve("imagenet"))
 
 
 def test_a_model_is_not_trained_for_counting_images(image_tree, monkeypatch):

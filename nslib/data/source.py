@@ -314,7 +314,6 @@ def open_source(cfg: DataConfig, model: StagedViT) -> Source:
                              "data.kind=folder and data.root (--imagenet FOLDER)")  # fmt: skip
         return ShapesSource(cfg, model)
     if cfg.kind == "folder":
-        if not cfg.root:
-            raise ValueError("no ImageNet folder: pass --imagenet FOLDER or set NSLIB_IMAGENET")
+        cfg.check_root()
         return FolderSource(cfg, model)
     raise ValueError(f"data kind must be shapes or folder, got {cfg.kind!r}")

@@ -8,6 +8,7 @@ from nslib.checks import require
 from nslib.data.source import open_source
 from nslib.evaluate.columns import check_columns
 from nslib.finetune.objectives import OBJECTIVES, recipe_of
+from nslib.profiles import REAL
 from nslib.settings import Settings
 from nslib.study.experiment import barely_trained, open_model
 from nslib.study.jobs import config_of
@@ -64,16 +65,19 @@ def check_images(settings: Settings, *, notebooks: bool = True) -> None:
         wanted["val"] |= {"suite.first + suite.costly_images": suite.first + suite.costly_images}
         if study.searches:
             wanted["val"] |= {"suite.first + finetuning.search_first and some": suite.first + study.search_first + 1}
+    told = []
     for split, count in _counts(settings).items():
         more = [f"{name} = {n}" for name, n in wanted[split].items() if count is not None and n > count]
-        if more:
-            raise ValueError(f"{split} holds {count} images, and there must be at least {', '.join(more)}: lower these "
-                             "by --set NAME=VALUE, or add images")  # fmt: skip
+        told += [f"{split} holds {count} images, asked for {', '.join(more)}"] if more else []
+    if told:
+        small = " (profile imagenet_small asks for a few hundred)" if settings.profile == REAL[0] else ""
+        raise ValueError(f"{'; '.join(told)}: lower these by --set NAME=VALUE, or add images{small}")
 
 
 def _counts(settings: Settings) -> dict[str, int | None]:
     """How many images train and val hold, None where they have no end."""
     if settings.data.kind == "shapes":
         return {"train": settings.data.images or None, "val": None}
+    settings.data.check_root()
     source = open_source(settings.data, open_model(barely_trained(settings)))
     return {split: source.count(split) for split in ("train", "val")}
