@@ -543,6 +543,10 @@ def test_history_as_a_table(model, source):
     assert "norm" not in history_table(finetune_model(model, source, replace(CFG, objective="plain")).history)
 
 
+def _fail(*_):
+    raise FloatingPointError("mine")
+
+
 def test_noises_are_measured_against_the_model_as_it_is_when_they_are_found(model, source):
     """In round 0 the one that was given; and what is measured there changes neither weights nor order."""
     seen = []
@@ -560,6 +564,8 @@ def test_noises_are_measured_against_the_model_as_it_is_when_they_are_found(mode
         assert r.influence["gap"] == pytest.approx(sum(n.gap_heldout for n in r.noises) / 2, rel=1e-5)
     assert same(made.model, finetune_model(model, source, cfg).model)
     finetune_model(model, source, replace(CFG, objective="plain"), on_noise=lambda *_: pytest.fail("there is none"))
+    with pytest.raises(FloatingPointError, match=r"^mine$"):  # an error of the measurement is none of the run
+        finetune_model(model, source, CFG, on_noise=_fail)
 
 
 def test_rounds_are_measured_on_the_model_delivered(model, source):
