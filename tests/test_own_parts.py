@@ -173,7 +173,8 @@ class Noised(StagedViT):
 
     def __init__(self, model: StagedViT, by: float):
         super().__init__(model.vit, mean=HALF, std=HALF)
-        self.noise = by * torch.ones(1, *self.token_shape)
+        tokens, width = self.token_shape  # a noise that is the same in all channels, layer norm takes away
+        self.noise = by * torch.linspace(-1, 1, tokens * width).reshape(1, tokens, width)
         self.eval()
 
     def embed(self, images):
