@@ -298,6 +298,13 @@ def _inputs_digest(settings: Settings) -> str:
         h.update(hashlib.sha256(path.read_bytes()).digest())
     for root in settings.data.paths().values():
         for folder, _, names in sorted(os.walk(Path(root).expanduser(), followlinks=True)):
-            found = ((name, os.path.join(folder, name)) for name in sorted(names))
-            h.update(str([(folder, n, os.path.getsize(p) if os.path.exists(p) else None) for n, p in found]).encode())
+            h.update(str([(folder, n, _size(os.path.join(folder, n))) for n in sorted(names)]).encode())
     return h.hexdigest()
+
+
+def _size(path: str) -> int | None:
+    """Of a file in bytes; None of a link to nowhere."""
+    try:
+        return os.path.getsize(path)
+    except FileNotFoundError:
+        return None

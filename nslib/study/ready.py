@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from operator import attrgetter
 
 from nslib.checks import require
@@ -79,5 +80,6 @@ def _counts(settings: Settings) -> dict[str, int | None]:
     if settings.data.kind == "shapes":
         return {"train": settings.data.images or None, "val": None}
     settings.data.check_root()
-    source = open_source(settings.data, open_model(barely_trained(settings)))
+    counting = replace(barely_trained(settings), device="cpu")  # lest this process holds a GPU through all notebooks
+    source = open_source(settings.data, open_model(counting))
     return {split: source.count(split) for split in ("train", "val")}

@@ -125,7 +125,7 @@ def costs(bench: Bench, settings: Settings, objectives: Sequence[str]) -> pd.Dat
 
 def of_eps_sets(settings: Settings) -> list[str]:
     """Objectives whose eps sets notebook 05 measures, beside the base model's."""
-    return [*TRACED, *(o for o in ("nullspace_by_batch",) if o in settings.finetuning.objectives)]
+    return [*dict.fromkeys((*TRACED, *of_influences(settings)))]
 
 
 def influences(bench: Bench, settings: Settings, objectives: Sequence[str]) -> pd.DataFrame:
