@@ -4,6 +4,7 @@ import hashlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_vit
@@ -11,6 +12,7 @@ from scipy import stats
 
 from nslib.config import DataConfig
 from nslib.data import shapes
+from nslib.data.geometry import length
 from nslib.data.hashing import Draws
 from nslib.data.shapes import CLASSES, SPLITS, render
 from nslib.data.source import open_source
@@ -61,6 +63,12 @@ def test_another_process_with_more_threads_draws_the_same_bytes():
             images, labels = render(split, [3, 1000, 4], seed=5, size=size)
             here.append(hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest())
     assert done.stdout.split() == here
+
+
+def test_lengths_are_rounded_exactly():
+    x, y = torch.rand(2, 300_000, generator=torch.Generator().manual_seed(0)) * 8 - 4  # a few that MKL rounds otherwise
+    square = (x * x + y * y).numpy().astype(np.float64)
+    assert np.array_equal(length(x, y).numpy(), np.sqrt(square).astype(np.float32))
 
 
 @pytest.mark.parametrize("split", SPLITS)

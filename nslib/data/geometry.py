@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,8 +26,14 @@ def cos_turns(t: Tensor) -> Tensor:
 
 
 def length(x: Tensor, y: Tensor) -> Tensor:
-    """Euclidean length of (x, y)."""
-    return torch.sqrt(x * x + y * y)
+    """Euclidean length of (x, y), its root rounded exactly.
+
+    torch.sqrt is not exact on a CPU, where MKL is behind it: a unit in the last place off in one value of 200, and by
+    thousands in the first call of a process with threads, which may take a kernel meant for speed (pytorch's issue
+    188792). numpy's is the processor's own.
+    """
+    square = x * x + y * y
+    return torch.from_numpy(np.sqrt(square.numpy())) if square.device.type == "cpu" else torch.sqrt(square)
 
 
 def _box(x: Tensor, y: Tensor, a: float, b: float) -> Tensor:
