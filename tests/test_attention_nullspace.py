@@ -194,13 +194,14 @@ def test_shift_invariant_heads_keep_the_shared_row():
     assert (row - row @ space @ space.T).norm() < 1e-12 < row.norm()
 
 
-def test_eigendecomposition_split_between_query_and_key():
-    values = torch.tensor([3.0, -2.0, 0.5, 0, 0], dtype=torch.float64)
-    vectors = torch.linalg.qr(torch.randn(5, 5, generator=generator(0), dtype=torch.float64)).Q
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_eigendecomposition_split_between_query_and_key(dtype, atol):
+    values = torch.tensor([3.0, -2.0, 0.5, 0, 0], dtype=dtype)
+    vectors = torch.linalg.qr(torch.randn(5, 5, generator=generator(0), dtype=dtype)).Q
     matrix = vectors @ values.diag() @ vectors.T
     query, key = split_symmetric(matrix, 3)
     assert query.shape == key.shape == (5, 3)
-    assert torch.allclose(query @ key.T, matrix, atol=1e-12)
+    assert torch.allclose(query @ key.T, matrix, atol=atol)
     assert torch.allclose(query.norm(dim=0), values[[0, 1, 2]].abs().sqrt())
     with pytest.raises(ValueError, match="rank <= 2, the size of a head, got rank 3"):
         split_symmetric(matrix, 2)

@@ -269,6 +269,8 @@ def test_mistakes(model, images, monkeypatch):
         saliency.saliency_map(model, images, LABELS, "smoothgrad")
     with pytest.raises(ValueError, match=r"pictures must be real-valued or 8-bit, got \['jpeg'\]: name them so"):
         saliency.correlation_table(model, images, {"jpeg": images}, images)
+    with pytest.raises(ValueError, match=r"the maps of CP-LRP are flat on all 3 images.*leave it out of methods"):
+        saliency.correlation_table(model, images * 0, {"8-bit": images}, images, methods=("CP-LRP",))
     with pytest.raises(ValueError, match="in training mode"):
         saliency.saliency_map(model.train(), images, LABELS, "gradient")
 

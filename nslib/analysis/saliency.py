@@ -87,7 +87,7 @@ def correlation_table(
         one row for each method, level (pixel, patch), picture and pair: mean correlation over images with its interval,
         n images whose maps are not flat, and `algebra`: whether the maps are equal because tokens are; else measured.
     Raises:
-        ValueError: no such kind of picture, or as `saliency_map`.
+        ValueError: no such kind of picture, a method whose maps are flat on every image, or as `saliency_map`.
         ModuleNotFoundError, TypeError: as there.
     """
     if unknown := transformed.keys() - {EXACT, ROUNDED}:
@@ -102,7 +102,11 @@ def correlation_table(
             for picture in transformed:
                 for pair, other in ((SOURCE, "source"), (TARGET, "target")):
                     found = correlation(levelled[other], levelled[picture])
-                    estimate = mean_estimate(found[found.isfinite()].cpu())
+                    found = found[found.isfinite()].cpu()
+                    if not len(found):
+                        raise ValueError(f"the maps of {method} are flat on all {len(source)} images, so that they "
+                                         "correlate with nothing: leave it out of methods")  # fmt: skip
+                    estimate = mean_estimate(found)
                     algebra = pair == SOURCE and picture == EXACT and method in ALGEBRA[level]
                     place = {"method": method, "level": level, "picture": picture, "pair": pair}
                     rows.append(place | vars(estimate) | {"algebra": algebra})

@@ -7,8 +7,6 @@ from torch import Tensor
 
 from nslib.nullspace.attention import Heads
 
-_TOL = 1e-9  # relative, of what holds to rounding in float64
-
 
 def construct_heads(width: int, num_heads: int, *, generator: torch.Generator, breaking: int | None = None) -> Heads:
     """Random heads of full rank d, float64, that meet the three conditions of Proposition 1.
@@ -86,14 +84,15 @@ def split_symmetric(matrix: Tensor, size: int) -> tuple[Tensor, Tensor]:
     With the eigendecomposition P L P^T, Q = P |L|^(1/2) and K = P sign(L) |L|^(1/2), of the largest |L|.
 
     Raises:
-        ValueError: the matrix is not symmetric, or of higher rank.
+        ValueError: the matrix is not symmetric, or of higher rank, to half the digits of its type.
     """
+    tolerance = torch.finfo(matrix.dtype).eps ** 0.5
     largest = (matrix - matrix.T).abs().max()
-    if largest > _TOL * matrix.abs().max():
+    if largest > tolerance * matrix.abs().max():
         raise ValueError(f"matrix must be symmetric, got one that differs from its transpose by {largest:.2g}")
     values, vectors = torch.linalg.eigh(matrix)
     order = values.abs().argsort(descending=True)
-    rank = int((values.abs() > _TOL * values.abs().max()).sum())
+    rank = int((values.abs() > tolerance * values.abs().max()).sum())
     if rank > size:
         raise ValueError(f"matrix must have rank <= {size}, the size of a head, got rank {rank}")
     values, vectors = values[order[:size]], vectors[:, order[:size]]
