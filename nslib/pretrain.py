@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -73,6 +74,11 @@ def load_trained(cfg: PretrainConfig, path: Path, device: str | torch.device) ->
 def identity_of(cfg: PretrainConfig) -> PretrainConfig:
     """By what trainings are told apart: no weight depends on how often a state is saved and how many images report."""
     return replace(cfg, **{name: getattr(PretrainConfig, name) for name in _WITHOUT_EFFECT})
+
+
+def _settings_of(cfg: PretrainConfig) -> dict[str, Any]:
+    """What must be the same for a saved state to go on: settings, and the version of the images."""
+    return asdict(identity_of(cfg)) | {"data": VERSION}
 
 
 def _state_file(target: Path) -> Path:
@@ -146,7 +152,7 @@ def _train(cfg: PretrainConfig, target: Path, device: str | torch.device, progre
         schedule.step()
         if (step + 1) % cfg.checkpoint_every == 0 or step + 1 == cfg.steps:  # the last: what follows may be killed too
             state = {name: part.state_dict() for name, part in parts.items()}
-            save_state(state_file, identity_of(cfg), state | {"step": step + 1, "seconds": time.monotonic() - started})
+            save_state(state_file, _settings_of(cfg), state | {"step": step + 1, "seconds": time.monotonic() - started})
 
     with atomic_path(target) as partial:
         save_file({k: v.cpu().contiguous() for k, v in network.state_dict().items()}, partial)
@@ -191,7 +197,8 @@ def _restore(path: Path, cfg: PretrainConfig, parts: dict) -> tuple[int, float]:
     if not path.is_file():
         return 0, 0.0
     saved = load_state(path)
-    check_same(path, saved["settings"], identity_of(cfg), remedy="remove it to start anew")
+    made = {"data": VERSION} | saved["settings"]  # states of before told no version
+    check_same(path, made, _settings_of(cfg), remedy="remove it to start anew")
     for name, part in parts.items():
         part.load_state_dict(saved[name])
     return saved["step"], saved["seconds"]

@@ -13,7 +13,7 @@ NAMES = [str(f.relative_to(PACKAGE)) for f in FILES]
 
 # From the ground up. A room may import those on floors below it, and itself.
 FLOORS = (
-    {"checks", "description", "intervals", "palette"},
+    {"checks", "description", "intervals", "mkl", "palette"},
     {"config"},
     {"studies"},
     {"runtime", "settings"},

@@ -6,7 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import FewImages
+from conftest import FewImages, tiny_vit
+from timm.layers import DropPath
+from torch import Tensor
 
 from nslib.config import FinetuneConfig, NoiseConfig
 from nslib.finetune import estimate as module
@@ -50,6 +52,24 @@ def test_kept_bytes_by_hand():
     assert kept_bytes(twice) == 4000
     assert kept_bytes(both) == 8000
     assert kept_bytes(torch.no_grad()(lambda: x.exp())) == 0
+
+
+def test_gradient_checkpointing_keeps_less_and_changes_no_gradient():
+    """Of the dropped blocks that are computed again on the way back, too."""
+    model = tiny_vit(depth=5).double().train()
+    model.vit.blocks[1].drop_path1 = DropPath(0.5)
+    images = torch.rand(8, *model.image_shape, generator=generator(0), dtype=torch.float64)
+    kept, found = [], []
+    for _ in range(2):
+        for forward in (model, lambda x: model.classify(model.encode(model.embed(x)))):
+            made: list[Tensor] = []
+            torch.manual_seed(0)
+            kept.append(kept_bytes(lambda f=forward, m=made: m.append(f(images)), weights=model.parameters()))
+            found.append([made[0], *torch.autograd.grad(made[0].square().sum(), model.vit.blocks.parameters())])
+        model.vit.set_grad_checkpointing()
+    for plain, again in zip(found[:2], found[2:], strict=True):
+        torch.testing.assert_close(plain, again, rtol=0, atol=0)
+    assert max(kept[2:]) < 0.5 * min(kept[:2])
 
 
 def test_weights_are_not_counted():

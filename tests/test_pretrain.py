@@ -247,6 +247,12 @@ def test_weights_that_were_not_trained_here_are_not_replaced(tmp_path):
     assert target.read_bytes() == b"somebody's own"
 
 
+def test_a_state_of_other_images_is_not_gone_on_from(killed, monkeypatch):
+    monkeypatch.setattr(training, "VERSION", VERSION + 1)
+    with pytest.raises(ValueError, match=rf"training\.pt was made with other settings: data.*{VERSION}.*{VERSION + 1}"):
+        pretrain(CFG, killed, progress=False)
+
+
 def test_damaged_state_is_named(tmp_path):
     target = tmp_path / "w.safetensors"
     state = target.with_suffix(".training.pt")

@@ -81,6 +81,15 @@ class Share:
 ALONE = Share()
 
 
+def _own_gpu() -> int:
+    """Which GPU is this process's."""
+    rank, there = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if rank >= there:
+        raise ValueError(f"process {rank} of this machine has no GPU of its own, there are {there}: start as many "
+                         "processes as GPUs (torchrun --nproc-per-node), or pass device cpu")  # fmt: skip
+    return rank
+
+
 @contextmanager
 def processes(device: str = "auto") -> Iterator[tuple[Share, torch.device]]:
     """This process's share of the work and its device, inside a group of processes if there are several.
@@ -92,6 +101,7 @@ def processes(device: str = "auto") -> Iterator[tuple[Share, torch.device]]:
         device: as `pick_device`; with several processes each takes the GPU of its local rank, or the CPU.
     Raises:
         ModuleNotFoundError: several processes, and accelerate is not installed.
+        ValueError: fewer GPUs than processes on this machine.
         RuntimeError: accelerate found another number of processes than were started, or the group has ended already.
     """
     started = int(os.environ.get("WORLD_SIZE", "1"))
@@ -102,7 +112,7 @@ def processes(device: str = "auto") -> Iterator[tuple[Share, torch.device]]:
         raise RuntimeError("the group of processes ended with the first block: put all that computes into one `with`")
     accelerate = optional("accelerate", "distributed")
     if device != "cpu" and torch.cuda.is_available():  # else each would look at the first GPU, and hold memory there
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(_own_gpu())
     waiting = accelerate.utils.InitProcessGroupKwargs(timeout=_PATIENCE)
     accelerator = accelerate.Accelerator(cpu=pick_device(device).type != "cuda", kwargs_handlers=[waiting])
     if accelerator.num_processes != started:

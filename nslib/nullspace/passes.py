@@ -64,16 +64,23 @@ class RecordedPass(NoisePass):
 
 
 def noise_pass(model: StagedViT, noise: Tensor, regularization: float) -> NoisePass:
-    """The pass that suits the device of the noise."""
-    kind = RecordedPass if noise.is_cuda else NoisePass
+    """The pass that suits the device of the noise, and the model: what Python does in it is not recorded.
+
+    That is what a class or a hook of the user's own does, and computing a block again on the way back.
+    """
+    own = {"class", "hooks"} & model.identity().keys()
+    kind = RecordedPass if noise.is_cuda and not own and not model.vit.grad_checkpointing else NoisePass
     return kind(model, noise, regularization)
 
 
 @contextmanager
 def _tf32() -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high")
+    products = torch.backends.cuda.matmul
+    exact = products.fp32_precision != "tf32"  # the older switch refuses to be read where the newer one is set to it
+    if exact:
+        products.allow_tf32 = True
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        if exact:
+            products.allow_tf32 = False

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, Self
 
 import torch
 from timm.layers import PatchEmbed
-from timm.models import VisionTransformer
+from timm.models import VisionTransformer, checkpoint_seq
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -63,9 +63,9 @@ class StagedViT(nn.Module):
         for key, value in (("mean", mean), ("std", std)):
             each = torch.as_tensor(value, dtype=torch.float32, device="cpu")  # also where models are made on `meta`
             if each.shape != (channels,) or not ((each >= 0) & (each <= 1)).all() or (key == "std" and not each.all()):
-                span = "[0, 1]" if key == "mean" else "(0, 1]"
-                raise ValueError(f"{key} must have a number in {span} for each of {channels} channels, got {value}: "
-                                 "images lie in [0, 1] here, divide what is meant for 0..255 by 255")  # fmt: skip
+                raise ValueError(f"{key} must have a number in {'[0, 1]' if key == 'mean' else '(0, 1]'} for each of "
+                                 f"{channels} channels, got {value}: images lie in [0, 1] here, divide what is meant "
+                                 "for 0..255 by 255")  # fmt: skip
             self.register_buffer(key, torch.tensor(value, dtype=torch.float32).reshape(1, -1, 1, 1), persistent=False)
 
     @property
@@ -110,7 +110,7 @@ class StagedViT(nn.Module):
 
     def encode(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, T, D)."""
-        return self.vit.norm(self.vit.blocks[self.block :](self._enter(tokens)))
+        return self.vit.norm(self._through(self.vit.blocks[self.block :], self._enter(tokens)))
 
     def classify(self, encoded: Tensor) -> Tensor:
         """(B, T, D) -> (B, K), in the type of the weights, also under autocast: losses and gaps are made of them."""
@@ -125,15 +125,20 @@ class StagedViT(nn.Module):
         *blocks, last = vit.blocks[self.block :]
         if vit.global_pool != "token" or type(last) is not Block or hooked(last):
             return self.classify(self.encode(tokens))
-        x = self._enter(tokens)
+        x = self._through(blocks, self._enter(tokens))
+        return self.classify(vit.norm(prefix_after(last, x, vit.num_prefix_tokens)))
+
+    def _through(self, blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
+        """Blocks one after the other; after timm's `set_grad_checkpointing` they compute again on the way back."""
+        if self.vit.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint_seq(list(blocks), x, use_reentrant=False)
         for block in blocks:
             x = block(x)
-        return self.classify(vit.norm(prefix_after(last, x, vit.num_prefix_tokens)))
+        return x
 
     def _enter(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, T, D), what enters block `self.block`."""
-        vit = self.vit
-        return vit.norm_pre(vit.patch_drop(vit._pos_embed(tokens)))
+        return self.vit.norm_pre(self.vit.patch_drop(self.vit._pos_embed(tokens)))
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, K)."""
@@ -199,10 +204,8 @@ class StagedViT(nn.Module):
             remedy = "one image is a batch too, images.unsqueeze(0)" if got == want else remedy
             raise ValueError(f"images must be (B, {', '.join(map(str, want))}) for {self.name}, got {got}: {remedy}")
         if len(images) and not (images.amin() >= 0 and images.amax() <= 1):
-            span = f"[{images.amin():.3g}, {images.amax():.3g}]"
-            raise ValueError(
-                f"images must lie in [0, 1], got {span}: the model normalises inside, pass raw pixels / 255"
-            )
+            raise ValueError(f"images must lie in [0, 1], got [{images.amin():.3g}, {images.amax():.3g}]: the model "
+                             "normalises inside, pass raw pixels / 255")  # fmt: skip
 
     def check_noise(self, noise: Tensor) -> None:
         """Refuse a noise that cannot be added to this model's patch tokens.
@@ -213,8 +216,7 @@ class StagedViT(nn.Module):
         patches, width = self.token_shape
         if noise.shape != (1, patches, width):
             prefix = self.vit.num_prefix_tokens
-            with_prefix = prefix and tuple(noise.shape) == (1, patches + prefix, width)
-            remedy = ": drop the class token" if with_prefix else ""
+            remedy = ": drop the class token" if prefix and noise.shape == (1, patches + prefix, width) else ""
             raise ValueError(f"noise must be (1, {patches}, {width}) for {self.name}, got {tuple(noise.shape)}{remedy}")
         weight = self.vit.patch_embed.proj.weight
         if noise.device != weight.device or noise.dtype != weight.dtype:
@@ -259,8 +261,7 @@ def _built(vit: nn.Module) -> tuple[str, str]:
 def _check_architecture(vit: nn.Module, name: str) -> None:
     if not isinstance(vit, VisionTransformer):
         raise TypeError(f"{name} is a {type(vit).__name__}: {EXPECTED}")
-    steps = ("forward", "forward_features")
-    own = [step for step in steps if getattr(type(vit), step) is not getattr(VisionTransformer, step)]
+    own = [s for s in ("forward", "forward_features") if getattr(type(vit), s) is not getattr(VisionTransformer, s)]
     if own:
         raise TypeError(f"{name} is a {type(vit).__name__} with a {own[0]} of its own, which is never called here: put "
                         "what it does into a block, or into a class that inherits from StagedViT")  # fmt: skip
@@ -311,8 +312,7 @@ def batched_logits(model: nn.Module, images: Tensor, *, batch: int = 32) -> Tens
 def frozen(model: nn.Module) -> Iterator[None]:
     """No parameter takes a gradient inside the block; the flags are as before after it."""
     flags = [(p, p.requires_grad) for p in model.parameters()]
-    for p, _ in flags:
-        p.requires_grad_(False)
+    model.requires_grad_(False)
     try:
         yield
     finally:
