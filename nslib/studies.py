@@ -134,7 +134,7 @@ class FinetuningStudy:
     fixed_steps: int = 0  # T of the run without early stopping, C19; 0: not run
     variants: bool = False  # of notebook 11: the position embedding alone, and the options beyond the paper
     search_lr: tuple[float, ...] = ()  # learning rates that the recipe is compared with, on val alone; empty: not run
-    search_eps: tuple[float, ...] = ()  # with each of them
+    search_eps: tuple[float, ...] = ()  # with each of them; empty: the recipe's own
     search_limits: tuple[float, ...] = ()  # of the noise's start, at the recipe's own lr and eps
     search_bases: tuple[int, ...] = ()  # seeds of other base models, finetuned with the recipe: see `open_stranger`
     search_rounds: int = 5  # of each such run
@@ -151,6 +151,8 @@ class FinetuningStudy:
         wide = self.wide_images
         require(wide == 0 or wide >= self.images, "wide_images", f"0, or >= images = {self.images}", wide)
         require({"plain", "nullspace"} <= {*self.objectives}, "objectives", "plain, nullspace, ...", self.objectives)
+        told = "given with search_lr, whose rates are tried with each"
+        require(bool(self.search_lr or not self.search_eps), "search_eps", told, self.search_eps)
 
     @property
     def searches(self) -> bool:

@@ -154,7 +154,7 @@ finetuned.round(2)
 
 # %%
 table2 = beside_table2(base, *found.values(), *larger.values())
-table2.loc[0, "model"] += f", suite, n = {base.estimate('clean').n}"
+table2.loc[0, "model"] += f", suite, n = {base.estimate(next(iter(base.hits))).n}"
 record.table("table2", table2)
 for name in settings.models[1:]:
     plain, tuned = (f"{name} {objective}" for objective in trials.OF_OTHERS)

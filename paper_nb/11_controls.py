@@ -76,7 +76,7 @@ by_column.pivot(index=["model", "seed"], columns="column", values="value").round
 
 # %% [markdown]
 # ## The normalisation confound
-# The same weights behind the mean and std of ImageNet instead of their own: accuracy falls, and finetuning without any noise wins part of it back. A gain over such a base model says nothing about noise.
+# The same weights behind the mean and std of ImageNet instead of their own: where its own differ, accuracy falls, and finetuning without any noise wins part of it back. A gain over such a base model says nothing about noise.
 
 # %%
 astray = plan.astray(bench)

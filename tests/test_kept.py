@@ -37,6 +37,15 @@ def path(folder):
     return folder / "one.json"
 
 
+def test_what_is_kept_needs_no_store(path, tmp_path, monkeypatch):
+    (tmp_path / "a file").touch()
+    kept(path, {"a": 1}, lambda: {"b": 2})
+    monkeypatch.setenv("NSLIB_STORE", str(tmp_path / "a file"))
+    assert kept(path, {"a": 1}, lambda: pytest.fail("computed again")) == {"b": 2}
+    with pytest.raises(OSError, match="no results can be kept in"):
+        kept(path.with_name("two.json"), {"a": 1}, lambda: pytest.fail("computed what cannot be locked"))
+
+
 def test_hits_come_back_bit_by_bit():
     generator = np.random.default_rng(0)
     hits = {"clean": {"": generator.random(13) < 0.5}, "c": {f"fog/{s}": generator.random(8) < 0.5 for s in (1, 2)}}

@@ -109,6 +109,14 @@ def test_the_search_looks_beyond_all_that_is_reported(monkeypatch):
     assert judged == [20 + TINY.finetuning.search_first]
 
 
+def test_learning_rates_are_searched_at_the_recipes_own_eps():
+    study = replace(TINY.finetuning, search_lr=(1e-3, 1e-2))
+    found = recipes(replace(TINY, finetuning=study))
+    assert [(r.lr, r.eps) for r in found] == [(1e-3, TINY.finetune.noise.eps), (1e-2, TINY.finetune.noise.eps)]
+    with pytest.raises(ValueError, match=r"search_eps must be given with search_lr, .*, got \(0\.5,\)"):
+        replace(TINY.finetuning, search_eps=(0.5,))
+
+
 def test_no_search():
     said = place_of_settings(pd.DataFrame(), TINY)
     assert said == "no search at this profile for this profile's 2 rounds, lr 0.001, eps 0.5 and limit 3"

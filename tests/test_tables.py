@@ -352,6 +352,7 @@ def test_half_widths_leave_costly_attacks_out():
         ("permuted", "c", -1, 2, 0.7),
         ("sam", "fgsm", 0, 1, 0.4),
         ("nullspace", "cw", 0, 9, 4),
+        ("base", "clean", 0, 9, 4),
     ]
     against = pd.DataFrame(rows, columns=["model", "column", "difference_low", "difference_high", "half_images"])
     found = tables.half_widths(against, ["nullspace", "permuted"])

@@ -104,9 +104,9 @@ class DatasetSource:
         """As `Source.missing`."""
         return "" if split in self.splits else f"the data set has no {split}, only {', '.join(self.splits)}"
 
-    def named(self, split: str) -> bool:
+    def named(self, split: str) -> str:
         """As `Source.named`."""
-        return False
+        return ""
 
     def classes(self, split: str) -> None:
         """As `Source.classes`."""

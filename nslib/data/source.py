@@ -54,8 +54,8 @@ class Source(Protocol):
         """
         ...
 
-    def named(self, split: str) -> bool:
-        """Whether a folder was set for this split, so that it must be the one that is read."""
+    def named(self, split: str) -> str:
+        """How a folder is given for a split: by its `setting`, by lying at its customary `place`, or not: empty."""
         ...
 
     def classes(self, split: str) -> Tensor | None:
@@ -159,8 +159,8 @@ class ShapesSource:
         told = f"the embedded shapes have no {split}, only {', '.join(SPLITS)}: pass --imagenet FOLDER"
         return "" if split in SPLITS else told
 
-    def named(self, split: str) -> bool:
-        return False
+    def named(self, split: str) -> str:
+        return ""
 
     def classes(self, split: str) -> None:
         return None
@@ -213,10 +213,8 @@ class FolderSource:
         if n < 1 or start < 0:
             raise ValueError(f"images to take must be >= 1, from place 0 on, got {n} from {start}")
         if start + n > len(images):
-            raise ValueError(
-                f"{images.folder} holds {len(images)} images, asked for {start} to {start + n}: ask for fewer, "
-                "as profile imagenet_small does"
-            )
+            raise ValueError(f"{images.folder} holds {len(images)} images, asked for {start} to {start + n}: ask for "
+                             "fewer, as profile imagenet_small does")  # fmt: skip
         return images.load(range(start, start + n))
 
     def pick(self, split: str, rows: Sequence[int]) -> Batch:
@@ -232,8 +230,10 @@ class FolderSource:
             return str(error)
         return ""
 
-    def named(self, split: str) -> bool:
-        return split in FAMILIES and bool(getattr(self.cfg, split))
+    def named(self, split: str) -> str:
+        if split not in FAMILIES:
+            return ""
+        return "setting" if getattr(self.cfg, split) else "place" * family_folder(self.cfg, split).is_dir()
 
     def classes(self, split: str) -> Tensor | None:
         name = split.removeprefix("val:")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from functools import cached_property
 from random import Random
 from typing import Any
@@ -100,17 +101,22 @@ class Bench:
     def published(self, split: str) -> bool:
         """Whether the data set has these images itself, so that they need not be made.
 
+        Warns:
+            UserWarning: a folder lies at their customary place and is not whole.
         Raises:
             FileNotFoundError: a folder was set for them, and it is not there or not whole; says what it lacks.
             ValueError: the folder holds another data set, or the parts of ImageNet-C other images than each other.
         """
         if split not in self._published:
             absent = self._absent(_PUBLISHED_C if split == "c" else [split])
-            if absent and self.source.named(split):
+            named = self.source.named(split) if absent else ""
+            if named == "setting":
                 raise FileNotFoundError(
                     f"{absent}; data.{split} was set to a folder that is not there or not whole: complete it, or "
                     f"leave data.{split} empty, and such images are made here"
                 )
+            if named:
+                warnings.warn(f"{absent}; the folder is passed over, and such images are made here", stacklevel=2)
             self._published[split] = not absent
         return self._published[split]
 

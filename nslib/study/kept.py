@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Collection
+from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -55,19 +56,22 @@ def kept(path: Path | None, inputs: dict[str, Any], compute: Callable[[], dict[s
     if path is None:
         return compute()
     now = timeless(plain_values(inputs))
-    with only_maker(path):
-        sweep(path)
-        if path.is_file():
-            record = read_kept(path)
-            told = changed_settings(_comparable(record["config"], now), now)
-            if told:
-                raise ValueError(
-                    f"{path} was made from other inputs: {'; '.join(told)}; remove it to compute it anew, or take "
-                    "another --run-name"
-                )
-        else:
-            record = run_record(now, result=compute())
-            write_text(path, to_json(record) + "\n")
+    with ExitStack() as alone:
+        try:
+            alone.enter_context(only_maker(path))
+            sweep(path)
+        except OSError:
+            if not path.is_file():
+                raise  # else nothing need be written
+        if not path.is_file():
+            write_text(path, to_json(run_record(now, result=compute())) + "\n")
+    record = read_kept(path)
+    told = changed_settings(_comparable(record["config"], now), now)
+    if told:
+        raise ValueError(
+            f"{path} was made from other inputs: {'; '.join(told)}; remove it to compute it anew, or take another "
+            "--run-name"
+        )
     _taken[path] = None
     return record["result"]
 

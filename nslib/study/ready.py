@@ -30,8 +30,8 @@ def check_study(settings: Settings) -> None:
     """Refuse settings that notebooks refuse after hours, and those that they would not heed.
 
     Raises:
-        ValueError: there is no such objective or column, a model of the study cannot be finetuned so, or a setting is
-            one in whose place others are put.
+        ValueError: there is no such objective, eps or column, a model of the study cannot be finetuned so, a search
+            needs other data than a folder, or others are put in a setting's place.
     """
     for name, instead in _REPLACED.items():
         given, default = attrgetter(name)(settings), attrgetter(name)(Settings())
@@ -42,6 +42,10 @@ def check_study(settings: Settings) -> None:
         for objective in getattr(study, name):
             require(objective in OBJECTIVES, f"finetuning.{name}", f"among {', '.join(OBJECTIVES)}", objective)
     check_columns([*study.columns, *settings.suite.columns])
+    require(bool(study.eps), "finetuning.eps", "one or more values", study.eps)
+    for name in ("search_few", "search_bases") if settings.data.kind != "shapes" else ():
+        given = getattr(study, name)
+        require(not given, f"finetuning.{name}", "empty for a folder, these are of shapes", given)
     for one in planned(settings, depth=1):
         recipe_of(config_of(settings, one.objective, one.seed, **one.changes))
 

@@ -99,7 +99,8 @@ def recipes(settings: Settings) -> list[Recipe]:
     few images, all of them short; and the own recipe with other numbers of rounds."""
     study = settings.finetuning
     own = _own(settings)._replace(rounds=study.search_rounds)
-    grid = [own._replace(lr=lr, eps=eps) for lr in study.search_lr for eps in study.search_eps]
+    eps_tried = study.search_eps or (own.eps,)
+    grid = [own._replace(lr=lr, eps=eps) for lr in study.search_lr for eps in eps_tried]
     limits = [own._replace(limit=limit) for limit in study.search_limits]
     bases = [own._replace(base=seed) for seed in study.search_bases]
     few = [own._replace(images=images) for images in study.search_few]

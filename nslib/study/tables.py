@@ -170,7 +170,7 @@ def half_widths(against: pd.DataFrame, seeded: Sequence[str]) -> dict[str, float
     Returns:
         of these over images, and over images and seeds; of the others over images.
     """
-    cheap = against[~against.column.isin(COSTLY)]
+    cheap = against[~against.column.isin(COSTLY) & (against.model != BASE)]
     several = cheap.model.isin(seeded)
     whole = (cheap.difference_high - cheap.difference_low) / 2
     found = {"images": cheap.half_images[several].max(), "images and seeds": whole[several].max(),
