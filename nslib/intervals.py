@@ -174,6 +174,16 @@ def spread_of_seeds(*groups: np.ndarray) -> Spread:
     return Spread((*images, _source(np.sum([values.mean(1) for values in groups], axis=0))))
 
 
+def crossed_spread(values: np.ndarray) -> Spread:
+    """Spread of the mean of values that are crossed over several things, such as seeds, blocks of images and starts.
+
+    Each axis of two or more is a source, by the means over all other axes; as in `spread_of_seeds` what they do only
+    together enters each of theirs. A single value has no interval (NaN).
+    """
+    others = [tuple(b for b in range(values.ndim) if b != a) for a in range(values.ndim) if values.shape[a] > 1]
+    return Spread(tuple(_source(values.mean(axes)) for axes in others) or ((float("nan"), 1),))
+
+
 def paired_spread(values: np.ndarray) -> Spread:
     """Spread of the mean of paired differences of hits (S, n): that of the seeds, and one won and one lost image more.
 

@@ -131,6 +131,7 @@ class FinetuningStudy:
     trace_images: int = 200  # of each column after every round, Fig. 4
     eps: tuple[float, ...] = (0.03,)  # Table 4
     fresh: int = 2  # new noises along which the eps set is measured before and after
+    reach_blocks: int = 1  # of approximate.reach_images images of val each, on which that is done; the controls on one
     fixed_steps: int = 0  # T of the run without early stopping, C19; 0: not run
     variants: bool = False  # of notebook 11: the position embedding alone, and the options beyond the paper
     search_lr: tuple[float, ...] = ()  # learning rates that the recipe is compared with, on val alone; empty: not run
@@ -145,7 +146,8 @@ class FinetuningStudy:
     keep: bool = False  # results of each run as a small file beside the figures, from which a later call takes them
 
     def __post_init__(self):
-        require_counts(self, "seeds", "images", "trace_images", "fresh", "search_rounds", "search_images")
+        require_counts(self, "seeds", "images", "trace_images", "fresh", "reach_blocks")
+        require_counts(self, "search_rounds", "search_images")
         require_counts(self, "costly_images", "fixed_steps", "search_first", least=0)
         require_each(self, ("eps",), lambda values: all(map(_GAP[0], values)), f"values, each {_GAP[1]}")
         wide = self.wide_images

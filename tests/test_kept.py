@@ -403,8 +403,9 @@ def test_eps_sets_are_kept_too(bench, folder, monkeypatch):
     monkeypatch.setattr(beside, "reach_table", lambda *args, **kwargs: pytest.fail("measured again"))
     again = beside.eps_set(bench, KEEPING, "plain", eps=0.03)
     assert again.equals(table)
-    with pytest.raises(pytest.fail.Exception, match="measured again"):
-        beside.eps_set(bench, KEEPING, "plain", eps=0.03, lr=1e-2)  # another model
+    for changes in ({"lr": 1e-2}, {"blocks": 2}):  # another model, other images
+        with pytest.raises(pytest.fail.Exception, match="measured again"):
+            beside.eps_set(bench, KEEPING, "plain", eps=0.03, **changes)
 
 
 def test_only_the_rows_of_the_study_are_repeated(bench, folder):

@@ -415,6 +415,20 @@ def test_boundary_is_just_inside(vit, pool, eps):
     assert all(noise_gap(vit, pool.heldout, ray * edge.scale * s) < eps for s in torch.linspace(0, 1, 21).tolist())
 
 
+@pytest.mark.parametrize("share", [0.5, 0.99, 1.5, 40])
+def test_a_march_that_begins_near_the_boundary_finds_it_sooner(vit, pool, share, monkeypatch):
+    calls, inside = [], membership.inside
+    monkeypatch.setattr(membership, "inside", lambda *args: calls.append(args) or inside(*args))
+    edge = boundary_scale(vit, pool.heldout, direction(vit), 0.1)
+    whole = len(calls)
+    near = boundary_scale(vit, pool.heldout, direction(vit), 0.1, start=share * edge.scale)
+    assert near.norm == pytest.approx(edge.norm, rel=0.02)
+    assert near.reached
+    assert len(calls) - whole < whole
+    with pytest.raises(ValueError, match="start must be > 0, a scale of the direction, got 0"):
+        boundary_scale(vit, pool.heldout, direction(vit), 0.1, start=0)
+
+
 def test_boundary_does_not_depend_on_the_length_of_the_direction(vit, pool):
     norms = [boundary_scale(vit, pool.heldout, direction(vit) * s, 0.1).norm for s in (1e-3, 1.0, 1e3)]
     assert norms == pytest.approx([norms[0]] * 3, rel=0.02)

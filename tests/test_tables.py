@@ -301,8 +301,8 @@ def test_slopes_and_gains_of_eps_sets_by_hand():
     assert slope_table(both, [("plain", "norm")]).empty  # it has no noise, in rounds that others have
     norms = {"base": (60.0, 70.0), "plain": (61.0, 70.0), "nullspace": (63.0, 75.0)}
     sizes = pd.DataFrame(
-        [(m, 0, i, "learned", n) for m, both in norms.items() for i, n in enumerate(both)],
-        columns=["model", "seed", "start", "noise", "norm"],
+        [(m, 0, 0, i, "learned", n) for m, both in norms.items() for i, n in enumerate(both)],
+        columns=["model", "seed", "block", "start", "noise", "norm"],
     )
     found = tables.eps_set_gains(sizes, ["base", "plain"]).set_index(["model", "reference"]).value
     assert found.to_dict() == {("nullspace", "base"): 4.0, ("plain", "base"): 0.5, ("nullspace", "plain"): 3.5}
@@ -310,8 +310,8 @@ def test_slopes_and_gains_of_eps_sets_by_hand():
 
 def test_gains_of_eps_sets_are_paired_by_seed_and_start():
     norms = {"base": [(60, 70)], "plain": [(61, 70), (60, 68)], "nullspace": [(63, 75), (66, 72)], "more": [(61, 71)]}
-    lines = [(m, s, i, "learned", n) for m, own in norms.items() for s, e in enumerate(own) for i, n in enumerate(e)]
-    sizes = pd.DataFrame(lines, columns=["model", "seed", "start", "noise", "norm"])
+    lines = [(m, s, 0, i, "learned", n) for m, own in norms.items() for s, e in enumerate(own) for i, n in enumerate(e)]
+    sizes = pd.DataFrame(lines, columns=["model", "seed", "block", "start", "noise", "norm"])
     found = tables.eps_set_gains(sizes, ["base", "plain"]).set_index(["model", "reference"])
     told = found[["value", "n", "seeds"]].apply(tuple, axis=1).to_dict()
     assert told[("nullspace", "plain")] == (4.25, 2, 2)  # 2, 5, 6, 4
@@ -324,6 +324,22 @@ def test_gains_of_eps_sets_are_paired_by_seed_and_start():
     one = tables.eps_set_gains(sizes[sizes.start == 0], ["plain"]).set_index("model")  # 2 and 6: over seeds alone
     assert (one.value["nullspace"], one.n["nullspace"], one.seeds["nullspace"]) == (4, 1, 2)
     assert one.high["nullspace"] == pytest.approx(4 + 12.706 * 2, rel=1e-4)
+    single = tables.eps_set_gains(sizes[(sizes.start == 0) & (sizes.seed == 0)], ["plain"]).set_index("model")
+    assert (single.value["nullspace"], single.blocks["nullspace"]) == (2, 1)
+    assert np.isnan(single.high["nullspace"])
+
+
+def test_other_images_widen_the_gains_of_eps_sets():
+    """Blocks in any order, of which the controls have one: 3, 4 on the first and -1, 2 on the second."""
+    norms = {"base": [(60, 70), (50, 60)], "plain": [(63, 74), (49, 62)]}
+    lines = [(m, 0, b, i, "learned", n) for m, own in norms.items() for b, e in enumerate(own) for i, n in enumerate(e)]
+    lines += [(m, 0, 0, i, "permuted", 10 + i) for m in norms for i in range(2)]
+    sizes = pd.DataFrame(lines[::-1], columns=["model", "seed", "block", "start", "noise", "norm"])
+    found = tables.eps_set_gains(sizes, ["base"]).set_index("noise")
+    assert found.blocks.to_dict() == {"learned": 2, "permuted": 1}
+    assert (found.value["learned"], found.value["permuted"], found.n["learned"]) == (2, 0, 2)
+    of_blocks, of_starts = 12.706 * 1.5, 12.706 * 1.0  # means 3.5, .5 and 1, 3
+    assert found.high["learned"] == pytest.approx(2 + (of_blocks**2 + of_starts**2) ** 0.5, rel=1e-4)
 
 
 def test_gains_by_seed_where_the_reference_has_fewer():

@@ -249,6 +249,21 @@ def test_eps_sets_are_measured_along_fresh_directions(bench):
     assert (reached["plain"] != reached["plain, fast"]).any()  # of the model that was finetuned so
     assert {"learned", "permuted", "random"} <= set(table.noise)
     assert table.norm.gt(0).all()
+    assert set(table.block) == {0}
+
+
+def test_eps_sets_on_further_images(bench, monkeypatch):
+    """The first block is what one alone would be; the next has the learned noises on the images that follow."""
+    shown, take = [], bench.source.take
+    monkeypatch.setattr(bench.source, "take", lambda *a, **k: shown.append((a, k)) or take(*a, **k))
+    one = trials.eps_sets(bench, TINY, {}, eps=0.03)
+    two = trials.eps_sets(bench, TINY, {}, eps=0.03, blocks=2)
+    assert two[two.block == 0].equals(one)
+    further = two[two.block == 1]
+    assert set(further.noise) == {"learned"}
+    assert len(further) == TINY.finetuning.fresh
+    assert (further.norm.to_numpy() != one[one.noise == "learned"].norm.to_numpy()).all()
+    assert [k["start"] for a, k in shown if a == ("val", 8)] == [0, 0, 8]
 
 
 def test_fixed_steps_run_only_where_the_study_asks(bench):

@@ -156,6 +156,7 @@ def boundary_scale(
     direction: Tensor,
     eps: float,
     *,
+    start: float | None = None,
     growth: float = 1.25,
     limit: float = 20.0,
     precision: float = 0.01,
@@ -167,6 +168,8 @@ def boundary_scale(
 
     Args:
         direction: (1, N, D), any length but zero.
+        start: the scale of the direction at which the march begins, before which no exit is looked for if it is inside;
+            by default that of a hundredth of the tokens' root mean square norm.
         growth: ratio of neighbouring points of the march.
         limit: where the march gives up, as a multiple of the tokens' root mean square norm.
         precision: relative width at which bisection stops.
@@ -176,6 +179,8 @@ def boundary_scale(
     if not (growth > 1 and limit > 0 and precision > 0):
         told = f"got {growth}, {limit} and {precision}"
         raise ValueError(f"growth must be > 1, limit and precision > 0, {told}")
+    if start is not None and not start > 0:
+        raise ValueError(f"start must be > 0, a scale of the direction, got {start}")
     _check_finite(clean)
     length = direction.norm().item()
     if not 0 < length < float("inf"):
@@ -185,7 +190,7 @@ def boundary_scale(
     def within(scale: float) -> bool:
         return inside(model, clean, direction * scale, eps).inside
 
-    high = 0.01 * unit
+    high = 0.01 * unit if start is None else start
     low = 0.0
     if not within(low):
         raise _below_rounding(model, eps)

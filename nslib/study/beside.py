@@ -24,32 +24,44 @@ from nslib.study.traces import influence_key
 _FRESH = 1000  # seeds from here on are of noises that no round has learned
 
 
-def eps_set(bench: Bench, settings: Settings, objective: str, *, eps: float, seed: int = 0, **changes) -> pd.DataFrame:
+def eps_set(
+    bench: Bench, settings: Settings, objective: str, *, eps: float, seed: int = 0, blocks: int = 1, **changes
+) -> pd.DataFrame:
     """How far the eps set of a model reaches along fresh directions: noises that no finetuning has seen.
 
     The noises are learned anew against each model from the same starts; the controls are their permutations and random
-    directions. Norms are measured on the reported images.
+    directions. Norms are measured on the reported images; those along the learned noises also on the next ones of val.
 
     Args:
         objective: with which the model was finetuned, or `base`.
         seed, changes: as in `finetuned`.
+        blocks: of images, each of as many, on which norms are measured.
     Returns:
-        columns model (the objective), start, noise, norm, gap, reached.
+        columns model (the objective), block, start, noise, norm, gap, reached.
     """
     study = replace(settings.approximate, eps=(eps,), starts=settings.finetuning.fresh, noise=settings.finetune.noise)
 
     def measure(done: Finetuned) -> dict[str, Any]:
         model = done.model
-        reported, _ = bench.source.take("val", study.reach_images)
         pool = open_pool(settings, model, bench.source)
         noises = eps_noises(model, pool, study, seed=settings.seed + _FRESH, stops=("heldout",))
-        found = reach_table(model, clean_pass(model, reported), noises, seed=settings.seed + _FRESH)
-        return {"rows": rounded(found.drop(columns="eps").assign(model=objective).to_dict("records"))}
+        rows = []
+        for block in range(blocks):
+            images, _ = bench.source.take("val", study.reach_images, start=block * study.reach_images)
+            found = reach_table(
+                model, clean_pass(model, images), noises, seed=settings.seed + _FRESH, controls=not block
+            )
+            rows += found.drop(columns="eps").assign(model=objective, block=block).to_dict("records")
+        return {"rows": rounded(rows)}
 
     given = {name: getattr(settings, name) for name in ("seed", "pool", "heldout")}
     asked = {"reach": study, "reach_version": REACH_VERSION, **given}
-    rows = kept_of(bench, settings, objective, f"reach-{eps:g}", asked, measure, seed=seed, **changes)["rows"]
-    return pd.DataFrame(rows, columns=["model", "start", "noise", "norm", "gap", "reached"])
+    name = f"reach-{eps:g}"
+    if blocks > 1:  # with one, as results were kept before there were several
+        asked["reach_blocks"], name = blocks, f"{name}_blocks-{blocks}"
+    rows = kept_of(bench, settings, objective, name, asked, measure, seed=seed, **changes)["rows"]
+    rows = [{"block": 0} | row for row in rows]
+    return pd.DataFrame(rows, columns=["model", "block", "start", "noise", "norm", "gap", "reached"])
 
 
 def influence_of_rounds(bench: Bench, settings: Settings, objective: str, *, seed: int = 0) -> pd.DataFrame:

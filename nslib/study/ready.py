@@ -67,6 +67,8 @@ def check_images(settings: Settings, *, notebooks: bool = True) -> None:
     if notebooks:
         wanted["train"] |= {"pool + heldout": settings.pool + settings.heldout}
         wanted["val"] |= {name: attrgetter(name)(settings) for name in _SHOWN}
+        reach = study.reach_blocks * settings.approximate.reach_images
+        wanted["val"] |= {"finetuning.reach_blocks x approximate.reach_images": reach}
         wanted["val"] |= {"suite.first + suite.costly_images": suite.first + suite.costly_images}
         if study.searches:
             wanted["val"] |= {"suite.first + finetuning.search_first and some": suite.first + study.search_first + 1}

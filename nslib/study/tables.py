@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 
+import numpy as np
 import pandas as pd
 
 from nslib.config import TABLE2
@@ -14,7 +15,7 @@ from nslib.evaluate.comparison import differences, mean_difference, pool_seeds, 
 from nslib.evaluate.metrics import corruption_ratio
 from nslib.evaluate.suite import Evaluation
 from nslib.finetune.objectives import ADVERSARIAL, OBJECTIVES
-from nslib.intervals import Estimate, mean_estimate, t_estimate
+from nslib.intervals import Estimate, crossed_spread
 from nslib.study.jobs import BASE
 
 
@@ -179,24 +180,29 @@ def half_widths(against: pd.DataFrame, seeded: Sequence[str]) -> dict[str, float
 
 
 def eps_set_gains(sizes: pd.DataFrame, references: Sequence[str]) -> pd.DataFrame:
-    """Of `eps_sets`: how much farther each set reaches than that of a reference, start by start.
+    """Of `eps_sets`: how much farther each set reaches than that of a reference, start by start and block by block.
 
-    The starts are the same for every model, so that differences are paired; and so are seeds of training, of which a
-    model with one is compared with the first. The base model is compared with all.
+    Starts and blocks of images are the same for every model, so that differences are paired; and so are seeds of
+    training, of which a model with one is compared with the first. The base model is compared with all.
 
     Returns:
-        columns noise, model, reference, value (mean over seeds and starts), low, high (that of `spread_of_seeds`; where
-        there is one seed or one start a t interval over what there are several of), n (starts), seeds.
+        columns noise, model, reference, value (mean over all), low, high (of `crossed_spread`: over those of seeds,
+        blocks and starts of which there are several), n (starts), blocks, seeds.
     """
-    of_starts = sizes.pivot(index=["noise", "model", "seed"], columns="start", values="norm")
     lines = []
     for reference, model, noise in product(references, sizes.model.unique(), sizes.noise.unique()):
         if model in (reference, BASE):
             continue
-        ours, theirs = (of_starts.loc[noise, name].to_numpy() for name in (model, reference))
+        ours, theirs = (_norms(sizes, noise, name) for name in (model, reference))
         seeds = len(ours) if reference == BASE else min(len(ours), len(theirs))
-        gains = ours[:seeds] - theirs[:seeds]  # (seeds, starts)
-        found = mean_estimate(gains) if min(gains.shape) > 1 else t_estimate(gains.ravel(), seeds=seeds)
-        told = asdict(found) | {"n": gains.shape[1]}
-        lines.append({"noise": noise, "model": model, "reference": reference, **told})
+        gains = ours[:seeds] - theirs[:seeds]
+        _, blocks, starts = gains.shape
+        found = crossed_spread(gains).estimate(float(gains.mean()), n=starts, seeds=seeds)
+        lines.append({"noise": noise, "model": model, "reference": reference, **asdict(found), "blocks": blocks})
     return pd.DataFrame(lines)
+
+
+def _norms(sizes: pd.DataFrame, noise: str, model: str) -> np.ndarray:
+    """(seeds, blocks, starts)."""
+    rows = sizes[(sizes.noise == noise) & (sizes.model == model)].sort_values(["seed", "block", "start"])
+    return rows.norm.to_numpy().reshape(rows.seed.nunique(), rows.block.nunique(), -1)

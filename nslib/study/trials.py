@@ -148,20 +148,20 @@ def of_influences(settings: Settings) -> list[str]:
 
 
 def eps_sets(
-    bench: Bench, settings: Settings, variants: Mapping[str, Mapping[str, Any]], *, eps: float
+    bench: Bench, settings: Settings, variants: Mapping[str, Mapping[str, Any]], *, eps: float, blocks: int = 1
 ) -> pd.DataFrame:
     """The eps sets of several finetuned models, of every seed, the base model's first: `nslib.study.beside.eps_set`.
 
     Args:
         variants: changes of the recipe, by a name that begins with the objective, as of `nslib.study.plan.beyond`.
     Returns:
-        columns model (the name), seed, start, noise, norm, gap, reached.
+        columns model (the name), seed, block, start, noise, norm, gap, reached.
     """
     each = []
     for name, changes in {BASE: {}, **variants}.items():
         objective = name.split(",")[0]
         for seed in range(seeds_of(settings, objective, **changes)):
-            sizes = eps_set(bench, settings, objective, eps=eps, seed=seed, **changes).assign(model=name)
+            sizes = eps_set(bench, settings, objective, eps=eps, seed=seed, blocks=blocks, **changes).assign(model=name)
             sizes.insert(1, "seed", seed)
             each.append(sizes)
     return pd.concat(each, ignore_index=True)
