@@ -68,9 +68,8 @@ def noise_pass(model: StagedViT, noise: Tensor, regularization: float) -> NoiseP
 
     That is what a class or a hook of the user's own does, and computing a block again on the way back.
     """
-    own = {"class", "hooks"} & model.identity().keys()
-    kind = RecordedPass if noise.is_cuda and not own and not model.vit.grad_checkpointing else NoisePass
-    return kind(model, noise, regularization)
+    recordable = noise.is_cuda and not model.vit.grad_checkpointing and not {"class", "hooks"} & model.identity().keys()
+    return (RecordedPass if recordable else NoisePass)(model, noise, regularization)
 
 
 @contextmanager
