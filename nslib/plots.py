@@ -141,7 +141,8 @@ def saliency_sheet(images: Mapping[str, Tensor], maps: Mapping[str, Tensor]) -> 
 def caption(figure: plt.Figure, text: str) -> None:
     """What stands under the figure: n, seeds, and what the bands mean; in as many lines as its width asks for."""
     letters = int(20 * figure.get_size_inches()[0])  # of 6 points
-    figure.supxlabel(textwrap.fill(text, letters), fontsize=6, color="0.35")
+    together = text.replace(" %", "\N{NO-BREAK SPACE}%").replace(" = ", "\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}")
+    figure.supxlabel(textwrap.fill(together, letters), fontsize=6, color="0.35")
 
 
 def counts(of: Sequence[int]) -> str:

@@ -75,6 +75,13 @@ def test_a_long_caption_stays_inside_its_figure(width):
     assert box.y0 >= 0
 
 
+def test_a_caption_breaks_no_line_before_its_unit():
+    figure, _ = plt.subplots(figsize=(1, 2))
+    plots.caption(figure, "whiskers over seeds: 95 %, n = 4000")
+    assert figure._supxlabel.get_text().split("\n") == ["whiskers over seeds:", "95\xa0%, n\xa0=\xa04000"]
+    plt.close("all")
+
+
 def test_an_axis_spans_at_least_so_much():
     _, (narrow, wide) = plt.subplots(1, 2)
     narrow.set_ylim(97, 98)

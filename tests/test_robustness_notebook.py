@@ -13,9 +13,18 @@ import torch
 from conftest import ROOT, random_images, real_folder
 
 import nslib.analysis.attack_curves as attack_curves_module
-from nslib.analysis.attack_curves import attack_curves, pgd_curve, pgd_hits, random_signs, right, sanity_table
+from nslib.analysis.attack_curves import (
+    attack_curves,
+    complaints,
+    pgd_curve,
+    pgd_hits,
+    random_signs,
+    right,
+    sanity_table,
+)
 from nslib.attacks.gradient import pgd
 from nslib.config import TABLE2, DataConfig, SuiteConfig
+from nslib.data.shapes import render
 from nslib.data.source import open_source
 from nslib.evaluate.bench import Bench
 from nslib.evaluate.columns import hits_of, parts_of
@@ -134,6 +143,28 @@ def test_sanity_without_autoattack():
 def test_sanity_notices(line, changes, auto):
     table = sanity_table(falling(**changes), np.array(auto, bool), np.array([0, 1, 1], bool))
     assert not table.holds[line]
+
+
+@pytest.mark.parametrize(
+    ("changes", "weak", "either"),
+    [
+        ({}, "", ""),
+        ({"PGD": [90, 95, 0]}, "PGD falls with eps: largest, smallest eps: 0.0, 95.0 %", ""),
+        ({"PGD": [60, 50, 38], "FGSM": [60, 52, 44], "random signs": [60, 60, 58]}, "", "PGD reaches 0: .* 38.0, 2"),
+        ({"PGD": [90, 50, 45], "random signs": [90, 60, 60]}, "PGD is no weaker", "PGD reaches 0.*; random signs"),
+    ],
+)
+def test_a_robust_model_is_told_from_a_weak_attack_where_that_can_be(changes, weak, either):
+    """The third's figures are of the size that adversarially trained models have."""
+    for found, asked in zip(complaints(sanity_table(falling(**changes))), (weak, either), strict=True):
+        assert re.match(asked, found) if asked else found == ""
+
+
+def test_the_attacks_work_on_the_shipped_model():
+    images, labels = render("val", range(24))
+    images, labels = render("val", range(24))
+    curves = attack_curves(load_model(), images, labels, (0, 1 / 255, 16 / 255), steps=10, seed=0)
+    assert complaints(sanity_table(curves)) == ("", "")
 
 
 def test_right_is_top1(vit):

@@ -18,6 +18,7 @@ from nslib.store import cached, model_digest, tensor_digest
 from nslib.vit.staged import StagedViT
 
 _BATCH = 64
+_ROBUST_TOO = ("PGD reaches 0: at the largest eps, limit", "random signs do far less: PGD, random, mean over eps > 0")
 VERSION = 2  # part of every stored and kept result: raise it when the same settings give other hits
 
 
@@ -128,11 +129,10 @@ def sanity_table(
         ("eps = 0 changes nothing: FGSM, clean", at("FGSM", clean), at("random signs", clean), n,
          wide.iloc[0].nunique() == 1),
         ("PGD falls with eps: largest, smallest eps", at("PGD", strongest), at("PGD", weakest), n, steps_up <= 2),
-        ("PGD reaches 0: at the largest eps, limit", at("PGD", strongest), limit, n, at("PGD", strongest).value <= 2),
+        (_ROBUST_TOO[0], at("PGD", strongest), limit, n, at("PGD", strongest).value <= 2),
         ("PGD is no weaker than FGSM: means over eps", at("PGD", all_eps), at("FGSM", all_eps), n,
          bool((wide["PGD"] <= wide["FGSM"] + 1).all())),
-        ("random signs do far less: PGD, random, mean over eps > 0", at("PGD", above), at("random signs", above), n,
-         gap > 20),
+        (_ROBUST_TOO[1], at("PGD", above), at("random signs", above), n, gap > 20),
     ]  # fmt: skip
     if auto_hits is not None and pgd_hits is not None:
         auto, by_pgd = (100 * pd.Series(asdict(share_estimate(hits))) for hits in (auto_hits, pgd_hits))
@@ -144,3 +144,14 @@ def sanity_table(
         for check, left, right, n, holds in checks
     ]  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def complaints(sanity: pd.DataFrame) -> tuple[str, str]:
+    """What does not hold in a `sanity_table`, in words: what only a weak attack fails, what a robust model may too."""
+    failed = sanity[~sanity.holds]
+    both = failed.check.isin(_ROBUST_TOO)
+    weak, either = (
+        "; ".join(f"{r.check}: {r.left:.1f}, {r.right:.1f} %" for r in part.itertuples())
+        for part in (failed[~both], failed[both])
+    )
+    return weak, either
