@@ -123,25 +123,16 @@ means.assign(outside=(influence.gap >= settings.finetune.noise.eps).groupby(infl
 # Finetuning is said to enlarge the approximate nullspace. A noise that the model was trained with says little about that, so new noises are learned against each model, and the way to the boundary is measured along them, along their permutations and along random directions. The starts are the same for every model, so that the second table can take differences start by start, and seed by seed where there are several (to the base model, which has none, each seed). Norms are measured on images of val, at `full` along learned noises on eight blocks of 256, over which the intervals go too. The noises are learned on images of train, some of which the models were finetuned on.
 
 # %%
-sizes = trials.eps_sets(
-    bench,
-    settings,
-    {name: {} for name in asked},
-    eps=settings.finetune.noise.eps,
-    blocks=settings.finetuning.reach_blocks,
-)
+blocks, few = settings.finetuning.reach_blocks, settings.approximate.reach_images
+same = {name: {} for name in asked}
+sizes = trials.eps_sets(bench, settings, same, eps=settings.finetune.noise.eps, blocks=blocks)
 summary = sizes.groupby(["model", "noise"], sort=False).norm.agg(value="mean", low="min", high="max").reset_index()
 figure, ax = plt.subplots(figsize=(4.6, 2.3))
 plots.bars(summary, ax, x="model").set(ylabel="norm at the boundary")
 plots.legend_above(figure, ax)
 trained = sizes[sizes.model != trials.BASE].seed.nunique()
 along = f"along new noises{' under each seed' if trained > 1 else ''}: {plots.mean_of(settings.finetuning.fresh)}"
-blocks = (
-    f", along learned noise {settings.finetuning.reach_blocks} times as many"
-    if settings.finetuning.reach_blocks > 1
-    else ""
-)
-plots.caption(figure, f"seeds: {trained}; n = {settings.approximate.reach_images} images{blocks}; bars, {along}")
+plots.caption(figure, f"seeds: {trained}; n = {blocks} × {few} images along learned noise, else {few}; bars, {along}")
 record.figure("eps_set", figure, sizes)
 summary.pivot(index="model", columns="noise", values="value").round(1)
 
