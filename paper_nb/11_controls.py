@@ -129,13 +129,14 @@ record.table("options_over_nullspace", over_nullspace)
 over_nullspace.round(2)
 
 # %% [markdown]
-# Does an option enlarge the ε set along noises that no model was trained with? As in notebook 05: learned anew against each model from the same starts, and beside them their permutations and random directions. How much farther the set reaches than after `plain`, or after `nullspace`; `n` counts the starts.
+# Does an option enlarge the ε set along noises that no model was trained with? As in notebook 05: learned anew against each model from the same starts, and beside them their permutations and random directions, on as many blocks of images. How much farther the set reaches than after `plain`, or after `nullspace`; `n` counts the starts.
 
 # %%
 farther = pd.DataFrame()  # where the profile leaves the options out
 if settings.finetuning.variants:
     noised = {name: changes for name, changes in variants.items() if "position" not in name}
-    sizes = trials.eps_sets(bench, settings, noised, eps=settings.finetune.noise.eps)
+    blocks = settings.finetuning.reach_blocks
+    sizes = trials.eps_sets(bench, settings, noised, eps=settings.finetune.noise.eps, blocks=blocks)
     record.table("options_eps_set", sizes)
     farther = tables.eps_set_gains(sizes, ["plain", "nullspace"])
     record.table("options_eps_set_gains", farther)

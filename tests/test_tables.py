@@ -321,6 +321,10 @@ def test_gains_of_eps_sets_are_paired_by_seed_and_start():
     half = found.high - found.value
     assert half["nullspace", "plain"] == pytest.approx((of_starts**2 + of_seeds**2) ** 0.5, rel=1e-4)
     assert half["more", "plain"] == pytest.approx(12.706 * 0.5, rel=1e-4)
+    both = tables.eps_set_gains(sizes, ["plain", "nullspace"])  # no pair twice
+    assert both[["model", "reference"]].apply(tuple, axis=1).tolist() == [
+        ("nullspace", "plain"), ("more", "plain"), ("more", "nullspace")
+    ]  # fmt: skip
     one = tables.eps_set_gains(sizes[sizes.start == 0], ["plain"]).set_index("model")  # 2 and 6: over seeds alone
     assert (one.value["nullspace"], one.n["nullspace"], one.seeds["nullspace"]) == (4, 1, 2)
     assert one.high["nullspace"] == pytest.approx(4 + 12.706 * 2, rel=1e-4)

@@ -183,15 +183,16 @@ def eps_set_gains(sizes: pd.DataFrame, references: Sequence[str]) -> pd.DataFram
     """Of `eps_sets`: how much farther each set reaches than that of a reference, start by start and block by block.
 
     Starts and blocks of images are the same for every model, so that differences are paired; and so are seeds of
-    training, of which a model with one is compared with the first. The base model is compared with all.
+    training, of which a model with one is compared with the first. The base model is compared with all, and a reference
+    with those before it.
 
     Returns:
         columns noise, model, reference, value (mean over all), low, high (of `crossed_spread`: over those of seeds,
         blocks and starts of which there are several), n (starts), blocks, seeds.
     """
     lines = []
-    for reference, model, noise in product(references, sizes.model.unique(), sizes.noise.unique()):
-        if model in (reference, BASE):
+    for (i, reference), model, noise in product(enumerate(references), sizes.model.unique(), sizes.noise.unique()):
+        if model in (*references[: i + 1], BASE):
             continue
         ours, theirs = (_norms(sizes, noise, name) for name in (model, reference))
         seeds = len(ours) if reference == BASE else min(len(ours), len(theirs))
