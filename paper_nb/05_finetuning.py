@@ -132,7 +132,8 @@ plots.bars(summary, ax, x="model").set(ylabel="norm at the boundary")
 plots.legend_above(figure, ax)
 trained = sizes[sizes.model != trials.BASE].seed.nunique()
 along = f"along new noises{' under each seed' if trained > 1 else ''}: {plots.mean_of(settings.finetuning.fresh)}"
-plots.caption(figure, f"seeds: {trained}; n = {blocks} × {few} images along learned noise, else {few}; bars, {along}")
+images = f"n = {few} images" + f", {blocks} times as many along learned noise" * (blocks > 1)
+plots.caption(figure, f"seeds: {trained}; {images}; bars, {along}")
 record.figure("eps_set", figure, sizes)
 summary.pivot(index="model", columns="noise", values="value").round(1)
 

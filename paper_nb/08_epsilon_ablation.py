@@ -30,6 +30,7 @@ import matplotlib.pyplot as plt
 
 import nslib
 from nslib import plots
+from nslib.checks import require
 from nslib.config import TABLE2
 from nslib.evaluate.comparison import mean_difference
 from nslib.report.reference import printed
@@ -38,6 +39,9 @@ from nslib.study import jobs, tables, testable, trials
 plots.use_style()
 settings = nslib.resolve(profile, run_name, overrides)
 record = nslib.Record("08_epsilon_ablation", settings)
+asked = settings.finetuning.columns
+compared = [c for c in asked if c in printed("table4")]
+require(bool(set(compared) - {"c"}), "finetuning.columns", "one or more of Table 4's beside c", asked)
 settings.models, settings.finetuning.eps
 
 # %% [markdown]
@@ -67,7 +71,7 @@ printed("table4")
 # C13 is judged by the best ε minus the worst, paired image by image; that the two were chosen by their means widens the difference. C14 by NS minus `random` at each ε, without c; at the ε of this profile over all seeds below.
 
 # %%
-columns = tables.shown(found, [c for c in settings.finetuning.columns if c in printed("table4")])
+columns = tables.shown(found, compared)
 gains = tables.gains_over(found, "plain", columns)
 gains[["model", "eps"]] = gains.model.str.split(" ", expand=True)
 figure, ax = plt.subplots(figsize=(4.0, 2.3))

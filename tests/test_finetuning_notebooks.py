@@ -100,6 +100,13 @@ def test_08(execute):
     assert set(record["facts"]["missed_eps"]) == {"nullspace 0.1", "random 0.1"}
 
 
+@pytest.mark.parametrize("columns", [["clean"], ["clean", "c"]])
+def test_08_refuses_at_once_columns_that_it_cannot_compare(execute, columns, monkeypatch):
+    monkeypatch.setattr("nslib.open_bench", lambda *a: pytest.fail("began"))
+    with pytest.raises(ValueError, match=r"finetuning.columns must be one or more of Table 4's beside c, got "):
+        execute("08_epsilon_ablation", **{"finetuning.columns": columns})
+
+
 def test_11(execute, capsys):
     cells, record = execute("11_controls", **{"finetuning.seeds": 2, "finetune.noise.eps": 0.5})
     assert cells["pairs"].reference.tolist() == ["plain", "random"]
