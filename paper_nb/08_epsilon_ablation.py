@@ -30,7 +30,6 @@ import matplotlib.pyplot as plt
 
 import nslib
 from nslib import plots
-from nslib.checks import require
 from nslib.config import TABLE2
 from nslib.evaluate.comparison import mean_difference
 from nslib.report.reference import printed
@@ -39,9 +38,6 @@ from nslib.study import jobs, tables, testable, trials
 plots.use_style()
 settings = nslib.resolve(profile, run_name, overrides)
 record = nslib.Record("08_epsilon_ablation", settings)
-asked = settings.finetuning.columns
-compared = [c for c in asked if c in printed("table4")]
-require(bool(set(compared) - {"c"}), "finetuning.columns", "one or more of Table 4's beside c", asked)
 settings.models, settings.finetuning.eps
 
 # %% [markdown]
@@ -49,6 +45,7 @@ settings.models, settings.finetuning.eps
 # One line for each ε and method, with `base` and `plain`, which have no ε. `c / base`: the corruption error relative to the base model's. Every line is of one seed, also where notebook 06 has several, so that all lines are alike. `missed_eps`: rounds whose noise was outside ε on held-out images.
 
 # %%
+compared = testable.columns_of(settings, printed("table4"))
 bench = nslib.open_bench(settings)
 found = {name: trials.row(bench, settings, name, seeds=1) for name in (trials.BASE, "plain")}
 for eps in settings.finetuning.eps:

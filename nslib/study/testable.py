@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+from nslib.checks import require
 from nslib.config import TABLE2, FinetuneConfig
 from nslib.settings import Settings
 
@@ -54,3 +55,16 @@ def sides(columns: Sequence[str]) -> dict[str, list[str]]:
 def whole_side(columns: Sequence[str]) -> bool:
     """Whether claim C12 can be judged by a side of `sides`: all that it names is there, clean beside shifted ones."""
     return {"fgsm", "damagenet"} == {*columns} or ("clean" in columns and len(columns) > 1)
+
+
+def columns_of(settings: Settings, table: Collection[str]) -> list[str]:
+    """Columns of the study that a table of the paper has too, whose names are among these.
+
+    Raises:
+        ValueError: there is none, or c alone, which is an error and no accuracy.
+    """
+    asked = settings.finetuning.columns
+    found = [c for c in asked if c in table]
+    wanted = f"one or more of {', '.join(c for c in TABLE2 if c in table and c != 'c')}"
+    require(bool(set(found) - {"c"}), "finetuning.columns", wanted, asked)
+    return found
