@@ -162,7 +162,6 @@ def test_a_robust_model_is_told_from_a_weak_attack_where_that_can_be(changes, we
 
 def test_the_attacks_work_on_the_shipped_model():
     images, labels = render("val", range(24))
-    images, labels = render("val", range(24))
     curves = attack_curves(load_model(), images, labels, (0, 1 / 255, 16 / 255), steps=10, seed=0)
     assert complaints(sanity_table(curves)) == ("", "")
 
