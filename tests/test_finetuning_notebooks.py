@@ -1,4 +1,4 @@
-"""Notebooks 05, 07, 08 and 11 where columns and objectives are missing, and what they save."""
+"""Notebooks 05, 07, 08 and 11 where columns and objectives are missing, and what they save; the path of `gpu`."""
 
 import json
 from collections import Counter
@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import pytest
 from conftest import ROOT
 
+from nslib.finetune.objectives import ADVERSARIAL
 from nslib.profiles import resolve
 from nslib.report.cells import read_cells
 from nslib.runtime import store_path
@@ -36,17 +37,17 @@ FEW = {
 
 @pytest.fixture
 def execute(monkeypatch, tmp_path):
-    """Runs a notebook's source with these settings; its names and its record."""
+    """Runs a notebook's source at a profile with these settings; its names and its record."""
     monkeypatch.setenv("NSLIB_FIGURES", str(tmp_path))
 
-    def run(name: str, **changes) -> tuple[dict, dict]:
-        code = (ROOT / "paper_nb" / f"{name}.py").read_text()
+    def run(name: str, profile: str = "smoke", **changes) -> tuple[dict, dict]:
+        code = (ROOT / "paper_nb" / f"{name}.py").read_text().replace('profile = "smoke"', f"profile = {profile!r}")
         code = code.replace("overrides = {}", f"overrides = {FEW | changes}")
         exec(compile(code, f"{name}.py", "exec"), cells := {})
         plt.close("all")
         for table in tmp_path.rglob("*.csv"):
             assert read_cells(table, most=3).columns  # as the page does, which an empty file would end
-        return cells, json.loads((tmp_path / "smoke" / "records" / f"{name}.json").read_text())
+        return cells, json.loads((tmp_path / profile / "records" / f"{name}.json").read_text())
 
     return run
 
@@ -127,6 +128,44 @@ def test_11_without_the_variants(execute):
     made = (store_path() / "finetune").glob("*/*.safetensors")
     few = finetunings(resolve("smoke", overrides=FEW | {"finetuning.variants": False, "finetuning.eps": []}))
     assert Counter(path.stem for path in made) == few
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["00_overview", "07_adversarial_finetuning", "13_fingerprint"])
+def test_the_gpu_profile_on_a_cpu(execute, name):
+    """What no GPU has run of it yet: a model trained from scratch, finetuned in bfloat16, a handful of steps each."""
+    few = {
+        "device": "cpu",
+        "models": ["vit_tiny_patch16_224"],
+        "images": 8,
+        "pretrain.size": 32,
+        "pretrain.steps": 3,
+        "pretrain.batch": 4,
+        "pretrain.images": 8,
+        "pretrain.report_images": 4,
+        "finetune.noise.eps": 2.0,
+        "finetuning.objectives": ["nullspace", "plain", "random", *ADVERSARIAL],
+        "finetuning.seeded": [],
+        "robustness.images": 8,
+        "fingerprint.steps": 3,
+        "fingerprint.batch": 4,
+        "fingerprint.untrained": 2,
+        "fingerprint.permuted": 2,
+    }
+    cells, record = execute(name, "gpu", **few)
+    settings = cells["settings"]
+    assert (settings.profile, settings.weights, settings.finetune.precision) == ("gpu", "train", "bfloat16")
+    assert record["config"]["models"] == few["models"]
+    if name == "00_overview":
+        assert cells["lab"].model.image_shape == (3, 32, 32)
+    elif name == "07_adversarial_finetuning":
+        attacked = cells["curves"].groupby("model").eps.apply(lambda eps: eps.round(6).tolist())
+        budgets = [round(255 * eps, 6) for eps in settings.robustness.eps]
+        assert attacked.to_dict() == dict.fromkeys(("base", "nullspace", "plain", *ADVERSARIAL), budgets)
+    else:
+        kinds = {"untrained seed": 2, "permuted weight": 2, "trained seed": 1}
+        assert cells["strangers"].kind.value_counts().to_dict() == kinds
+        assert cells["finetunings"].suspect.tolist() == ["nullspace", "plain", "random"]
 
 
 @pytest.mark.filterwarnings("ignore:round 0. 20 noise steps did not reach eps")
